@@ -1,0 +1,365 @@
+//! The bytes of a device, in pages that clones share until they write.
+//!
+//! A clone costs a few reference counts, whatever the size, so that thousands of crash states can
+//! differ from one base in a few sectors each. The content hash is kept up to date sector by sector:
+//! two images with the same bytes and length have the same hash, however they came to be.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use xxhash_rust::xxh3::xxh3_128_with_seed;
+
+use super::SECTOR_BYTES;
+
+const SECTOR: usize = 512;
+const PAGE: usize = 4096;
+const SECTORS_PER_PAGE: usize = PAGE / SECTOR;
+const PAGES_PER_CHUNK: usize = 64;
+const PAGE_BYTES: u64 = 4096;
+const CHUNK_BYTES: u64 = PAGE_BYTES * 64;
+
+/// The contribution of one sector to a [`ContentHash`]; zero for a sector of zeroes.
+pub type SectorHash = u128;
+
+/// A hash of the whole content and the length.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ContentHash(pub u128);
+
+/// The hash contribution of `bytes` standing at sector number `index`.
+pub fn sector_hash(index: u64, bytes: &[u8; SECTOR]) -> SectorHash {
+    if is_zero(bytes) {
+        0
+    } else {
+        xxh3_128_with_seed(bytes, index)
+    }
+}
+
+/// A sparse image of bytes with cheap clones and an incremental content hash.
+#[derive(Clone, Debug, Default)]
+pub struct PageImage {
+    len: u64,
+    hash: u128,
+    chunks: BTreeMap<u64, Arc<Chunk>>,
+}
+
+#[derive(Clone, Debug)]
+struct Chunk {
+    pages: [Option<Arc<Page>>; PAGES_PER_CHUNK],
+}
+
+#[derive(Clone, Debug)]
+struct Page {
+    bytes: [u8; PAGE],
+    hashes: [SectorHash; SECTORS_PER_PAGE],
+}
+
+impl PageImage {
+    /// The longest image, in bytes: offsets beyond are refused by the devices that hold one.
+    pub const MAX_LEN: u64 = 1 << 62;
+
+    /// An image of `len` zero bytes.
+    pub fn zeroed(len: u64) -> Self {
+        Self {
+            len,
+            ..Self::default()
+        }
+    }
+
+    /// An image with the content of `bytes`.
+    pub fn from_bytes(bytes: &[u8]) -> Self {
+        let mut image = Self::default();
+        image.write(0, bytes);
+        image
+    }
+
+    /// The length in bytes.
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Whether the length is zero.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The hash of content and length.
+    pub fn content_hash(&self) -> ContentHash {
+        ContentHash(
+            self.hash
+                ^ (u128::from(self.len).wrapping_mul(0x9E37_79B9_7F4A_7C15_F39C_C060_5CED_C835)),
+        )
+    }
+
+    /// The bytes of sector `index`, or `None` where the image holds zeroes without storing them.
+    /// Beyond the end of the image there are only zeroes.
+    pub fn sector(&self, index: u64) -> Option<&[u8; SECTOR]> {
+        let (chunk, page, slot) = locate(index);
+        let page = self.chunks.get(&chunk)?.pages[page].as_ref()?;
+        let start = slot * SECTOR;
+        Some(
+            page.bytes[start..start + SECTOR]
+                .try_into()
+                .expect("a sector is 512 bytes"),
+        )
+    }
+
+    /// Copies bytes out; what lies beyond the end reads zero.
+    pub fn read(&self, offset: u64, into: &mut [u8]) {
+        for_each_sector(offset, into.len(), |index, within, at| {
+            let target = &mut into[at..at + within.len()];
+            match self.sector(index) {
+                Some(bytes) => target.copy_from_slice(&bytes[within]),
+                None => target.fill(0),
+            }
+        });
+    }
+
+    /// Copies `len_bytes` bytes out.
+    pub fn read_vec(&self, offset: u64, len_bytes: usize) -> Vec<u8> {
+        let mut data = vec![0; len_bytes];
+        self.read(offset, &mut data);
+        data
+    }
+
+    /// Copies bytes in, growing the image where they end beyond its end.
+    ///
+    /// # Panics
+    /// Where the range ends beyond [`Self::MAX_LEN`].
+    pub fn write(&mut self, offset: u64, data: &[u8]) {
+        let end = offset + u64::try_from(data.len()).expect("a buffer's length fits 64 bits");
+        assert!(
+            end <= Self::MAX_LEN,
+            "a write must end within the longest image"
+        );
+        for_each_sector(offset, data.len(), |index, within, at| {
+            let source = &data[at..at + within.len()];
+            if let Ok(whole) = source.try_into() {
+                self.store(index, whole, sector_hash(index, whole));
+            } else {
+                let mut bytes = *self.sector(index).unwrap_or(&[0; SECTOR]);
+                bytes[within].copy_from_slice(source);
+                self.store(index, &bytes, sector_hash(index, &bytes));
+            }
+        });
+        self.len = self.len.max(end);
+    }
+
+    /// Puts one whole sector whose hash is known already, growing the image to its end.
+    pub fn put_sector(&mut self, index: u64, bytes: &[u8; SECTOR], hash: SectorHash) {
+        debug_assert_eq!(
+            hash,
+            sector_hash(index, bytes),
+            "the caller's hash is of these bytes"
+        );
+        self.store(index, bytes, hash);
+        self.len = self.len.max((index + 1) * SECTOR_BYTES);
+    }
+
+    /// Writes zeroes, growing the image where the range ends beyond its end.
+    pub fn write_zeroes(&mut self, offset: u64, len_bytes: u64) {
+        let end = offset + len_bytes;
+        assert!(
+            end <= Self::MAX_LEN,
+            "a write must end within the longest image"
+        );
+        self.clear(offset, end);
+        self.len = self.len.max(end);
+    }
+
+    /// Sets the length; what is cut off is gone, what is added reads zero.
+    pub fn set_len(&mut self, len: u64) {
+        if len < self.len {
+            self.clear(len, self.len);
+        }
+        self.len = len;
+    }
+
+    /// Offsets and bytes of every stored page that is not all zeroes, in order. A page is 4096
+    /// bytes; the last may reach beyond the end of the image with zeroes.
+    pub fn pages(&self) -> impl Iterator<Item = (u64, &[u8; PAGE])> {
+        self.chunks.iter().flat_map(|(number, chunk)| {
+            chunk
+                .pages
+                .iter()
+                .zip(0u64..)
+                .filter_map(move |(page, slot)| {
+                    let page = page.as_ref()?;
+                    let stored = page.hashes.iter().any(|hash| *hash != 0);
+                    stored.then_some((number * CHUNK_BYTES + slot * PAGE_BYTES, &page.bytes))
+                })
+        })
+    }
+
+    fn store(&mut self, index: u64, bytes: &[u8; SECTOR], hash: SectorHash) {
+        let (chunk, page, slot) = locate(index);
+        if hash == 0 && self.sector(index).is_none() {
+            return;
+        }
+        let chunk = Arc::make_mut(self.chunks.entry(chunk).or_insert_with(Chunk::empty));
+        let page = Arc::make_mut(chunk.pages[page].get_or_insert_with(Page::empty));
+        page.bytes[slot * SECTOR..(slot + 1) * SECTOR].copy_from_slice(bytes);
+        self.hash = self.hash.wrapping_sub(page.hashes[slot]).wrapping_add(hash);
+        page.hashes[slot] = hash;
+    }
+
+    /// Zeroes `start..end`, visiting only what is stored.
+    fn clear(&mut self, start: u64, end: u64) {
+        if start >= end {
+            return;
+        }
+        let chunks: Vec<u64> = self
+            .chunks
+            .range(start / CHUNK_BYTES..=(end - 1) / CHUNK_BYTES)
+            .map(|(n, _)| *n)
+            .collect();
+        for number in chunks {
+            let base = number * CHUNK_BYTES;
+            let from = start.max(base);
+            let to = end.min(base + CHUNK_BYTES);
+            let len = usize::try_from(to - from).expect("a chunk fits memory");
+            let mut partial = Vec::new();
+            for_each_sector(from, len, |index, within, _| partial.push((index, within)));
+            for (index, within) in partial {
+                let Some(bytes) = self.sector(index) else {
+                    continue;
+                };
+                let mut bytes = *bytes;
+                bytes[within].fill(0);
+                self.store(index, &bytes, sector_hash(index, &bytes));
+            }
+        }
+    }
+}
+
+impl PartialEq for PageImage {
+    fn eq(&self, other: &Self) -> bool {
+        self.content_hash() == other.content_hash()
+    }
+}
+
+impl Eq for PageImage {}
+
+impl Chunk {
+    fn empty() -> Arc<Self> {
+        Arc::new(Self {
+            pages: [const { None }; PAGES_PER_CHUNK],
+        })
+    }
+}
+
+impl Page {
+    fn empty() -> Arc<Self> {
+        Arc::new(Self {
+            bytes: [0; PAGE],
+            hashes: [0; SECTORS_PER_PAGE],
+        })
+    }
+}
+
+fn locate(sector: u64) -> (u64, usize, usize) {
+    let small = |value: u64| usize::try_from(value).expect("a place within a chunk is small");
+    let per_page = PAGE_BYTES / SECTOR_BYTES;
+    let per_chunk = CHUNK_BYTES / SECTOR_BYTES;
+    (
+        sector / per_chunk,
+        small(sector % per_chunk / per_page),
+        small(sector % per_page),
+    )
+}
+
+fn is_zero(bytes: &[u8; SECTOR]) -> bool {
+    bytes.iter().fold(0, |all, byte| all | byte) == 0
+}
+
+/// Calls `visit(sector index, byte range within it, position within the whole range)`.
+fn for_each_sector(
+    offset: u64,
+    len: usize,
+    mut visit: impl FnMut(u64, std::ops::Range<usize>, usize),
+) {
+    let mut done = 0;
+    while done < len {
+        let here = offset + u64::try_from(done).expect("a position fits 64 bits");
+        let within = usize::try_from(here % SECTOR_BYTES).expect("a sector is small");
+        let count = (SECTOR - within).min(len - done);
+        visit(here / SECTOR_BYTES, within..within + count, done);
+        done += count;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn equal_content_hashes_alike_however_it_came_to_be() {
+        let mut one = PageImage::default();
+        one.write(5000, &[7; 9000]);
+        one.write(0, &[1; 100]);
+        one.write_zeroes(6000, 100);
+        let other = PageImage::from_bytes(&one.read_vec(0, 14000));
+        assert_eq!(one.content_hash(), other.content_hash());
+        let mut longer = other.clone();
+        longer.set_len(14001);
+        assert_ne!(longer.content_hash(), other.content_hash());
+    }
+
+    #[test]
+    fn a_clone_does_not_see_later_writes() {
+        let mut one = PageImage::from_bytes(&[1; 4096]);
+        let clone = one.clone();
+        one.write(0, &[2; 10]);
+        assert_eq!(clone.read_vec(0, 10), [1; 10]);
+        assert_eq!(one.read_vec(0, 10), [2; 10]);
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Write(u64, Vec<u8>),
+        Zero(u64, u64),
+        SetLen(u64),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            (0u64..600_000, prop::collection::vec(any::<u8>(), 1..3000))
+                .prop_map(|(offset, data)| Step::Write(offset, data)),
+            (0u64..600_000, 0u64..300_000).prop_map(|(offset, len)| Step::Zero(offset, len)),
+            (0u64..700_000).prop_map(Step::SetLen),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn behaves_as_a_plain_vector(steps in prop::collection::vec(step(), 1..20)) {
+            let mut image = PageImage::default();
+            let mut model: Vec<u8> = Vec::new();
+            for step in steps {
+                match step {
+                    Step::Write(offset, data) => {
+                        image.write(offset, &data);
+                        let start = usize::try_from(offset).unwrap();
+                        model.resize(model.len().max(start + data.len()), 0);
+                        model[start..start + data.len()].copy_from_slice(&data);
+                    }
+                    Step::Zero(offset, len) => {
+                        image.write_zeroes(offset, len);
+                        let start = usize::try_from(offset).unwrap();
+                        let end = start + usize::try_from(len).unwrap();
+                        model.resize(model.len().max(end), 0);
+                        model[start..end].fill(0);
+                    }
+                    Step::SetLen(len) => {
+                        image.set_len(len);
+                        model.resize(usize::try_from(len).unwrap(), 0);
+                    }
+                }
+                prop_assert_eq!(image.len(), u64::try_from(model.len()).unwrap());
+            }
+            prop_assert!(image.read_vec(0, model.len()) == model);
+            prop_assert_eq!(image.content_hash(), PageImage::from_bytes(&model).content_hash());
+        }
+    }
+}

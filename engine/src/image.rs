@@ -1,0 +1,58 @@
+//! What every open image can do for a guest, whatever its format.
+
+use std::future::Future;
+use std::pin::Pin;
+
+use crate::error::Error;
+
+/// A boxed future that stays on its thread.
+pub type LocalFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, Error>> + 'a>>;
+
+/// Whether an image may be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Nothing is ever written, not even a repair.
+    ReadOnly,
+    /// The image may be written, and is repaired at open where its format promises that.
+    ReadWrite,
+}
+
+/// Whether zeroing may give the space back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Unmap {
+    /// The space is kept, so that a later write finds it.
+    Keep,
+    /// The space may be released.
+    Allow,
+}
+
+/// An open image. Requests may overlap: each future makes progress whenever it is polled.
+///
+/// Offsets and lengths are bytes and multiples of 512. A write is durable once a flush that was
+/// started after the write's completion has completed.
+pub trait Image {
+    /// The size of the guest's disk.
+    fn virtual_bytes(&self) -> u64;
+
+    /// Reads `len_bytes` bytes.
+    fn read(&self, offset: u64, len_bytes: usize) -> LocalFuture<'_, Vec<u8>>;
+
+    /// Writes `data`.
+    fn write(&self, offset: u64, data: Vec<u8>) -> LocalFuture<'_, ()>;
+
+    /// Makes a range read as zeroes.
+    fn write_zeroes(&self, offset: u64, len_bytes: u64, unmap: Unmap) -> LocalFuture<'_, ()>;
+
+    /// Gives up the content of a range: afterwards each sector reads as before or as zeroes.
+    fn discard(&self, offset: u64, len_bytes: u64) -> LocalFuture<'_, ()>;
+
+    /// Makes durable every write that completed before this call.
+    fn flush(&self) -> LocalFuture<'_, ()>;
+
+    /// Makes the guest's disk larger; what is added reads zero. Durable on return.
+    fn grow(&self, virtual_bytes: u64) -> LocalFuture<'_, ()>;
+
+    /// Writes back everything, marks the image clean, and leaves it to nobody. The image takes no
+    /// request afterwards.
+    fn close(&self) -> LocalFuture<'_, ()>;
+}

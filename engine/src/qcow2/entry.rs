@@ -1,0 +1,327 @@
+//! The words of the tables: what an L1, L2 or refcount table entry says, and how it is written.
+//!
+//! Specification: "L1 table entry", "L2 table entry", "Refcount table entry", "Compressed clusters
+//! descriptor", "Refcount block entry". All words are big endian in the file.
+
+use super::geometry::Geometry;
+use super::unit::HostOffset;
+
+const COPIED: u64 = 1 << 63;
+const COMPRESSED: u64 = 1 << 62;
+const ZERO: u64 = 1;
+const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
+const REFTABLE_OFFSET: u64 = 0xffff_ffff_ffff_fe00;
+
+/// Whether an entry claims that its cluster has a refcount of exactly one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Copied {
+    /// The claim is made: the cluster may be written in place.
+    Yes,
+    /// It is not.
+    No,
+}
+
+/// An entry with bits set that its version of the format reserves, or an offset that cannot be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadEntry {
+    /// Bits that must be zero are not.
+    #[error("reserved bits {0:#x} are set")]
+    Reserved(u64),
+    /// The offset is not a multiple of the cluster size.
+    #[error("offset {0:#x} is not aligned to a cluster")]
+    Unaligned(u64),
+}
+
+/// An L1 table entry as it stands in the file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct L1Word(pub u64);
+
+/// A decoded L1 table entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum L1Entry {
+    /// No L2 table: everything below is unallocated.
+    Empty,
+    /// The L2 table that maps this span.
+    Table {
+        /// Where the table stands.
+        offset: HostOffset,
+        /// Whether its refcount is exactly one.
+        copied: Copied,
+    },
+}
+
+impl L1Word {
+    /// What the word says.
+    pub fn decode(self, geometry: Geometry) -> Result<L1Entry, BadEntry> {
+        let reserved = self.0 & !(COPIED | OFFSET);
+        if reserved != 0 {
+            return Err(BadEntry::Reserved(reserved));
+        }
+        match aligned(self.0 & OFFSET, geometry)? {
+            HostOffset(0) => Ok(L1Entry::Empty),
+            offset => Ok(L1Entry::Table {
+                offset,
+                copied: copied(self.0),
+            }),
+        }
+    }
+}
+
+impl L1Entry {
+    /// The word that says this.
+    pub fn encode(self) -> L1Word {
+        match self {
+            Self::Empty => L1Word(0),
+            Self::Table { offset, copied } => L1Word(offset.0 | copied_bit(copied)),
+        }
+    }
+}
+
+/// An L2 table entry as it stands in the file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct L2Word(pub u64);
+
+/// A decoded L2 table entry: what a guest cluster is mapped to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mapping {
+    /// The backing file's content, or zeroes without one.
+    Unallocated,
+    /// Zeroes. The cluster kept in reserve, where there is one, holds arbitrary bytes.
+    Zero {
+        /// The cluster in reserve, and whether its refcount is exactly one.
+        reserve: Option<(HostOffset, Copied)>,
+    },
+    /// The content of a host cluster.
+    Data {
+        /// Where it stands.
+        offset: HostOffset,
+        /// Whether its refcount is exactly one.
+        copied: Copied,
+    },
+    /// A compressed run of bytes.
+    Compressed(Compressed),
+}
+
+/// Where a compressed cluster's bytes stand. Specification: "Compressed Clusters Descriptor".
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Compressed {
+    /// The first byte; not aligned to anything.
+    pub offset: HostOffset,
+    /// The most bytes that the data may take: to the end of the last 512-byte sector counted.
+    pub len_bytes: u64,
+}
+
+impl L2Word {
+    /// What the word says in an image of this version (2 or 3) and geometry, standard entries.
+    pub fn decode(self, geometry: Geometry, version: u32) -> Result<Mapping, BadEntry> {
+        if self.0 & COMPRESSED != 0 {
+            return Ok(Mapping::Compressed(self.compressed(geometry)));
+        }
+        let zero_bit = if version >= 3 { ZERO } else { 0 };
+        let reserved = self.0 & !(COPIED | OFFSET | zero_bit);
+        if reserved != 0 {
+            return Err(BadEntry::Reserved(reserved));
+        }
+        let offset = aligned(self.0 & OFFSET, geometry)?;
+        Ok(match (self.0 & zero_bit != 0, offset.0 != 0) {
+            (true, false) => Mapping::Zero { reserve: None },
+            (true, true) => Mapping::Zero {
+                reserve: Some((offset, copied(self.0))),
+            },
+            (false, false) => Mapping::Unallocated,
+            (false, true) => Mapping::Data {
+                offset,
+                copied: copied(self.0),
+            },
+        })
+    }
+
+    /// Whether COPIED is set, whatever else the word says.
+    pub fn claims_copied(self) -> bool {
+        self.0 & COPIED != 0
+    }
+
+    fn compressed(self, geometry: Geometry) -> Compressed {
+        let offset_bits = 62 - (geometry.cluster_bits() - 8);
+        let offset = self.0 & ((1 << offset_bits) - 1);
+        let more_sectors = (self.0 & !(COPIED | COMPRESSED)) >> offset_bits;
+        Compressed {
+            offset: HostOffset(offset),
+            len_bytes: (more_sectors + 1) * 512 - offset % 512,
+        }
+    }
+}
+
+impl Mapping {
+    /// The word that says this, in an image of this geometry.
+    ///
+    /// # Panics
+    /// Where a compressed descriptor does not fit its fields.
+    pub fn encode(self, geometry: Geometry) -> L2Word {
+        L2Word(match self {
+            Self::Unallocated => 0,
+            Self::Zero { reserve: None } => ZERO,
+            Self::Zero {
+                reserve: Some((offset, copied)),
+            } => offset.0 | copied_bit(copied) | ZERO,
+            Self::Data { offset, copied } => offset.0 | copied_bit(copied),
+            Self::Compressed(Compressed { offset, len_bytes }) => {
+                let offset_bits = 62 - (geometry.cluster_bits() - 8);
+                assert!(
+                    offset.0 >> offset_bits == 0,
+                    "a compressed offset fits its field"
+                );
+                let more_sectors = (offset.0 % 512 + len_bytes).div_ceil(512) - 1;
+                assert!(
+                    more_sectors >> (62 - offset_bits) == 0,
+                    "a sector count fits its field"
+                );
+                COMPRESSED | more_sectors << offset_bits | offset.0
+            }
+        })
+    }
+}
+
+/// A refcount table entry as it stands in the file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct ReftableWord(pub u64);
+
+impl ReftableWord {
+    /// The offset of the refcount block, or `None` where there is none and all its counts are zero.
+    pub fn decode(self, geometry: Geometry) -> Result<Option<HostOffset>, BadEntry> {
+        let reserved = self.0 & !REFTABLE_OFFSET;
+        if reserved != 0 {
+            return Err(BadEntry::Reserved(reserved));
+        }
+        let offset = aligned(self.0, geometry)?;
+        Ok((offset.0 != 0).then_some(offset))
+    }
+}
+
+/// The refcount at `index` of a refcount block. Counts narrower than a byte stand lowest bit first.
+pub fn refcount(block: &[u8], index: usize, refcount_order: u32) -> u64 {
+    match refcount_order {
+        3.. => {
+            let width = 1 << (refcount_order - 3);
+            block[index * width..(index + 1) * width]
+                .iter()
+                .fold(0, |value, byte| value << 8 | u64::from(*byte))
+        }
+        order => {
+            let (byte, shift, mask) = sub_byte(index, order);
+            u64::from(block[byte] >> shift & mask)
+        }
+    }
+}
+
+/// Sets the refcount at `index` of a refcount block.
+///
+/// # Panics
+/// Where `value` does not fit the width.
+pub fn set_refcount(block: &mut [u8], index: usize, refcount_order: u32, value: u64) {
+    if refcount_order >= 3 {
+        let width = 1usize << (refcount_order - 3);
+        let bytes = value.to_be_bytes();
+        assert!(
+            bytes[..8 - width].iter().all(|byte| *byte == 0),
+            "a refcount fits its width"
+        );
+        block[index * width..(index + 1) * width].copy_from_slice(&bytes[8 - width..]);
+    } else {
+        let (byte, shift, mask) = sub_byte(index, refcount_order);
+        let value = u8::try_from(value).expect("a refcount fits its width");
+        assert!(value <= mask, "a refcount fits its width");
+        block[byte] = block[byte] & !(mask << shift) | value << shift;
+    }
+}
+
+fn sub_byte(index: usize, refcount_order: u32) -> (usize, usize, u8) {
+    let width = 1usize << refcount_order;
+    let per_byte = 8 / width;
+    (
+        index / per_byte,
+        index % per_byte * width,
+        u8::MAX >> (8 - width),
+    )
+}
+
+fn aligned(offset: u64, geometry: Geometry) -> Result<HostOffset, BadEntry> {
+    let offset = HostOffset(offset);
+    if geometry.is_aligned(offset) {
+        Ok(offset)
+    } else {
+        Err(BadEntry::Unaligned(offset.0))
+    }
+}
+
+fn copied(word: u64) -> Copied {
+    if word & COPIED != 0 {
+        Copied::Yes
+    } else {
+        Copied::No
+    }
+}
+
+fn copied_bit(copied: Copied) -> u64 {
+    match copied {
+        Copied::Yes => COPIED,
+        Copied::No => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn geometry() -> impl Strategy<Value = Geometry> {
+        (Geometry::CLUSTER_BITS, Geometry::REFCOUNT_ORDER)
+            .prop_map(|(bits, order)| Geometry::new(bits, order).unwrap())
+    }
+
+    proptest! {
+        #[test]
+        fn any_l2_word_that_decodes_encodes_back(word: u64, geometry in geometry()) {
+            if let Ok(mapping) = L2Word(word).decode(geometry, 3)
+                && !matches!(mapping, Mapping::Compressed(_))
+                && !matches!(mapping, Mapping::Unallocated | Mapping::Zero { reserve: None })
+            {
+                prop_assert_eq!(mapping.encode(geometry), L2Word(word));
+            }
+        }
+
+        #[test]
+        fn a_compressed_descriptor_comes_back(
+            geometry in geometry(), offset in 0u64..1 << 40, sectors in 1u64..2,
+        ) {
+            let len_bytes = sectors * 512 - offset % 512;
+            let mapping = Mapping::Compressed(Compressed { offset: HostOffset(offset), len_bytes });
+            prop_assert_eq!(mapping.encode(geometry).decode(geometry, 3), Ok(mapping));
+        }
+
+        #[test]
+        fn a_refcount_set_is_the_refcount_got_and_no_neighbour_changes(
+            order in Geometry::REFCOUNT_ORDER, index in 0usize..64, value: u64,
+            mut block in prop::collection::vec(any::<u8>(), 512),
+        ) {
+            let value = value & Geometry::new(9, order).unwrap().max_refcount();
+            let before: Vec<u64> = (0..64).map(|i| refcount(&block, i, order)).collect();
+            set_refcount(&mut block, index, order, value);
+            for (i, old) in before.into_iter().enumerate() {
+                prop_assert_eq!(refcount(&block, i, order), if i == index { value } else { old });
+            }
+        }
+    }
+
+    #[test]
+    fn one_bit_refcounts_stand_lowest_bit_first() {
+        let mut block = vec![0; 512];
+        set_refcount(&mut block, 0, 0, 1);
+        set_refcount(&mut block, 9, 0, 1);
+        assert_eq!(block[..2], [0b1, 0b10]);
+    }
+}
