@@ -1,0 +1,3 @@
+//! What the guest and the manager do to an image before the power goes out.
+
+pub mod ops;

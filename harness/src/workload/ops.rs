@@ -1,0 +1,78 @@
+//! The operations that a workload is made of.
+
+use engine::image::Unmap;
+
+/// One operation on an image. Offsets and lengths are bytes and multiples of 512.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Operation {
+    /// Read a range; what it yields is checked against the guest's history.
+    Read {
+        /// Where to start.
+        offset: u64,
+        /// How much.
+        len_bytes: u64,
+    },
+    /// Write a range with sectors that name this operation.
+    Write {
+        /// Where to start.
+        offset: u64,
+        /// How much.
+        len_bytes: u64,
+    },
+    /// Make a range read as zeroes.
+    WriteZeroes {
+        /// Where to start.
+        offset: u64,
+        /// How much.
+        len_bytes: u64,
+        /// Whether the space may be released.
+        unmap: Unmap,
+    },
+    /// Give up the content of a range.
+    Discard {
+        /// Where to start.
+        offset: u64,
+        /// How much.
+        len_bytes: u64,
+    },
+    /// Make durable what has completed.
+    Flush,
+    /// Make the guest's disk larger.
+    Grow {
+        /// The new size.
+        virtual_bytes: u64,
+    },
+    /// Wait for everything in flight, close the image and open it again.
+    Reopen,
+}
+
+/// The number of an operation within its workload, from 0; stamps name their writer by it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct OperationId(pub u32);
+
+/// A moment of a run. One counter serves the devices and the guest, so that any two events of a run
+/// are ordered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Moment(pub u64);
+
+/// An operation as it happened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Happening {
+    /// Which one; also its index in the history's workload.
+    pub id: OperationId,
+    /// What was asked.
+    pub operation: Operation,
+    /// When it was handed to the image.
+    pub submitted: Moment,
+    /// When the image answered and what, or `None` if the power went out before.
+    pub completed: Option<(Moment, Answer)>,
+}
+
+/// What the image answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// The operation is done.
+    Done,
+    /// It failed, and may have been carried out in part.
+    Failed,
+}
