@@ -1,3 +1,6 @@
 //! The crash-consistency harness: workloads, schedules, crash states, oracles, minimiser, campaigns.
 
+pub mod caught;
+pub mod prng;
+pub mod sim;
 pub mod workload;

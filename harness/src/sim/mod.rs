@@ -1,0 +1,4 @@
+//! One simulated process: its tasks, its schedule, and the world around it.
+
+pub mod chooser;
+pub mod executor;
