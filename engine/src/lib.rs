@@ -7,7 +7,9 @@
 //! Code that overlaps requests is `async` and runs on any executor that polls it; a device that
 //! always completes at once (RAM, a real file) lets [`device::drive`] run it as straight-line code.
 
+pub mod defect;
 pub mod device;
 pub mod error;
 pub mod image;
 pub mod qcow2;
+pub mod sync;

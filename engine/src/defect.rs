@@ -1,0 +1,125 @@
+//! Defects planted on purpose, so that a harness can prove that it finds them.
+//!
+//! They exist only in builds with the feature `defects`, and there only in an image that was opened
+//! with one. In every other build [`Planted::has`] is the constant `false` and the code that it
+//! guards is gone.
+
+macro_rules! defects {
+    ($($(#[doc = $doc:literal])* $variant:ident $name:literal),* $(,)?) => {
+        /// A planted defect.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum Defect {
+            $($(#[doc = $doc])* $variant,)*
+        }
+
+        impl Defect {
+            /// Every defect.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),*];
+
+            /// The name used on command lines and in traces.
+            pub fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name,)* }
+            }
+
+            /// What is wrong, in one line.
+            pub fn describe(self) -> &'static str {
+                match self { $(Self::$variant => concat!($($doc,)*).trim_ascii(),)* }
+            }
+        }
+    };
+}
+
+defects! {
+    /// The flush between refcounts and the L2 entries that rely on them is left out.
+    LinkBeforeRefcounts "link-before-refcounts",
+    /// The flush between data and the L2 entries that expose it is left out.
+    LinkBeforeData "link-before-data",
+    /// A new L2 table's content is not made durable before the L1 entry that points to it.
+    L1BeforeL2 "l1-before-l2",
+    /// A freed cluster may be reused before the change that unlinks it is durable.
+    FreeBeforeUnlink "free-before-unlink",
+    /// A refcount block is not made durable before the refcount table points to it.
+    HookupBeforeBlock "hookup-before-block",
+    /// A new refcount table and its blocks are not made durable before the header points to them.
+    ReftableBeforeBlocks "reftable-before-blocks",
+    /// A new L1 table is not made durable before the header points to it.
+    L1SwitchBeforeTable "l1-switch-before-table",
+    /// The dirty bit is written after the first L2 update instead of before it.
+    DirtyTooLate "dirty-too-late",
+    /// Close clears the dirty bit before the refcounts are durable.
+    CleanTooEarly "clean-too-early",
+    /// A guest flush clears the dirty bit although refcounts are still postponed.
+    FlushClearsDirty "flush-clears-dirty",
+    /// A guest flush writes back the caches and does not flush the device.
+    FlushSkipsDevice "flush-skips-device",
+    /// A guest flush forgets the dirty L2 tables.
+    FlushSkipsTables "flush-skips-tables",
+    /// The link of a new cluster does not set COPIED.
+    CopiedForgotten "copied-forgotten",
+    /// Allocating writes to one guest cluster do not wait for each other.
+    UnlockedUpdate "unlocked-update",
+    /// Copy-on-write does not copy what lies behind the written range.
+    CowTailLost "cow-tail-lost",
+    /// A partial write into a recycled cluster does not zero the rest of it.
+    RecycledNotZeroed "recycled-not-zeroed",
+    /// Growing an overlay shows what the longer backing file has there.
+    GrowShowsBacking "grow-shows-backing",
+    /// The old cluster of a copy-on-write is never freed.
+    OldClusterLeaked "old-cluster-leaked",
+    /// Repair leaves the last refcount slice as it is, and reports success.
+    RepairSkipsLast "repair-skips-last",
+    /// Repair clears the dirty bit before its refcounts are durable.
+    RepairCleansEarly "repair-cleans-early",
+    /// Repair switches to rebuilt refcount structures before they are durable.
+    RebuildSwitchesEarly "rebuild-switches-early",
+    /// Repair takes the last entry of each L2 table for unused.
+    RepairMissesLastEntry "repair-misses-last-entry",
+    /// Repair does not lengthen a file whose last mapped clusters lie beyond its end.
+    RepairKeepsShortFile "repair-keeps-short-file",
+}
+
+impl Defect {
+    /// The defect of that name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL
+            .iter()
+            .copied()
+            .find(|defect| defect.name() == name)
+    }
+}
+
+/// The defect that an image carries, if any.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Planted {
+    #[cfg(feature = "defects")]
+    defect: Option<Defect>,
+}
+
+impl Planted {
+    /// No defect.
+    pub const NONE: Self = Self {
+        #[cfg(feature = "defects")]
+        defect: None,
+    };
+
+    /// This one.
+    #[cfg(feature = "defects")]
+    pub fn one(defect: Defect) -> Self {
+        Self {
+            defect: Some(defect),
+        }
+    }
+
+    /// Whether `defect` is planted.
+    #[cfg(feature = "defects")]
+    pub fn has(self, defect: Defect) -> bool {
+        self.defect == Some(defect)
+    }
+
+    /// Whether `defect` is planted: never, in this build.
+    #[cfg(not(feature = "defects"))]
+    #[allow(clippy::unused_self, reason = "the same call in every build")]
+    pub fn has(self, _: Defect) -> bool {
+        false
+    }
+}
