@@ -1,4 +1,7 @@
 //! What the guest and the manager do to an image before the power goes out.
 
+pub mod generate;
 pub mod ops;
+pub mod pin;
+pub mod shape;
 pub mod stamp;

@@ -1,0 +1,439 @@
+//! Drawing scenarios: small images near their limits, and workloads that are all alike inside and
+//! unlike each other.
+//!
+//! Each workload uses a random subset of the kinds of operation with random weights, and a few hot
+//! places where the format has seams: cluster and L2 boundaries, the end of the disk. Sizes are drawn
+//! so that tables are often one entry short of growing. Clusters are mostly small, since a small image
+//! is judged in microseconds.
+
+use engine::image::Unmap;
+use engine::qcow2::geometry::Geometry;
+
+use super::ops::Operation;
+use super::pin::Pins;
+use super::shape::{Backing, BackingFormat, CacheShape, Extent, ImageShape, Scenario};
+use crate::prng::Prng;
+
+const SECTOR: u64 = 512;
+/// Stamped backing files and filled ranges are kept below this, since every sector counts.
+const MAX_STAMPED_BYTES: u64 = 256 << 10;
+/// One operation writes no more than this.
+const MAX_WRITE_BYTES: u64 = 96 << 10;
+
+/// Draws a scenario.
+pub fn scenario(prng: &Prng, pins: &Pins) -> Scenario {
+    let mut draw = prng.fork("image");
+    let image = if may_fill_refcount_table(pins) && draw.chance(1, 64) {
+        crowded_image(&mut draw, pins)
+    } else {
+        image(&mut draw, pins)
+    };
+    let operations = workload(&mut prng.fork("workload"), &image, pins);
+    let concurrency = pins
+        .concurrency
+        .unwrap_or_else(|| [1, 2, 2, 3, 4][prng.fork("concurrency").index(5)]);
+    Scenario {
+        image,
+        operations,
+        concurrency,
+    }
+}
+
+fn image(draw: &mut Prng, pins: &Pins) -> ImageShape {
+    let (version, geometry, lazy_refcounts) = format(draw, pins);
+    let virtual_bytes = pins
+        .virtual_bytes
+        .unwrap_or_else(|| virtual_bytes(draw, geometry));
+    let backing = backing(draw, virtual_bytes, geometry, pins);
+    let filled = filled(draw, virtual_bytes, geometry);
+    ImageShape {
+        version,
+        geometry,
+        lazy_refcounts,
+        virtual_bytes,
+        backing,
+        filled,
+        caches: caches(draw),
+    }
+}
+
+fn format(draw: &mut Prng, pins: &Pins) -> (u32, Geometry, bool) {
+    let needs_v3 =
+        pins.lazy_refcounts == Some(true) || pins.refcount_order.is_some_and(|order| order != 4);
+    let drawn_version = if draw.chance(1, 8) { 2 } else { 3 };
+    let version = match pins.version {
+        Some(version) => version,
+        None if needs_v3 => 3,
+        None => drawn_version,
+    };
+    // 512, 1k, 2k, 4k, .. 2M
+    let cluster_weights = [36, 12, 8, 24, 4, 3, 3, 4, 1, 1, 1, 1, 1];
+    let drawn_bits = 9 + u32::try_from(draw.weighted(&cluster_weights)).expect("13 weights");
+    let drawn_order = u32::try_from(draw.below(7)).expect("less than 7");
+    let drawn_lazy = draw.chance(1, 2);
+    let refcount_order = if version == 2 {
+        4
+    } else {
+        pins.refcount_order.unwrap_or(drawn_order)
+    };
+    let geometry = Geometry::new(pins.cluster_bits.unwrap_or(drawn_bits), refcount_order)
+        .expect("drawn and pinned sizes are allowed");
+    let lazy_refcounts = version == 3 && pins.lazy_refcounts.unwrap_or(drawn_lazy);
+    (version, geometry, lazy_refcounts)
+}
+
+fn virtual_bytes(draw: &mut Prng, geometry: Geometry) -> u64 {
+    let cluster = geometry.cluster_bytes();
+    let span = geometry.l1_span_bytes();
+    let l1_cluster_span = span * (cluster / 8);
+    let bytes = match draw.weighted(&[12, 6, 2]) {
+        // A few clusters.
+        0 => draw.between(1, 24) * cluster,
+        // Around the end of an L2 table's reach.
+        1 => span * draw.between(1, 3) + draw.below(5) * cluster - 2 * cluster,
+        // An L1 table that fills its cluster, where that is not too far away.
+        _ if l1_cluster_span <= 64 << 20 => l1_cluster_span - draw.below(3) * cluster,
+        _ => draw.between(1, 64) * cluster,
+    };
+    let less = if draw.chance(1, 3) {
+        draw.below(cluster / SECTOR) * SECTOR
+    } else {
+        0
+    };
+    (bytes - less).max(SECTOR)
+}
+
+fn backing(
+    draw: &mut Prng,
+    virtual_bytes: u64,
+    geometry: Geometry,
+    pins: &Pins,
+) -> Option<Backing> {
+    let drawn = *draw.pick(&[
+        None,
+        None,
+        Some(BackingFormat::Raw),
+        Some(BackingFormat::Qcow2),
+    ]);
+    let format = pins.backing.unwrap_or(drawn)?;
+    let slack = draw.between(1, 4 * geometry.cluster_bytes() / SECTOR) * SECTOR;
+    let bytes = match draw.below(3) {
+        0 => virtual_bytes,
+        1 => virtual_bytes.saturating_sub(slack).max(SECTOR),
+        _ => virtual_bytes + slack,
+    };
+    Some(Backing {
+        format,
+        virtual_bytes: bytes.min(MAX_STAMPED_BYTES),
+    })
+}
+
+fn filled(draw: &mut Prng, virtual_bytes: u64, geometry: Geometry) -> Vec<Extent> {
+    if draw.chance(1, 2) {
+        return Vec::new();
+    }
+    let cluster = geometry.cluster_bytes();
+    let most = virtual_bytes.min(MAX_STAMPED_BYTES);
+    if most == virtual_bytes && draw.chance(1, 4) {
+        return vec![Extent {
+            offset: 0,
+            len_bytes: virtual_bytes,
+        }];
+    }
+    let places = Places::draw(draw, virtual_bytes, geometry);
+    let mut extents: Vec<Extent> = (0..draw.between(1, 4))
+        .map(|_| {
+            let wanted = draw.between(1, 4) * cluster;
+            places.range(draw, wanted.min(MAX_STAMPED_BYTES / 4))
+        })
+        .collect();
+    extents.sort_unstable();
+    extents.dedup();
+    extents
+}
+
+fn caches(draw: &mut Prng) -> CacheShape {
+    CacheShape {
+        l2_slices: *draw.pick(&[2, 3, 4, 16]),
+        refcount_slices: *draw.pick(&[2, 3, 4, 16]),
+        slice_bytes: *draw.pick(&[512, 512, 1024, 4096]),
+    }
+}
+
+fn may_fill_refcount_table(pins: &Pins) -> bool {
+    pins.cluster_bits.is_none_or(|bits| bits == 9)
+        && pins.refcount_order.is_none_or(|order| order == 6)
+        && pins.version.is_none_or(|version| version == 3)
+        && pins.virtual_bytes.is_none()
+        && pins.backing.is_none_or(|backing| backing.is_none())
+}
+
+/// An image whose refcount table is nearly full: 64 blocks of 64 refcounts, 4096 clusters in all.
+fn crowded_image(draw: &mut Prng, pins: &Pins) -> ImageShape {
+    let drawn_lazy = draw.chance(1, 2);
+    let fill = draw.between(3850, 3960) * SECTOR;
+    ImageShape {
+        version: 3,
+        geometry: Geometry::new(9, 6).expect("the smallest clusters and widest refcounts"),
+        lazy_refcounts: pins.lazy_refcounts.unwrap_or(drawn_lazy),
+        virtual_bytes: fill + (128 << 10),
+        backing: None,
+        filled: vec![Extent {
+            offset: 0,
+            len_bytes: fill,
+        }],
+        caches: caches(draw),
+    }
+}
+
+/// The places of a disk that a workload comes back to.
+struct Places {
+    hot: Vec<u64>,
+    virtual_bytes: u64,
+    cluster_bytes: u64,
+}
+
+impl Places {
+    fn draw(draw: &mut Prng, virtual_bytes: u64, geometry: Geometry) -> Self {
+        let cluster = geometry.cluster_bytes();
+        let span = geometry.l1_span_bytes();
+        let clusters = virtual_bytes.div_ceil(cluster);
+        let hot = (0..draw.between(1, 5))
+            .map(|_| match draw.below(5) {
+                0 => draw.below(clusters.min(16)) * cluster,
+                1 => (draw.between(1, virtual_bytes.div_ceil(span)) * span).saturating_sub(cluster),
+                2 => (clusters - 1) * cluster,
+                3 => (virtual_bytes.div_ceil(span) - 1) * span,
+                _ => draw.below(clusters) * cluster,
+            })
+            .map(|offset| offset.min((virtual_bytes - SECTOR) / cluster * cluster))
+            .collect();
+        Self {
+            hot,
+            virtual_bytes,
+            cluster_bytes: cluster,
+        }
+    }
+
+    /// A range near a hot place, of about `wanted` bytes and within the disk.
+    fn range(&self, draw: &mut Prng, wanted: u64) -> Extent {
+        let cluster = self.cluster_bytes;
+        let within = match draw.below(5) {
+            0 | 1 => 0,
+            2 => SECTOR.min(cluster - SECTOR),
+            3 => cluster - SECTOR,
+            _ => draw.below(cluster / SECTOR) * SECTOR,
+        };
+        let neighbour = draw.below(3) * cluster;
+        let last = self.virtual_bytes - SECTOR;
+        let hot = *draw.pick(&self.hot);
+        let offset = if draw.chance(1, 4) {
+            // Just past a hot place.
+            hot + neighbour + within
+        } else {
+            hot + within
+        };
+        let offset = offset.min(last);
+        Extent {
+            offset,
+            len_bytes: wanted.clamp(SECTOR, self.virtual_bytes - offset),
+        }
+    }
+
+    fn len_bytes(&self, draw: &mut Prng) -> u64 {
+        let cluster = self.cluster_bytes;
+        match draw.below(8) {
+            0 | 1 => SECTOR,
+            2 => 2 * SECTOR,
+            3 | 4 => cluster,
+            5 => cluster + SECTOR,
+            6 => draw.between(1, 3 * cluster / SECTOR) * SECTOR,
+            _ => draw.between(2, 6) * cluster,
+        }
+    }
+
+    fn operation_range(&self, draw: &mut Prng) -> Extent {
+        let wanted = self.len_bytes(draw).min(MAX_WRITE_BYTES);
+        self.range(draw, wanted)
+    }
+}
+
+const KINDS: usize = 8;
+
+fn workload(draw: &mut Prng, image: &ImageShape, pins: &Pins) -> Vec<Operation> {
+    let weights = kind_weights(draw);
+    let big_clusters = image.geometry.cluster_bits() > 16;
+    let drawn_count = match draw.below(4) {
+        _ if big_clusters => draw.between(2, 6),
+        0 => draw.between(2, 8),
+        1 | 2 => draw.between(5, 20),
+        _ => draw.between(15, 40),
+    };
+    let count = pins
+        .operations
+        .unwrap_or_else(|| usize::try_from(drawn_count).expect("at most 40"));
+    let mut places = Places::draw(draw, image.virtual_bytes, image.geometry);
+    let mut operations = Vec::with_capacity(count + 1);
+    for _ in 0..count {
+        let operation = operation(draw, &places, &weights, image.geometry);
+        if let Operation::Grow { virtual_bytes } = operation {
+            places = Places::draw(draw, virtual_bytes, image.geometry);
+        }
+        operations.push(operation);
+    }
+    if draw.chance(1, 3) {
+        operations.push(Operation::Reopen);
+    }
+    operations
+}
+
+/// A random subset of the kinds, skewed; writing is nearly always among them.
+fn kind_weights(draw: &mut Prng) -> [u64; KINDS] {
+    const MOST: [u64; KINDS] = [4, 16, 6, 6, 6, 8, 1, 1];
+    let mut weights = MOST.map(|most| {
+        if draw.chance(1, 2) {
+            draw.between(1, most)
+        } else {
+            0
+        }
+    });
+    if weights[1] == 0 && draw.chance(7, 8) {
+        weights[1] = draw.between(1, MOST[1]);
+    }
+    if weights.iter().all(|&weight| weight == 0) {
+        weights[1] = 1;
+    }
+    weights
+}
+
+fn operation(
+    draw: &mut Prng,
+    places: &Places,
+    weights: &[u64; KINDS],
+    geometry: Geometry,
+) -> Operation {
+    let kind = draw.weighted(weights);
+    let Extent { offset, len_bytes } = places.operation_range(draw);
+    match kind {
+        0 => Operation::Read { offset, len_bytes },
+        1 => Operation::Write { offset, len_bytes },
+        2 | 3 => Operation::WriteZeroes {
+            offset,
+            len_bytes,
+            unmap: if kind == 2 { Unmap::Keep } else { Unmap::Allow },
+        },
+        4 => Operation::Discard { offset, len_bytes },
+        5 => Operation::Flush,
+        6 => Operation::Grow {
+            virtual_bytes: grown(draw, places.virtual_bytes, geometry),
+        },
+        _ => Operation::Reopen,
+    }
+}
+
+fn grown(draw: &mut Prng, virtual_bytes: u64, geometry: Geometry) -> u64 {
+    let cluster = geometry.cluster_bytes();
+    let span = geometry.l1_span_bytes();
+    let more = match draw.below(4) {
+        0 => SECTOR,
+        1 => draw.between(1, 8) * cluster,
+        // Into the next L2 table.
+        2 => span - virtual_bytes % span + cluster,
+        // Out of the clusters of the L1 table, where that is not too far away.
+        _ if cluster <= 1024 => span * (cluster / 8),
+        _ => draw.between(1, 8) * SECTOR,
+    };
+    virtual_bytes + more
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    fn drawn(count: u64, pins: &Pins) -> impl Iterator<Item = Scenario> {
+        (0..count).map(|run| scenario(&Prng::from_seed(11).fork_indexed("run", run), pins))
+    }
+
+    #[test]
+    fn every_scenario_means_something() {
+        for scenario in drawn(2000, &Pins::default()) {
+            scenario.check().unwrap();
+        }
+    }
+
+    #[test]
+    fn no_operation_reaches_beyond_the_disk_of_its_time() {
+        for scenario in drawn(2000, &Pins::default()) {
+            let mut end = scenario.image.virtual_bytes;
+            for operation in &scenario.operations {
+                match *operation {
+                    Operation::Read { offset, len_bytes }
+                    | Operation::Write { offset, len_bytes }
+                    | Operation::WriteZeroes {
+                        offset, len_bytes, ..
+                    }
+                    | Operation::Discard { offset, len_bytes } => {
+                        assert!(offset + len_bytes <= end, "{operation:?} in {end}");
+                    }
+                    Operation::Grow { virtual_bytes } => {
+                        assert!(virtual_bytes > end);
+                        end = virtual_bytes;
+                    }
+                    Operation::Flush | Operation::Reopen => {}
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_geometry_and_kind_of_operation_is_drawn() {
+        let mut clusters = BTreeSet::new();
+        let mut orders = BTreeSet::new();
+        let mut kinds = BTreeSet::new();
+        for scenario in drawn(3000, &Pins::default()) {
+            clusters.insert(scenario.image.geometry.cluster_bits());
+            orders.insert(scenario.image.geometry.refcount_order());
+            kinds.extend(scenario.operations.iter().map(|operation| match operation {
+                Operation::Read { .. } => 0,
+                Operation::Write { .. } => 1,
+                Operation::WriteZeroes {
+                    unmap: Unmap::Keep, ..
+                } => 2,
+                Operation::WriteZeroes {
+                    unmap: Unmap::Allow,
+                    ..
+                } => 3,
+                Operation::Discard { .. } => 4,
+                Operation::Flush => 5,
+                Operation::Grow { .. } => 6,
+                Operation::Reopen => 7,
+            }));
+        }
+        assert_eq!(clusters, (9..=21).collect());
+        assert_eq!(orders, (0..=6).collect());
+        assert_eq!(kinds.len(), KINDS);
+    }
+
+    #[test]
+    fn pinned_values_are_kept() {
+        let pins = Pins::parse(
+            "version=3,cluster_size=4k,refcount_bits=1,lazy_refcounts=on,backing=raw,size=68k,\
+             concurrency=3,operations=7",
+        )
+        .unwrap();
+        for scenario in drawn(200, &pins) {
+            assert_eq!(scenario.image.version, 3);
+            assert_eq!(scenario.image.geometry, Geometry::new(12, 0).unwrap());
+            assert!(scenario.image.lazy_refcounts);
+            assert_eq!(
+                scenario.image.backing.map(|backing| backing.format),
+                Some(BackingFormat::Raw)
+            );
+            assert_eq!(scenario.image.virtual_bytes, 68 << 10);
+            assert_eq!(scenario.concurrency, 3);
+            assert!((7..=8).contains(&scenario.operations.len()));
+        }
+    }
+}

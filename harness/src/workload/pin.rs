@@ -1,0 +1,193 @@
+//! What the user fixes about drawn images: `lazy_refcounts=on,cluster_size=4k,..`.
+
+use std::fmt;
+
+use engine::qcow2::geometry::Geometry;
+
+use super::shape::BackingFormat;
+
+/// The values that are not drawn. A field that is `None` is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pins {
+    /// 2 or 3.
+    pub version: Option<u32>,
+    /// Binary logarithm of the cluster size.
+    pub cluster_bits: Option<u32>,
+    /// Binary logarithm of the refcount width in bits.
+    pub refcount_order: Option<u32>,
+    /// Whether the image asks for lazy refcounts.
+    pub lazy_refcounts: Option<bool>,
+    /// What lies beneath: `Some(None)` for nothing.
+    pub backing: Option<Option<BackingFormat>>,
+    /// The size of the guest's disk.
+    pub virtual_bytes: Option<u64>,
+    /// How many operations may be in flight at once.
+    pub concurrency: Option<usize>,
+    /// How many operations a workload has.
+    pub operations: Option<usize>,
+}
+
+/// Why a list of options was refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BadPin(String);
+
+impl fmt::Display for BadPin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for BadPin {}
+
+/// The options that exist, for messages and help.
+pub const OPTIONS: &str = "version=2|3, cluster_size=512..2M, refcount_bits=1|2|4|8|16|32|64, \
+     lazy_refcounts=on|off, backing=raw|qcow2|none, size=BYTES, concurrency=1.., operations=1..";
+
+/// The largest disk that a campaign makes: every written sector is looked at in every crash state.
+const MAX_VIRTUAL_BYTES: u64 = 1 << 40;
+
+impl Pins {
+    /// Reads `name=value,name=value,..`.
+    pub fn parse(text: &str) -> Result<Self, BadPin> {
+        let mut pins = Self::default();
+        for option in text.split(',').filter(|option| !option.is_empty()) {
+            let (name, value) = option
+                .split_once('=')
+                .ok_or_else(|| BadPin(format!("option `{option}` lacks a value: {OPTIONS}")))?;
+            pins.set(name, value)?;
+        }
+        pins.check()?;
+        Ok(pins)
+    }
+
+    fn set(&mut self, name: &str, value: &str) -> Result<(), BadPin> {
+        let wrong = |expected: &str| BadPin(format!("option {name}={value}: expected {expected}"));
+        match name {
+            "version" => {
+                let version = value
+                    .parse()
+                    .ok()
+                    .filter(|version| matches!(version, 2 | 3));
+                self.version = Some(version.ok_or_else(|| wrong("2 or 3"))?);
+            }
+            "cluster_size" => {
+                let bits = size(value).and_then(exponent);
+                let bits = bits.filter(|bits| Geometry::CLUSTER_BITS.contains(bits));
+                self.cluster_bits =
+                    Some(bits.ok_or_else(|| wrong("a power of two from 512 to 2M"))?);
+            }
+            "refcount_bits" => {
+                let order = size(value).and_then(exponent);
+                let order = order.filter(|order| Geometry::REFCOUNT_ORDER.contains(order));
+                self.refcount_order =
+                    Some(order.ok_or_else(|| wrong("a power of two from 1 to 64"))?);
+            }
+            "lazy_refcounts" => {
+                self.lazy_refcounts = Some(match value {
+                    "on" => true,
+                    "off" => false,
+                    _ => return Err(wrong("on or off")),
+                });
+            }
+            "backing" => {
+                self.backing = Some(match (value, BackingFormat::from_name(value)) {
+                    ("none", _) => None,
+                    (_, Some(format)) => Some(format),
+                    (_, None) => return Err(wrong("raw, qcow2 or none")),
+                });
+            }
+            "size" => {
+                let bytes = size(value).filter(|bytes| {
+                    bytes.is_multiple_of(512) && (512..=MAX_VIRTUAL_BYTES).contains(bytes)
+                });
+                self.virtual_bytes =
+                    Some(bytes.ok_or_else(|| wrong("a multiple of 512, at most 1T"))?);
+            }
+            "concurrency" => {
+                self.concurrency = Some(count(value).ok_or_else(|| wrong("1 to 1000"))?);
+            }
+            "operations" => {
+                self.operations = Some(count(value).ok_or_else(|| wrong("1 to 1000"))?);
+            }
+            _ => {
+                return Err(BadPin(format!("unknown option `{name}`: {OPTIONS}")));
+            }
+        }
+        Ok(())
+    }
+
+    fn check(&self) -> Result<(), BadPin> {
+        let only_16 = self.refcount_order.is_some_and(|order| order != 4);
+        if self.version == Some(2) && (only_16 || self.lazy_refcounts == Some(true)) {
+            return Err(BadPin(
+                "version=2 has refcounts of 16 bits and no lazy refcounts: use version=3".into(),
+            ));
+        }
+        Ok(())
+    }
+}
+
+fn count(text: &str) -> Option<usize> {
+    text.parse().ok().filter(|count| (1..=1000).contains(count))
+}
+
+fn exponent(value: u64) -> Option<u32> {
+    value.is_power_of_two().then(|| value.trailing_zeros())
+}
+
+/// A number of bytes with an optional binary suffix.
+fn size(text: &str) -> Option<u64> {
+    let shift = match text.chars().last()? {
+        'k' | 'K' => 10,
+        'm' | 'M' => 20,
+        'g' | 'G' => 30,
+        't' | 'T' => 40,
+        _ => 0,
+    };
+    let digits = if shift == 0 {
+        text
+    } else {
+        &text[..text.len() - 1]
+    };
+    digits.parse::<u64>().ok()?.checked_mul(1 << shift)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_are_read() {
+        let pins =
+            Pins::parse("lazy_refcounts=on,cluster_size=4k,refcount_bits=1,size=1M").unwrap();
+        assert_eq!(
+            pins,
+            Pins {
+                lazy_refcounts: Some(true),
+                cluster_bits: Some(12),
+                refcount_order: Some(0),
+                virtual_bytes: Some(1 << 20),
+                ..Pins::default()
+            }
+        );
+        assert_eq!(Pins::parse("backing=none").unwrap().backing, Some(None));
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        for (text, part) in [
+            ("cluster_siz=4k", "unknown option `cluster_siz`"),
+            ("cluster_size=3000", "cluster_size=3000: expected a power"),
+            ("cluster_size=4M", "512 to 2M"),
+            ("size=1é", "size=1é"),
+            ("size=99999999999999999999T", "at most 1T"),
+            ("lazy_refcounts", "lacks a value"),
+            ("lazy_refcounts=yes", "on or off"),
+            ("version=2,lazy_refcounts=on", "use version=3"),
+            ("concurrency=0", "1 to 1000"),
+        ] {
+            let message = Pins::parse(text).unwrap_err().to_string();
+            assert!(message.contains(part), "{text}: {message}");
+        }
+    }
+}

@@ -1,0 +1,212 @@
+//! What a run starts from: the image, the workload, the disk, and nothing left to chance.
+//!
+//! A scenario and a list of choices are the whole input of a run.
+
+use std::fmt;
+
+use engine::qcow2::geometry::Geometry;
+
+use super::ops::Operation;
+use super::stamp::{SectorValue, Writer};
+
+/// Everything about a run but its schedule.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Scenario {
+    /// The image that the run starts with.
+    pub image: ImageShape,
+    /// What is done to it.
+    pub operations: Vec<Operation>,
+    /// How many operations may be in flight at once; at least 1.
+    pub concurrency: usize,
+}
+
+/// An image as it is before a run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImageShape {
+    /// 2 or 3.
+    pub version: u32,
+    /// Cluster size and refcount width.
+    pub geometry: Geometry,
+    /// Whether the image's header asks for lazy refcounts.
+    pub lazy_refcounts: bool,
+    /// The size of the guest's disk.
+    pub virtual_bytes: u64,
+    /// What lies beneath.
+    pub backing: Option<Backing>,
+    /// What the guest wrote long ago, each range stamped with [`Writer::Image`].
+    pub filled: Vec<Extent>,
+    /// How much of its tables the engine may keep in memory.
+    pub caches: CacheShape,
+}
+
+/// A backing file, every sector of which is stamped with [`Writer::Backing`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Backing {
+    /// Its format.
+    pub format: BackingFormat,
+    /// The size of its guest disk: less than, equal to or more than that of the overlay.
+    pub virtual_bytes: u64,
+}
+
+/// The formats of backing files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BackingFormat {
+    /// Guest offset equals host offset.
+    Raw,
+    /// A qcow2 image of 4 KiB clusters.
+    Qcow2,
+}
+
+impl BackingFormat {
+    /// The name used in traces and options.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::Qcow2 => "qcow2",
+        }
+    }
+
+    /// The format of that name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Self::Raw, Self::Qcow2]
+            .into_iter()
+            .find(|format| format.name() == name)
+    }
+}
+
+/// A range of the guest's disk, in bytes and multiples of 512.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Extent {
+    /// Where it starts.
+    pub offset: u64,
+    /// How long it is.
+    pub len_bytes: u64,
+}
+
+/// The sizes of the engine's caches: small ones evict.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CacheShape {
+    /// How many slices of L2 tables are kept.
+    pub l2_slices: usize,
+    /// How many slices of refcount blocks are kept.
+    pub refcount_slices: usize,
+    /// How long a slice is; the length of a cluster if that is less.
+    pub slice_bytes: usize,
+}
+
+/// Why a scenario cannot be run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BadScenario(pub String);
+
+impl fmt::Display for BadScenario {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for BadScenario {}
+
+impl Extent {
+    /// The first byte behind the range.
+    pub fn end(self) -> u64 {
+        self.offset.saturating_add(self.len_bytes)
+    }
+
+    fn contains(self, offset: u64) -> bool {
+        (self.offset..self.end()).contains(&offset)
+    }
+}
+
+impl ImageShape {
+    /// What a guest sector holds before the run.
+    pub fn initial(&self, sector: u64) -> SectorValue {
+        let offset = sector * 512;
+        if offset >= self.virtual_bytes {
+            return SectorValue::Zero;
+        }
+        let writer = if self.filled.iter().any(|extent| extent.contains(offset)) {
+            Writer::Image
+        } else if self
+            .backing
+            .is_some_and(|backing| offset < backing.virtual_bytes)
+        {
+            Writer::Backing
+        } else {
+            return SectorValue::Zero;
+        };
+        SectorValue::Stamp { writer, sector }
+    }
+
+    fn check(&self) -> Result<(), BadScenario> {
+        let require = |holds: bool, text: String| holds.then_some(()).ok_or(BadScenario(text));
+        require(
+            matches!(self.version, 2 | 3),
+            format!("image version {} is not 2 or 3", self.version),
+        )?;
+        require(
+            self.version == 3 || (self.geometry.refcount_order() == 4 && !self.lazy_refcounts),
+            "an image of version 2 has refcounts of 16 bits and no lazy refcounts".into(),
+        )?;
+        require(
+            self.virtual_bytes.is_multiple_of(512),
+            format!("disk size {} is not a multiple of 512", self.virtual_bytes),
+        )?;
+        if let Some(backing) = self.backing {
+            require(
+                backing.virtual_bytes.is_multiple_of(512),
+                format!(
+                    "backing size {} is not a multiple of 512",
+                    backing.virtual_bytes
+                ),
+            )?;
+        }
+        for extent in &self.filled {
+            check_range(extent.offset, extent.len_bytes)?;
+            require(
+                extent.end() <= self.virtual_bytes,
+                format!(
+                    "the range filled at {:#x} reaches beyond the disk",
+                    extent.offset
+                ),
+            )?;
+        }
+        require(
+            self.caches.l2_slices > 0 && self.caches.refcount_slices > 0,
+            "a cache needs at least one slice".into(),
+        )
+    }
+}
+
+impl Scenario {
+    /// Whether the scenario means anything; what is read from outside is asked this once.
+    pub fn check(&self) -> Result<(), BadScenario> {
+        self.image.check()?;
+        if self.concurrency == 0 {
+            return Err(BadScenario("concurrency is at least 1".into()));
+        }
+        for operation in &self.operations {
+            match *operation {
+                Operation::Read { offset, len_bytes }
+                | Operation::Write { offset, len_bytes }
+                | Operation::WriteZeroes {
+                    offset, len_bytes, ..
+                }
+                | Operation::Discard { offset, len_bytes } => check_range(offset, len_bytes)?,
+                Operation::Grow { virtual_bytes } => check_range(virtual_bytes, 512)?,
+                Operation::Flush | Operation::Reopen => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+fn check_range(offset: u64, len_bytes: u64) -> Result<(), BadScenario> {
+    let aligned = offset.is_multiple_of(512) && len_bytes.is_multiple_of(512) && len_bytes > 0;
+    if aligned && offset.checked_add(len_bytes).is_some() {
+        Ok(())
+    } else {
+        Err(BadScenario(format!(
+            "{len_bytes} bytes at {offset} are not a range of whole sectors"
+        )))
+    }
+}
