@@ -1,6 +1,7 @@
 //! The crash-consistency harness: workloads, schedules, crash states, oracles, minimiser, campaigns.
 
 pub mod caught;
+pub mod guest;
 pub mod prng;
 pub mod sim;
 pub mod workload;

@@ -1,0 +1,392 @@
+//! What is legal after a power loss at one moment, and by how much a sector misses it.
+
+use std::ops::Range;
+
+use xxhash_rust::xxh3::xxh3_128;
+
+use super::{Answer, Effect, Entry, Ledger, Moment, OperationId};
+use crate::workload::stamp::{SectorValue, Writer};
+
+/// By how much a sector misses what is legal, mildest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Level {
+    /// Zeroes, where the sector never was zero.
+    Zeros,
+    /// Bytes that this guest holds or held at another offset.
+    StaleOwn,
+    /// Bytes that this guest's disk never held: another image's, or garbage.
+    StaleForeign,
+    /// A value that the sector once had, and that a durable write had replaced.
+    Lost,
+}
+
+impl Level {
+    /// Every level, mildest first.
+    pub const ALL: [Self; 4] = [Self::Zeros, Self::StaleOwn, Self::StaleForeign, Self::Lost];
+
+    /// The name used in reports and traces.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Zeros => "zeros",
+            Self::StaleOwn => "stale-own",
+            Self::StaleForeign => "stale-foreign",
+            Self::Lost => "lost",
+        }
+    }
+}
+
+/// A sector whose value is not legal.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SectorViolation {
+    /// The guest sector.
+    pub sector: u64,
+    /// By how much it misses.
+    pub level: Level,
+    /// What it contains.
+    pub found: SectorValue,
+    /// What it might contain.
+    pub legal: Vec<SectorValue>,
+}
+
+/// What each sector may contain, and how large the disk may be, after a power loss at one moment.
+#[derive(Clone, Debug)]
+pub struct Expectation<'a> {
+    ledger: &'a Ledger,
+    cut: Moment,
+    /// As many as the ledger has segments, in the same order.
+    allowed: Vec<Allowed>,
+    /// The writers that are legal, for one segment after the other; ascending within a segment.
+    writers: Vec<OperationId>,
+    sizes: Vec<u64>,
+    key: u128,
+}
+
+#[derive(Clone, Debug)]
+struct Allowed {
+    /// The latest submission of a write that must be durable.
+    floor: Option<Moment>,
+    zero: bool,
+    writers: Range<usize>,
+}
+
+impl<'a> Expectation<'a> {
+    /// What is legal at `cut` if the writes that completed before `settled` are beyond doubt.
+    pub(super) fn new(ledger: &'a Ledger, settled: Option<Moment>, cut: Moment) -> Self {
+        let mut expectation = Self {
+            ledger,
+            cut,
+            allowed: Vec::with_capacity(ledger.segments.len()),
+            writers: Vec::with_capacity(ledger.entries.len()),
+            sizes: Vec::new(),
+            key: 0,
+        };
+        for segment in &ledger.segments {
+            let allowed = expectation.allow(&ledger.entries[segment.entries.clone()], settled);
+            expectation.allowed.push(allowed);
+        }
+        expectation.sizes = expectation.legal_sizes();
+        expectation.key = expectation.floor_hash();
+        expectation
+    }
+
+    /// The history that this follows from.
+    pub fn ledger(&self) -> &'a Ledger {
+        self.ledger
+    }
+
+    /// The moment of the power loss.
+    pub fn cut(&self) -> Moment {
+        self.cut
+    }
+
+    /// The sizes in bytes that the disk may have, ascending.
+    pub fn virtual_sizes(&self) -> &[u64] {
+        &self.sizes
+    }
+
+    /// Names what must be durable. Of two expectations of one ledger with the same key, the one with
+    /// the later cut allows all that the earlier one allows: a state that has passed the earlier one
+    /// passes the later one too.
+    pub fn key(&self) -> u128 {
+        self.key
+    }
+
+    /// The sectors that the workload touched, in ascending disjoint ranges.
+    pub fn touched(&self) -> impl Iterator<Item = Range<u64>> {
+        self.ledger
+            .segments
+            .iter()
+            .map(|segment| segment.sectors.clone())
+    }
+
+    /// A checker that is to be asked about sectors in ascending order.
+    pub fn checker(&self) -> Checker<'_> {
+        Checker {
+            expectation: self,
+            next: 0,
+        }
+    }
+
+    /// What `sector` may contain.
+    pub fn legal(&self, sector: u64) -> Vec<SectorValue> {
+        let initial = self.ledger.initial.value(sector);
+        let Some((_, allowed)) = self.find(sector) else {
+            return vec![initial];
+        };
+        let stamps = self.writers[allowed.writers.clone()]
+            .iter()
+            .map(|id| SectorValue::Stamp {
+                writer: Writer::Operation(*id),
+                sector,
+            });
+        let mut values: Vec<SectorValue> = stamps.collect();
+        if allowed.zero {
+            values.push(SectorValue::Zero);
+        }
+        if allowed.floor.is_none() {
+            values.push(initial);
+        }
+        values.sort_unstable();
+        values.dedup();
+        values
+    }
+
+    /// Whether `value` was written by an operation that had not been submitted at the cut. No crash can
+    /// bring that about; who made the state and who asks here do not speak of the same run.
+    pub fn is_from_the_future(&self, value: SectorValue) -> bool {
+        match value {
+            SectorValue::Stamp {
+                writer: Writer::Operation(id),
+                ..
+            } => self.ledger.submission(id).is_some_and(|at| at > self.cut),
+            SectorValue::Stamp { .. } | SectorValue::Zero | SectorValue::Other(_) => false,
+        }
+    }
+
+    fn find(&self, sector: u64) -> Option<(usize, &Allowed)> {
+        let index = self
+            .ledger
+            .segments
+            .partition_point(|segment| segment.sectors.end <= sector);
+        let segment = self.ledger.segments.get(index)?;
+        segment
+            .sectors
+            .contains(&sector)
+            .then(|| (index, &self.allowed[index]))
+    }
+
+    fn allow(&mut self, entries: &[Entry], settled: Option<Moment>) -> Allowed {
+        let floor = entries
+            .iter()
+            .filter(|entry| entry.is_settled(settled))
+            .map(|entry| entry.submitted)
+            .max();
+        let first = self.writers.len();
+        let mut zero = false;
+        for entry in entries.iter().filter(|entry| entry.submitted <= self.cut) {
+            let superseded = entry
+                .completed
+                .is_some_and(|(ended, _)| floor.is_some_and(|floor| ended < floor));
+            if superseded {
+                continue;
+            }
+            match entry.effect {
+                Effect::Stamp => self.writers.push(entry.id),
+                Effect::Zero | Effect::PerhapsZero => zero = true,
+            }
+        }
+        self.writers[first..].sort_unstable();
+        Allowed {
+            floor,
+            zero,
+            writers: first..self.writers.len(),
+        }
+    }
+
+    fn legal_sizes(&self) -> Vec<u64> {
+        let done = |grow: &&super::Grow| matches!(grow.completed, Some((at, Answer::Done)) if at <= self.cut);
+        let floor = self
+            .ledger
+            .grows
+            .iter()
+            .filter(done)
+            .map(|grow| grow.virtual_bytes)
+            .fold(self.ledger.initial_bytes, u64::max);
+        let possible = self
+            .ledger
+            .grows
+            .iter()
+            .filter(|grow| grow.submitted <= self.cut && grow.virtual_bytes > floor)
+            .map(|grow| grow.virtual_bytes);
+        let mut sizes: Vec<u64> = std::iter::once(floor).chain(possible).collect();
+        sizes.sort_unstable();
+        sizes.dedup();
+        sizes
+    }
+
+    fn floor_hash(&self) -> u128 {
+        let floors = self
+            .allowed
+            .iter()
+            .map(|allowed| allowed.floor.map_or(0, |moment| moment.0 + 1));
+        let words = std::iter::once(self.sizes[0]).chain(floors);
+        xxh3_128(&words.flat_map(u64::to_le_bytes).collect::<Vec<u8>>())
+    }
+
+    fn level(&self, sector: u64, found: SectorValue) -> Level {
+        if self.was_there(sector, found) {
+            return Level::Lost;
+        }
+        match found {
+            SectorValue::Zero => Level::Zeros,
+            SectorValue::Stamp {
+                writer: Writer::Operation(id),
+                sector: other,
+            } if other != sector && self.wrote(id, other) => Level::StaleOwn,
+            SectorValue::Stamp { sector: other, .. }
+                if other != sector && self.ledger.initial.value(other) == found =>
+            {
+                Level::StaleOwn
+            }
+            SectorValue::Stamp { .. } | SectorValue::Other(_) => Level::StaleForeign,
+        }
+    }
+
+    /// Whether the sector held this value at some time up to the cut, or may have.
+    fn was_there(&self, sector: u64, value: SectorValue) -> bool {
+        if self.ledger.initial.value(sector) == value {
+            return true;
+        }
+        let Some((index, _)) = self.find(sector) else {
+            return false;
+        };
+        self.ledger.entries[self.ledger.segments[index].entries.clone()]
+            .iter()
+            .filter(|entry| entry.submitted <= self.cut)
+            .any(|entry| entry.value(sector) == value)
+    }
+
+    fn wrote(&self, id: OperationId, sector: u64) -> bool {
+        self.find(sector).is_some_and(|(index, _)| {
+            self.ledger.entries[self.ledger.segments[index].entries.clone()]
+                .iter()
+                .any(|entry| entry.id == id && entry.effect == Effect::Stamp)
+        })
+    }
+}
+
+impl Entry {
+    /// Whether this replaces what was there, done before `settled`.
+    fn is_settled(&self, settled: Option<Moment>) -> bool {
+        match (self.effect, self.completed, settled) {
+            (Effect::Stamp | Effect::Zero, Some((ended, Answer::Done)), Some(settled)) => {
+                ended < settled
+            }
+            _ => false,
+        }
+    }
+
+    fn value(&self, sector: u64) -> SectorValue {
+        match self.effect {
+            Effect::Stamp => SectorValue::Stamp {
+                writer: Writer::Operation(self.id),
+                sector,
+            },
+            Effect::Zero | Effect::PerhapsZero => SectorValue::Zero,
+        }
+    }
+}
+
+/// Compares sectors with an [`Expectation`], in ascending order of sectors.
+#[derive(Clone, Debug)]
+pub struct Checker<'a> {
+    expectation: &'a Expectation<'a>,
+    /// The first segment that does not end before the last sector asked about.
+    next: usize,
+}
+
+impl<'a> Checker<'a> {
+    /// What is wrong with `sector` if it contains `bytes`; nothing stored means zeroes.
+    pub fn check_bytes(
+        &mut self,
+        sector: u64,
+        bytes: Option<&[u8; 512]>,
+    ) -> Option<SectorViolation> {
+        self.check(sector, SectorValue::of(bytes))
+    }
+
+    /// What is wrong with `sector` if it contains `found`.
+    pub fn check(&mut self, sector: u64, found: SectorValue) -> Option<SectorViolation> {
+        (!self.is_legal(sector, found)).then(|| SectorViolation {
+            sector,
+            level: self.expectation.level(sector, found),
+            found,
+            legal: self.expectation.legal(sector),
+        })
+    }
+
+    /// What is wrong with the first sector of `sectors` that may not be zero, if they all are. Costs
+    /// as much as there are segments in the range, however long they are.
+    pub fn check_zeroes(&mut self, sectors: Range<u64>) -> Option<SectorViolation> {
+        let initial = &self.expectation.ledger.initial;
+        let mut at = sectors.start;
+        while at < sectors.end {
+            let (run, allowed) = self.run_from(at);
+            let run = run.start.max(at)..run.end.min(sectors.end);
+            let bad = match allowed {
+                Some(allowed) if allowed.zero => None,
+                Some(allowed) if allowed.floor.is_some() => Some(run.start),
+                Some(_) | None => initial.first_nonzero(&run),
+            };
+            if let Some(sector) = bad {
+                return self.check(sector, SectorValue::Zero);
+            }
+            at = run.end;
+        }
+        None
+    }
+
+    fn is_legal(&mut self, sector: u64, found: SectorValue) -> bool {
+        let expectation = self.expectation;
+        let (_, allowed) = self.run_from(sector);
+        if let Some(allowed) = allowed {
+            match found {
+                SectorValue::Zero if allowed.zero => return true,
+                SectorValue::Stamp {
+                    writer: Writer::Operation(id),
+                    sector: stamped,
+                } => {
+                    let writers = &expectation.writers[allowed.writers.clone()];
+                    if stamped == sector && writers.binary_search(&id).is_ok() {
+                        return true;
+                    }
+                }
+                SectorValue::Zero | SectorValue::Stamp { .. } | SectorValue::Other(_) => {}
+            }
+            if allowed.floor.is_some() {
+                return false;
+            }
+        }
+        expectation.ledger.initial.value(sector) == found
+    }
+
+    /// The segment that `sector` lies in, or the gap between segments.
+    fn run_from(&mut self, sector: u64) -> (Range<u64>, Option<&'a Allowed>) {
+        let segments = &self.expectation.ledger.segments;
+        debug_assert!(
+            self.next == 0 || segments[self.next - 1].sectors.end <= sector,
+            "sectors are asked about in ascending order"
+        );
+        while self.next < segments.len() && segments[self.next].sectors.end <= sector {
+            self.next += 1;
+        }
+        match segments.get(self.next) {
+            Some(segment) if segment.sectors.start <= sector => (
+                segment.sectors.clone(),
+                Some(&self.expectation.allowed[self.next]),
+            ),
+            Some(segment) => (sector..segment.sectors.start, None),
+            None => (sector..u64::MAX, None),
+        }
+    }
+}

@@ -1,0 +1,208 @@
+//! What a guest may find on its disk: the history of its operations, and what each moment's crash may
+//! leave of it.
+//!
+//! A [`Ledger`] holds the whole history of one run. For a cut it yields an [`Expectation`]: for every
+//! guest sector the set of values that are legal after a power loss at that moment, by one rule. A
+//! value is a *candidate* if the sector held it at the start, or if an operation that was submitted at or
+//! before the cut writes it; a discard writes zeroes and may also have done nothing. A candidate is
+//! *superseded*, and illegal, where a write that must be durable was submitted after the candidate's
+//! operation had ended. A write must be durable if it completed before the submission of a flush that
+//! completed at or before the cut; a reopening and a growth of the disk count as flushes. What failed may
+//! or may not have happened, and supersedes nothing; nor does a discard.
+//!
+//! Reads during the run are held to the same rule, with "completed before the read was submitted" in the
+//! place of "must be durable".
+
+mod content;
+mod expectation;
+
+use std::ops::Range;
+
+use crate::workload::ops::{Answer, Happening, Moment, Operation, OperationId};
+
+pub use content::Content;
+pub use expectation::{Checker, Expectation, Level, SectorViolation};
+
+/// The history of a guest's disk.
+#[derive(Clone, Debug)]
+pub struct Ledger {
+    initial: Content,
+    initial_bytes: u64,
+    /// Disjoint, ascending; all sectors of a segment were touched by the same operations.
+    segments: Vec<Segment>,
+    /// The entries of all segments, one segment after the other, in order of submission.
+    entries: Vec<Entry>,
+    flushes: Vec<Barrier>,
+    grows: Vec<Grow>,
+    /// When each operation was submitted, by operation.
+    submissions: Vec<(OperationId, Moment)>,
+}
+
+#[derive(Clone, Debug)]
+struct Segment {
+    sectors: Range<u64>,
+    entries: Range<usize>,
+}
+
+/// One operation's effect on the sectors of a segment.
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    id: OperationId,
+    effect: Effect,
+    submitted: Moment,
+    completed: Option<(Moment, Answer)>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Effect {
+    /// The operation's stamps.
+    Stamp,
+    /// Zeroes.
+    Zero,
+    /// Zeroes, or nothing at all.
+    PerhapsZero,
+}
+
+/// A flush that was done, or something that implies one.
+#[derive(Clone, Copy, Debug)]
+struct Barrier {
+    submitted: Moment,
+    completed: Moment,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Grow {
+    virtual_bytes: u64,
+    submitted: Moment,
+    completed: Option<(Moment, Answer)>,
+}
+
+impl Ledger {
+    /// The history of a disk of `virtual_bytes` bytes that held `initial` at the start.
+    pub fn new(initial: Content, virtual_bytes: u64, history: &[Happening]) -> Self {
+        let mut ledger = Self {
+            initial,
+            initial_bytes: virtual_bytes,
+            segments: Vec::new(),
+            entries: Vec::new(),
+            flushes: Vec::new(),
+            grows: Vec::new(),
+            submissions: history.iter().map(|h| (h.id, h.submitted)).collect(),
+        };
+        ledger.submissions.sort_unstable();
+        let mut effects: Vec<(Range<u64>, Entry)> = Vec::new();
+        for happening in history {
+            ledger.enter(happening, &mut effects);
+        }
+        effects.sort_by_key(|(_, entry)| entry.submitted);
+        ledger.partition(&effects);
+        ledger
+    }
+
+    /// What the disk held at the start.
+    pub fn initial(&self) -> &Content {
+        &self.initial
+    }
+
+    /// What is legal after a power loss at `cut`.
+    pub fn expect(&self, cut: Moment) -> Expectation<'_> {
+        Expectation::new(self, self.durable_before(cut), cut)
+    }
+
+    /// Where the data that a read yielded is not what it may have seen. Reads that are not done are not
+    /// judged.
+    pub fn check_read(&self, read: &Happening, data: &[u8]) -> Vec<SectorViolation> {
+        let (Operation::Read { offset, .. }, Some((completed, Answer::Done))) =
+            (read.operation, read.completed)
+        else {
+            return Vec::new();
+        };
+        let expectation = Expectation::new(self, Some(read.submitted), completed);
+        let mut checker = expectation.checker();
+        (offset / 512..)
+            .zip(data.as_chunks::<512>().0)
+            .filter_map(|(sector, bytes)| checker.check_bytes(sector, Some(bytes)))
+            .collect()
+    }
+
+    /// The moment before whose arrival everything that completed must be durable at `cut`.
+    fn durable_before(&self, cut: Moment) -> Option<Moment> {
+        self.flushes
+            .iter()
+            .filter(|flush| flush.completed <= cut)
+            .map(|flush| flush.submitted)
+            .max()
+    }
+
+    fn enter(&mut self, happening: &Happening, effects: &mut Vec<(Range<u64>, Entry)>) {
+        let mut touch = |offset: u64, len_bytes: u64, effect| {
+            let entry = Entry {
+                id: happening.id,
+                effect,
+                submitted: happening.submitted,
+                completed: happening.completed,
+            };
+            effects.push((offset / 512..offset.saturating_add(len_bytes) / 512, entry));
+        };
+        match happening.operation {
+            Operation::Read { .. } => return,
+            Operation::Write { offset, len_bytes } => touch(offset, len_bytes, Effect::Stamp),
+            Operation::WriteZeroes {
+                offset, len_bytes, ..
+            } => touch(offset, len_bytes, Effect::Zero),
+            Operation::Discard { offset, len_bytes } => {
+                touch(offset, len_bytes, Effect::PerhapsZero);
+            }
+            Operation::Flush | Operation::Reopen => {}
+            Operation::Grow { virtual_bytes } => self.grows.push(Grow {
+                virtual_bytes,
+                submitted: happening.submitted,
+                completed: happening.completed,
+            }),
+        }
+        let flushes = matches!(
+            happening.operation,
+            Operation::Flush | Operation::Reopen | Operation::Grow { .. }
+        );
+        if let (true, Some((completed, Answer::Done))) = (flushes, happening.completed) {
+            self.flushes.push(Barrier {
+                submitted: happening.submitted,
+                completed,
+            });
+        }
+    }
+
+    fn partition(&mut self, effects: &[(Range<u64>, Entry)]) {
+        let mut bounds: Vec<u64> = effects
+            .iter()
+            .flat_map(|(sectors, _)| [sectors.start, sectors.end])
+            .collect();
+        bounds.sort_unstable();
+        bounds.dedup();
+        for pair in bounds.windows(2) {
+            let first = self.entries.len();
+            let touching = effects
+                .iter()
+                .filter(|(sectors, _)| sectors.contains(&pair[0]));
+            self.entries.extend(touching.map(|(_, entry)| *entry));
+            if self.entries.len() > first {
+                self.segments.push(Segment {
+                    sectors: pair[0]..pair[1],
+                    entries: first..self.entries.len(),
+                });
+            }
+        }
+    }
+
+    /// When `id` was submitted, if it was.
+    fn submission(&self, id: OperationId) -> Option<Moment> {
+        let index = self
+            .submissions
+            .binary_search_by_key(&id, |(id, _)| *id)
+            .ok()?;
+        Some(self.submissions[index].1)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,396 @@
+use engine::image::Unmap;
+use proptest::prelude::*;
+
+use super::*;
+use crate::workload::stamp::{SectorValue, Writer, stamp, stamp_range};
+
+const SECTORS: u64 = 6;
+
+fn write(first: u64, count: u64) -> Operation {
+    Operation::Write {
+        offset: first * 512,
+        len_bytes: count * 512,
+    }
+}
+
+fn zero(first: u64, count: u64) -> Operation {
+    Operation::WriteZeroes {
+        offset: first * 512,
+        len_bytes: count * 512,
+        unmap: Unmap::Keep,
+    }
+}
+
+fn discard(first: u64, count: u64) -> Operation {
+    Operation::Discard {
+        offset: first * 512,
+        len_bytes: count * 512,
+    }
+}
+
+/// A history with one operation after the other, each submitted and done at consecutive moments:
+/// operation `n` is submitted at `2n` and done at `2n + 1`.
+fn serial(operations: &[Operation]) -> Vec<Happening> {
+    (0u32..)
+        .zip(operations)
+        .map(|(id, operation)| Happening {
+            id: OperationId(id),
+            operation: *operation,
+            submitted: Moment(u64::from(id) * 2),
+            completed: Some((Moment(u64::from(id) * 2 + 1), Answer::Done)),
+        })
+        .collect()
+}
+
+fn own(id: u32, sector: u64) -> SectorValue {
+    SectorValue::Stamp {
+        writer: Writer::Operation(OperationId(id)),
+        sector,
+    }
+}
+
+fn ledger(history: &[Happening]) -> Ledger {
+    Ledger::new(Content::zeroes(), SECTORS * 512, history)
+}
+
+fn level(ledger: &Ledger, cut: u64, sector: u64, found: SectorValue) -> Option<Level> {
+    let expectation = ledger.expect(Moment(cut));
+    let mut checker = expectation.checker();
+    checker
+        .check(sector, found)
+        .map(|violation| violation.level)
+}
+
+#[test]
+fn an_unflushed_write_may_be_there_or_not() {
+    let ledger = ledger(&serial(&[write(0, 2)]));
+    assert_eq!(level(&ledger, 1, 0, own(0, 0)), None);
+    assert_eq!(level(&ledger, 1, 0, SectorValue::Zero), None);
+    assert_eq!(
+        level(&ledger, 1, 2, own(0, 2)),
+        Some(Level::StaleForeign),
+        "it was never written there"
+    );
+}
+
+#[test]
+fn a_flushed_write_must_be_there() {
+    let ledger = ledger(&serial(&[write(0, 2), Operation::Flush]));
+    assert_eq!(
+        level(&ledger, 2, 0, SectorValue::Zero),
+        None,
+        "not flushed yet"
+    );
+    assert_eq!(level(&ledger, 3, 0, SectorValue::Zero), Some(Level::Lost));
+    assert_eq!(level(&ledger, 3, 0, own(0, 0)), None);
+}
+
+#[test]
+fn a_write_in_flight_at_the_submission_of_a_flush_is_not_covered() {
+    let mut history = serial(&[write(0, 1), Operation::Flush]);
+    history[0].completed = Some((Moment(5), Answer::Done));
+    history[1].completed = Some((Moment(6), Answer::Done));
+    let ledger = ledger(&history);
+    assert_eq!(level(&ledger, 9, 0, SectorValue::Zero), None);
+}
+
+#[test]
+fn a_failed_flush_settles_nothing() {
+    let mut history = serial(&[write(0, 1), Operation::Flush]);
+    history[1].completed = Some((Moment(3), Answer::Failed));
+    assert_eq!(level(&ledger(&history), 9, 0, SectorValue::Zero), None);
+}
+
+#[test]
+fn growing_and_reopening_settle_what_came_before() {
+    for settling in [
+        Operation::Reopen,
+        Operation::Grow {
+            virtual_bytes: 8192,
+        },
+    ] {
+        let ledger = ledger(&serial(&[write(0, 1), settling]));
+        assert_eq!(level(&ledger, 3, 0, SectorValue::Zero), Some(Level::Lost));
+        assert_eq!(level(&ledger, 2, 0, SectorValue::Zero), None);
+    }
+}
+
+#[test]
+fn a_failed_write_may_have_happened_and_replaces_nothing() {
+    let mut history = serial(&[write(0, 1), write(0, 1), Operation::Flush]);
+    history[1].completed = Some((Moment(3), Answer::Failed));
+    let ledger = ledger(&history);
+    assert_eq!(level(&ledger, 5, 0, own(0, 0)), None);
+    assert_eq!(level(&ledger, 5, 0, own(1, 0)), None);
+    assert_eq!(level(&ledger, 5, 0, SectorValue::Zero), Some(Level::Lost));
+}
+
+#[test]
+fn a_durable_discard_still_leaves_both_answers() {
+    let ledger = ledger(&serial(&[
+        write(0, 1),
+        Operation::Flush,
+        discard(0, 1),
+        Operation::Flush,
+    ]));
+    assert_eq!(level(&ledger, 7, 0, own(0, 0)), None);
+    assert_eq!(level(&ledger, 7, 0, SectorValue::Zero), None);
+}
+
+#[test]
+fn each_miss_has_its_level() {
+    let mut initial = Content::zeroes();
+    initial.stamp(0..2, Writer::Image);
+    initial.stamp(2..3, Writer::Backing);
+    let base = |writer, sector| SectorValue::Stamp { writer, sector };
+    let history = serial(&[write(1, 1), write(1, 2), Operation::Flush]);
+    let ledger = Ledger::new(initial, SECTORS * 512, &history);
+    for (sector, found, expected) in [
+        (0, SectorValue::Zero, Level::Zeros),
+        (1, SectorValue::Zero, Level::Zeros),
+        (1, base(Writer::Image, 1), Level::Lost),
+        (1, own(0, 1), Level::Lost),
+        (1, own(1, 2), Level::StaleOwn),
+        (1, base(Writer::Image, 0), Level::StaleOwn),
+        (1, base(Writer::Backing, 1), Level::StaleForeign),
+        (2, base(Writer::Backing, 2), Level::Lost),
+        (1, own(7, 1), Level::StaleForeign),
+        (1, SectorValue::Other(1), Level::StaleForeign),
+        (3, own(1, 2), Level::StaleOwn),
+    ] {
+        assert_eq!(
+            level(&ledger, 5, sector, found),
+            Some(expected),
+            "{found} at {sector}"
+        );
+    }
+}
+
+#[test]
+fn what_is_not_submitted_yet_is_from_the_future() {
+    let ledger = ledger(&serial(&[write(0, 1), write(0, 1)]));
+    assert!(ledger.expect(Moment(1)).is_from_the_future(own(1, 0)));
+    assert!(!ledger.expect(Moment(2)).is_from_the_future(own(1, 0)));
+}
+
+#[test]
+fn the_disk_has_its_old_size_or_one_that_was_asked_for() {
+    let grow = |virtual_bytes| Operation::Grow { virtual_bytes };
+    let mut history = serial(&[grow(8192), grow(16384)]);
+    history[1].completed = None;
+    let ledger = ledger(&history);
+    assert_eq!(ledger.expect(Moment(0)).virtual_sizes(), [3072, 8192]);
+    assert_eq!(ledger.expect(Moment(1)).virtual_sizes(), [8192]);
+    assert_eq!(ledger.expect(Moment(2)).virtual_sizes(), [8192, 16384]);
+    assert_ne!(
+        ledger.expect(Moment(0)).key(),
+        ledger.expect(Moment(1)).key()
+    );
+}
+
+#[test]
+fn the_key_moves_with_the_floor_only() {
+    let ledger = ledger(&serial(&[
+        write(0, 1),
+        Operation::Flush,
+        write(0, 1),
+        Operation::Flush,
+    ]));
+    let key = |cut| ledger.expect(Moment(cut)).key();
+    assert_eq!(key(0), key(2));
+    assert_ne!(key(2), key(3));
+    assert_eq!(key(3), key(6));
+    assert_ne!(key(6), key(7));
+}
+
+#[test]
+fn a_read_sees_what_was_done_and_what_was_under_way() {
+    let read = Operation::Read {
+        offset: 0,
+        len_bytes: 512,
+    };
+    let mut history = serial(&[write(0, 1), write(0, 1), read]);
+    // The second write is in flight during the read, and no flush was ever asked for.
+    history[1].completed = Some((Moment(7), Answer::Done));
+    let ledger = ledger(&history);
+    let writer = |id| Writer::Operation(OperationId(id));
+    for id in [0, 1] {
+        assert_eq!(ledger.check_read(&history[2], &stamp(writer(id), 0)), []);
+    }
+    let wrong = ledger.check_read(&history[2], &[0; 512]);
+    assert_eq!(wrong[0].level, Level::Lost);
+    assert_eq!(wrong[0].legal, [own(0, 0), own(1, 0)]);
+    let shifted = ledger.check_read(&history[2], &stamp_range(writer(0), 512, 512));
+    assert_eq!(shifted[0].level, Level::StaleForeign);
+}
+
+/// The rule of the module's documentation, word by word, for one sector.
+fn naive_legal(
+    history: &[Happening],
+    initial: &Content,
+    sector: u64,
+    cut: Moment,
+) -> Vec<SectorValue> {
+    let touches = |operation: &Operation| match *operation {
+        Operation::Write { offset, len_bytes } => Some((offset, len_bytes, Effect::Stamp)),
+        Operation::WriteZeroes {
+            offset, len_bytes, ..
+        } => Some((offset, len_bytes, Effect::Zero)),
+        Operation::Discard { offset, len_bytes } => Some((offset, len_bytes, Effect::PerhapsZero)),
+        Operation::Read { .. } | Operation::Flush | Operation::Grow { .. } | Operation::Reopen => {
+            None
+        }
+    };
+    let effect = |happening: &Happening| {
+        touches(&happening.operation)
+            .filter(|(offset, len, _)| (*offset..offset + len).contains(&(sector * 512)))
+            .map(|(_, _, effect)| effect)
+    };
+    let done_by = |happening: &Happening, cut: Moment| match happening.completed {
+        Some((at, Answer::Done)) if at <= cut => Some(at),
+        _ => None,
+    };
+    let durable = |happening: &Happening| {
+        done_by(happening, cut).is_some_and(|done| {
+            history.iter().any(|flush| {
+                matches!(
+                    flush.operation,
+                    Operation::Flush | Operation::Reopen | Operation::Grow { .. }
+                ) && done_by(flush, cut).is_some()
+                    && done < flush.submitted
+            })
+        })
+    };
+    let replaced_after = |ended: Option<Moment>| {
+        history.iter().any(|other| {
+            matches!(effect(other), Some(Effect::Stamp | Effect::Zero))
+                && durable(other)
+                && ended.is_none_or(|ended| ended < other.submitted)
+        })
+    };
+    let mut values = Vec::new();
+    if !replaced_after(None) {
+        values.push(initial.value(sector));
+    }
+    for happening in history
+        .iter()
+        .filter(|happening| happening.submitted <= cut)
+    {
+        let Some(effect) = effect(happening) else {
+            continue;
+        };
+        let ended = happening
+            .completed
+            .map(|(at, _)| at)
+            .filter(|at| *at <= cut);
+        if ended.is_some() && replaced_after(ended) {
+            continue;
+        }
+        values.push(match effect {
+            Effect::Stamp => own(happening.id.0, sector),
+            Effect::Zero | Effect::PerhapsZero => SectorValue::Zero,
+        });
+    }
+    values.sort_unstable();
+    values.dedup();
+    values
+}
+
+fn operation() -> impl Strategy<Value = Operation> {
+    (0u64..SECTORS, 1u64..4, 0u32..10).prop_map(|(first, count, kind)| match kind {
+        0..4 => write(first, count),
+        4 => zero(first, count),
+        5 => discard(first, count),
+        6 => Operation::Reopen,
+        7 => Operation::Grow {
+            virtual_bytes: (SECTORS + first + count) * 512,
+        },
+        _ => Operation::Flush,
+    })
+}
+
+/// Operations that overlap at random: each gets a random start and a random end after it.
+fn history() -> impl Strategy<Value = Vec<Happening>> {
+    let item = (operation(), any::<u16>(), any::<u16>(), 0u32..8);
+    prop::collection::vec(item, 1..14).prop_map(|items| {
+        let mut times: Vec<(u16, usize, bool)> = Vec::new();
+        for (index, (_, one, other, _)) in items.iter().enumerate() {
+            times.push((*one.min(other), index, false));
+            times.push((*one.max(other), index, true));
+        }
+        times.sort_unstable_by_key(|(time, index, end)| (*time, *end, *index));
+        let moment = |index: usize, end: bool| {
+            let place = times
+                .iter()
+                .position(|(_, i, e)| (*i, *e) == (index, end))
+                .unwrap();
+            Moment(u64::try_from(place).unwrap())
+        };
+        let mut history: Vec<Happening> = items
+            .iter()
+            .enumerate()
+            .map(|(index, (operation, _, _, fate))| Happening {
+                id: OperationId(0),
+                operation: *operation,
+                submitted: moment(index, false),
+                completed: match fate {
+                    0 => None,
+                    1 => Some((moment(index, true), Answer::Failed)),
+                    _ => Some((moment(index, true), Answer::Done)),
+                },
+            })
+            .collect();
+        history.sort_by_key(|happening| happening.submitted);
+        for (id, happening) in (0u32..).zip(&mut history) {
+            happening.id = OperationId(id);
+        }
+        history
+    })
+}
+
+proptest! {
+    #[test]
+    fn the_expectation_is_the_rule(history in history()) {
+        let mut initial = Content::zeroes();
+        initial.stamp(2..5, Writer::Image);
+        let ledger = Ledger::new(initial.clone(), SECTORS * 512, &history);
+        let operations = u32::try_from(history.len()).unwrap();
+        for cut in (0..=u64::from(operations) * 2).map(Moment) {
+            let expectation = ledger.expect(cut);
+            let mut checker = expectation.checker();
+            let mut zeroes = expectation.checker();
+            for sector in 0..SECTORS + 4 {
+                let legal = naive_legal(&history, &initial, sector, cut);
+                prop_assert_eq!(expectation.legal(sector), legal.clone());
+                let values = (0..operations)
+                    .map(|id| own(id, sector))
+                    .chain([SectorValue::Zero, SectorValue::Other(3), own(0, sector + 1)])
+                    .chain([Writer::Image, Writer::Backing].map(|writer| SectorValue::Stamp { writer, sector }));
+                for value in values {
+                    prop_assert_eq!(checker.check(sector, value).is_none(), legal.contains(&value));
+                }
+            }
+            let first_bad = (0..SECTORS + 4)
+                .find(|sector| !naive_legal(&history, &initial, *sector, cut).contains(&SectorValue::Zero));
+            let found = zeroes.check_zeroes(0..SECTORS + 4);
+            prop_assert_eq!(found.map(|violation| violation.sector), first_bad);
+        }
+    }
+
+    #[test]
+    fn equal_keys_mean_that_the_later_cut_allows_all_that_the_earlier_allows(history in history()) {
+        let ledger = ledger(&history);
+        let cuts = u64::try_from(history.len()).unwrap() * 2;
+        for cut in 1..=cuts {
+            let (before, after) = (ledger.expect(Moment(cut - 1)), ledger.expect(Moment(cut)));
+            if before.key() != after.key() {
+                continue;
+            }
+            for sector in 0..SECTORS + 4 {
+                let later = after.legal(sector);
+                prop_assert!(before.legal(sector).iter().all(|value| later.contains(value)));
+            }
+            prop_assert!(before.virtual_sizes().iter().all(|size| after.virtual_sizes().contains(size)));
+        }
+    }
+}
