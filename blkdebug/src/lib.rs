@@ -1,1 +1,11 @@
-//! placeholder
+//! Block devices that misbehave as real ones do: volatile caches, power loss, faults by event name.
+//!
+//! It knows requests and the event names that travel with them, and no format: what a request means
+//! is the business of whoever made it. Everything here is single-threaded and deterministic; time is
+//! a counter ([`record::Clock`]) that the devices of a run share with its guest.
+
+pub mod contract;
+pub mod mask;
+pub mod record;
+pub mod rule;
+pub mod volatile;

@@ -52,8 +52,7 @@ pub struct OperationId(pub u32);
 
 /// A moment of a run. One counter serves the devices and the guest, so that any two events of a run
 /// are ordered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Moment(pub u64);
+pub use blkdebug::record::Tick as Moment;
 
 /// An operation as it happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

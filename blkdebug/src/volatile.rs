@@ -1,0 +1,518 @@
+//! A disk with a volatile write cache: it answers now or on command, and records both ends of every
+//! request.
+//!
+//! It holds the content that reads see. What of it would be left after a power loss is no business
+//! of the disk: that follows from the recording, and whoever asks chooses the moment.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use engine::device::{
+    Cause, Completer, Completion, Device, DeviceError, Event, Op, OpKind, Outcome, PageImage,
+    Reply, Request, SECTOR_BYTES,
+};
+
+use crate::record::{Clock, Effect, Entry, RecordedOp, Recording, RequestId, SectorContent};
+use crate::rule::Rules;
+
+/// When requests are answered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Answering {
+    /// As they are submitted; nothing is ever in flight.
+    #[default]
+    AtOnce,
+    /// When [`VolatileDisk::complete`] says so.
+    OnCommand,
+}
+
+/// A request that waits for its completion.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pending {
+    /// Its number.
+    pub id: RequestId,
+    /// On whose behalf it was made.
+    pub event: Event,
+    /// What was asked.
+    pub kind: OpKind,
+}
+
+/// A disk that can lose power.
+///
+/// Writes, zeroes, discards and lengths must be whole sectors, otherwise they are refused with
+/// [`Cause::BadRequest`] and not recorded. A refused request was never a request.
+#[derive(Debug)]
+pub struct VolatileDisk {
+    clock: Clock,
+    answering: Answering,
+    powered: Cell<bool>,
+    state: RefCell<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    current: PageImage,
+    recording: Recording,
+    ordinals: BTreeMap<(Event, OpKind), u64>,
+    waiting: Vec<Waiting>,
+    rules: Rules,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    pending: Pending,
+    answer: Result<(), Cause>,
+    completer: Option<Completer>,
+}
+
+impl VolatileDisk {
+    /// A disk that starts with the content of `base`, all of it durable.
+    pub fn new(base: PageImage, clock: Clock, answering: Answering) -> Self {
+        Self {
+            clock,
+            answering,
+            powered: Cell::new(true),
+            state: RefCell::new(State {
+                current: base.clone(),
+                recording: Recording {
+                    base,
+                    entries: Vec::new(),
+                },
+                ordinals: BTreeMap::new(),
+                waiting: Vec::new(),
+                rules: Rules::default(),
+            }),
+        }
+    }
+
+    /// The same disk under these rules, in place of those it had.
+    #[must_use]
+    pub fn with_rules(mut self, rules: Rules) -> Self {
+        self.state.get_mut().rules = rules;
+        self
+    }
+
+    /// The requests in flight, in submission order.
+    pub fn in_flight(&self) -> Vec<Pending> {
+        let state = self.state.borrow();
+        state
+            .waiting
+            .iter()
+            .map(|waiting| waiting.pending)
+            .collect()
+    }
+
+    /// How many requests are in flight.
+    pub fn in_flight_count(&self) -> usize {
+        self.state.borrow().waiting.len()
+    }
+
+    /// Completes a request in flight: its effect shows in the content from now on, and whoever waits
+    /// for it is woken.
+    ///
+    /// # Panics
+    /// Where the power is off, or no such request is in flight.
+    pub fn complete(&self, id: RequestId) {
+        assert!(self.powered.get(), "a disk without power completes nothing");
+        let mut state = self.state.borrow_mut();
+        let index = state
+            .waiting
+            .iter()
+            .position(|waiting| waiting.pending.id == id)
+            .expect("the request is in flight");
+        let waiting = state.waiting.remove(index);
+        let outcome = state.finish(&waiting, &self.clock);
+        drop(state);
+        if let Some(completer) = waiting.completer {
+            completer.complete(outcome);
+        }
+    }
+
+    /// Cuts the power: requests in flight never complete, and new ones fail.
+    pub fn power_off(&self) {
+        self.powered.set(false);
+        self.state.borrow_mut().waiting.clear();
+    }
+
+    /// What happened so far; cheap, the data are shared.
+    pub fn recording(&self) -> Recording {
+        self.state.borrow().recording.clone()
+    }
+
+    /// What happened, without a copy.
+    pub fn into_recording(self) -> Recording {
+        self.state.into_inner().recording
+    }
+
+    /// The content that reads see; cheap, the pages are shared.
+    pub fn current(&self) -> PageImage {
+        self.state.borrow().current.clone()
+    }
+
+    /// How many requests the rules hit.
+    pub fn hits(&self) -> u64 {
+        self.state.borrow().rules.hits()
+    }
+}
+
+impl Device for VolatileDisk {
+    fn submit(&self, request: Request) -> Completion {
+        let refused = if self.powered.get() {
+            refusal(&request.op)
+        } else {
+            Some(Cause::PowerOff)
+        };
+        if let Some(cause) = refused {
+            let error = DeviceError::new(request.event, &request.op, cause);
+            return Completion::ready(Err(error));
+        }
+        let mut state = self.state.borrow_mut();
+        let mut waiting = state.admit(request, &self.clock);
+        match self.answering {
+            Answering::AtOnce => Completion::ready(state.finish(&waiting, &self.clock)),
+            Answering::OnCommand => {
+                let (completion, completer) = Completion::pending();
+                waiting.completer = Some(completer);
+                state.waiting.push(waiting);
+                completion
+            }
+        }
+    }
+
+    fn reach(&self, event: Event) -> Completion {
+        if !self.powered.get() {
+            // No request stands behind an event; a flush is the one that has no range either.
+            let error = DeviceError {
+                event,
+                kind: OpKind::Flush,
+                offset: 0,
+                len_bytes: 0,
+                cause: Cause::PowerOff,
+            };
+            return Completion::ready(Err(error));
+        }
+        self.state.borrow_mut().rules.announce(event);
+        Completion::ready(Ok(Reply::Done))
+    }
+
+    fn len(&self) -> u64 {
+        self.state.borrow().current.len()
+    }
+}
+
+impl State {
+    /// Records the submission of a request.
+    fn admit(&mut self, request: Request, clock: &Clock) -> Waiting {
+        let pending = Pending {
+            id: RequestId(self.recording.entries.len()),
+            event: request.event,
+            kind: request.op.kind(),
+        };
+        let ordinal = self
+            .ordinals
+            .entry((pending.event, pending.kind))
+            .or_default();
+        self.rules.announce(request.event);
+        let ruling = self.rules.rule_on(&request);
+        self.recording.entries.push(Entry {
+            id: pending.id,
+            event: pending.event,
+            ordinal: *ordinal,
+            op: RecordedOp::keep(request.op, self.current.len()),
+            submitted: clock.next(),
+            completed: None,
+            effect: ruling.effect,
+        });
+        *ordinal += 1;
+        Waiting {
+            pending,
+            answer: ruling.answer,
+            completer: None,
+        }
+    }
+
+    /// Carries a request out and records its completion.
+    fn finish(&mut self, waiting: &Waiting, clock: &Clock) -> Outcome {
+        let entry = &mut self.recording.entries[waiting.pending.id.0];
+        entry.completed = Some((clock.next(), waiting.answer));
+        lay(&mut self.current, entry);
+        if let Err(cause) = waiting.answer {
+            return Err(failure(entry, cause));
+        }
+        match entry.op {
+            RecordedOp::Read { offset, len_bytes } => {
+                let len = usize::try_from(len_bytes).expect("the length came as a usize");
+                Ok(Reply::Data(self.current.read_vec(offset, len)))
+            }
+            RecordedOp::Write { .. }
+            | RecordedOp::WriteZeroes { .. }
+            | RecordedOp::Discard { .. }
+            | RecordedOp::Flush
+            | RecordedOp::SetLen { .. } => Ok(Reply::Done),
+        }
+    }
+}
+
+/// Applies to the content what really happens of a request. A torn extension still extends: what is
+/// missing of it reads zero.
+fn lay(image: &mut PageImage, entry: &Entry) {
+    if !entry.changes_content() {
+        return;
+    }
+    let before = image.len();
+    if let RecordedOp::SetLen { len_bytes } = entry.op {
+        if entry.effect == Effect::Whole {
+            image.set_len(len_bytes);
+        }
+        return;
+    }
+    let sectors = entry.op.sectors();
+    match (&entry.op, &entry.effect) {
+        // A range of zeroes may be long beyond counting.
+        (RecordedOp::WriteZeroes { .. } | RecordedOp::Discard { .. }, Effect::Whole) => {
+            let len_bytes = (sectors.end - sectors.start) * SECTOR_BYTES;
+            image.write_zeroes(entry.op.offset(), len_bytes);
+        }
+        _ => lay_sectors(image, entry, sectors),
+    }
+    image.set_len(before.max(entry.op.grows_to().unwrap_or(0)));
+}
+
+fn lay_sectors(image: &mut PageImage, entry: &Entry, sectors: Range<u64>) {
+    for (index, sector) in sectors.enumerate() {
+        if !entry.happens(index) {
+            continue;
+        }
+        match entry.op.content(index) {
+            SectorContent::Zero => image.write_zeroes(sector * SECTOR_BYTES, SECTOR_BYTES),
+            SectorContent::Bytes(bytes, hash) => image.put_sector(sector, bytes, hash),
+        }
+    }
+}
+
+fn failure(entry: &Entry, cause: Cause) -> DeviceError {
+    let len_bytes = match entry.op {
+        RecordedOp::Read { len_bytes, .. } => len_bytes,
+        RecordedOp::Write { .. }
+        | RecordedOp::WriteZeroes { .. }
+        | RecordedOp::Discard { .. }
+        | RecordedOp::Flush
+        | RecordedOp::SetLen { .. } => {
+            let sectors = entry.op.sectors();
+            (sectors.end - sectors.start) * SECTOR_BYTES
+        }
+    };
+    DeviceError {
+        event: entry.event,
+        kind: entry.op.kind(),
+        offset: entry.op.offset(),
+        len_bytes,
+        cause,
+    }
+}
+
+/// Why a request cannot be taken, or `None`.
+fn refusal(op: &Op) -> Option<Cause> {
+    let (offset, len_bytes) = op.range();
+    let within = offset
+        .checked_add(len_bytes)
+        .is_some_and(|end| end <= PageImage::MAX_LEN);
+    let whole = match op.kind() {
+        OpKind::Read | OpKind::Flush => true,
+        OpKind::Write | OpKind::WriteZeroes | OpKind::Discard | OpKind::SetLen => {
+            offset.is_multiple_of(SECTOR_BYTES) && len_bytes.is_multiple_of(SECTOR_BYTES)
+        }
+    };
+    (!within || !whole).then_some(Cause::BadRequest)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+    use std::task::{Context, Poll, Waker};
+
+    use engine::device::drive;
+
+    use super::*;
+    use crate::mask::{SectorMask, Shape};
+    use crate::record::Tick;
+    use crate::rule::{Fault, Rule, Tear};
+
+    fn disk(answering: Answering) -> VolatileDisk {
+        VolatileDisk::new(PageImage::zeroed(4096), Clock::default(), answering)
+    }
+
+    fn torn(fault: Fault) -> VolatileDisk {
+        disk(Answering::AtOnce).with_rules(Rules::new(vec![Rule::new(fault)], vec![]))
+    }
+
+    fn write(sector: u64, fill: u8, count: usize) -> Request {
+        Request {
+            event: Event::WriteAio,
+            op: Op::Write {
+                offset: sector * 512,
+                data: vec![fill; count * 512],
+                fua: false,
+            },
+        }
+    }
+
+    fn request(op: Op) -> Request {
+        Request {
+            event: Event::None,
+            op,
+        }
+    }
+
+    fn cause(outcome: Option<Outcome>) -> Cause {
+        outcome.expect("it is answered at once").unwrap_err().cause
+    }
+
+    fn bytes_at(disk: &VolatileDisk, sector: u64) -> u8 {
+        disk.current().read_vec(sector * 512, 1)[0]
+    }
+
+    #[test]
+    fn a_request_in_flight_shows_only_when_completed() {
+        let disk = disk(Answering::OnCommand);
+        let mut first = pin!(disk.submit(write(0, 1, 1)));
+        let mut second = pin!(disk.submit(write(10, 2, 1)));
+        let ids: Vec<RequestId> = disk.in_flight().iter().map(|pending| pending.id).collect();
+        assert_eq!(ids, [RequestId(0), RequestId(1)]);
+        let mut context = Context::from_waker(Waker::noop());
+        assert!(second.as_mut().poll(&mut context).is_pending());
+        disk.complete(RequestId(1));
+        assert_eq!(second.poll(&mut context), Poll::Ready(Ok(Reply::Done)));
+        assert!(first.as_mut().poll(&mut context).is_pending());
+        assert_eq!((bytes_at(&disk, 0), bytes_at(&disk, 10)), (0, 2));
+        assert_eq!(disk.len(), 11 * 512);
+        assert_eq!(disk.in_flight_count(), 1);
+    }
+
+    #[test]
+    fn both_ends_are_recorded_in_the_order_they_happened() {
+        let disk = disk(Answering::OnCommand);
+        let _first = disk.submit(write(0, 1, 1));
+        let _second = disk.submit(write(1, 2, 1));
+        disk.complete(RequestId(1));
+        let recording = disk.recording();
+        let [first, second] = &recording.entries[..] else {
+            panic!("two requests, two entries");
+        };
+        assert_eq!((first.submitted, first.completed), (Tick(1), None));
+        assert_eq!(
+            (second.submitted, second.completed),
+            (Tick(2), Some((Tick(3), Ok(()))))
+        );
+        assert_eq!((first.ordinal, second.ordinal), (0, 1));
+        assert_eq!(recording.end(), Tick(3));
+        let found = recording
+            .find(Event::WriteAio, OpKind::Write, 1)
+            .map(|entry| entry.id);
+        assert_eq!(found, Some(RequestId(1)));
+    }
+
+    #[test]
+    fn without_power_nothing_completes_and_everything_fails() {
+        let disk = disk(Answering::OnCommand);
+        let waiting = disk.submit(write(0, 1, 1));
+        disk.power_off();
+        assert!(drive(waiting).is_none());
+        assert_eq!(cause(drive(disk.submit(write(1, 1, 1)))), Cause::PowerOff);
+        assert_eq!(cause(drive(disk.reach(Event::L2Load))), Cause::PowerOff);
+        assert_eq!(bytes_at(&disk, 0), 0);
+        assert_eq!(disk.recording().entries.len(), 1);
+    }
+
+    #[test]
+    fn parts_of_sectors_are_refused() {
+        let disk = disk(Answering::AtOnce);
+        let bad = [
+            Op::Write {
+                offset: 0,
+                data: vec![1; 511],
+                fua: false,
+            },
+            Op::Write {
+                offset: 1,
+                data: vec![1; 512],
+                fua: false,
+            },
+            Op::Discard {
+                offset: 0,
+                len_bytes: 100,
+            },
+            Op::SetLen { len_bytes: 1000 },
+            Op::WriteZeroes {
+                offset: u64::MAX - 511,
+                len_bytes: 512,
+                unmap: false,
+            },
+        ];
+        for op in bad {
+            assert_eq!(cause(drive(disk.submit(request(op)))), Cause::BadRequest);
+        }
+        assert!(disk.recording().entries.is_empty());
+    }
+
+    #[test]
+    fn a_read_sees_the_content_at_its_completion() {
+        let disk = disk(Answering::OnCommand);
+        let read = disk.submit(request(Op::Read {
+            offset: 0,
+            len_bytes: 512,
+        }));
+        let _write = disk.submit(write(0, 7, 1));
+        disk.complete(RequestId(1));
+        disk.complete(RequestId(0));
+        assert_eq!(drive(read), Some(Ok(Reply::Data(vec![7; 512]))));
+    }
+
+    #[test]
+    fn a_failed_request_fails_and_does_nothing() {
+        let disk = torn(Fault::Fail(Cause::NO_SPACE));
+        assert_eq!(cause(drive(disk.submit(write(0, 1, 1)))), Cause::NO_SPACE);
+        assert_eq!(bytes_at(&disk, 0), 0);
+        assert_eq!(disk.recording().entries[0].effect, Effect::Dropped);
+        assert_eq!(disk.hits(), 1);
+    }
+
+    #[test]
+    fn a_torn_extension_is_acknowledged_and_reads_zero_where_it_is_missing() {
+        let disk = torn(Fault::Tear(Tear::Shape(Shape::OnlyFirst)));
+        assert_eq!(drive(disk.submit(write(8, 9, 2))), Some(Ok(Reply::Done)));
+        assert_eq!((bytes_at(&disk, 8), bytes_at(&disk, 9)), (9, 0));
+        assert_eq!(disk.len(), 10 * 512);
+        let effect = &disk.recording().entries[0].effect;
+        assert_eq!(
+            *effect,
+            Effect::Torn(SectorMask::from_fn(2, |sector| sector == 0))
+        );
+    }
+
+    #[test]
+    fn a_zero_range_longer_than_memory_costs_what_is_stored() {
+        let disk = disk(Answering::AtOnce);
+        drive(disk.submit(write(3, 5, 1)));
+        let zeroes = request(Op::WriteZeroes {
+            offset: 512,
+            len_bytes: 1 << 50,
+            unmap: false,
+        });
+        assert_eq!(drive(disk.submit(zeroes)), Some(Ok(Reply::Done)));
+        assert_eq!(bytes_at(&disk, 3), 0);
+        assert_eq!(disk.len(), 512 + (1 << 50));
+    }
+
+    #[test]
+    fn a_discard_never_grows_the_device() {
+        let disk = disk(Answering::AtOnce);
+        drive(disk.submit(write(1, 5, 1)));
+        drive(disk.submit(request(Op::Discard {
+            offset: 0,
+            len_bytes: 1 << 20,
+        })));
+        assert_eq!(bytes_at(&disk, 1), 0);
+        assert_eq!(disk.len(), 4096);
+    }
+}
