@@ -1,0 +1,311 @@
+//! Making a new, empty image.
+//!
+//! Specification: "Header", "Refcounts". The layout is qemu-img's: header, refcount table, refcount
+//! blocks, L1 table, with the same fields, extensions and L1 size. The first sector is written last,
+//! after a flush, so that a file either is a whole image or is none.
+
+use super::geometry::Geometry;
+use super::header::{
+    Extension, Header, MAX_BACKING_NAME, MAX_L1_BYTES, MAX_REFTABLE_BYTES, V2_LEN, V3_LEN_WRITTEN,
+    compatible,
+};
+use super::unit::{HostCluster, HostOffset};
+use super::{entry, extension, feature};
+use crate::device::{Event, Port, SECTOR_BYTES};
+use crate::error::{Error, Refused, Structure};
+
+const SECTOR: usize = 512;
+
+/// What a new image is to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CreateOptions {
+    /// The size of the guest's disk: a multiple of 512.
+    pub virtual_bytes: u64,
+    /// 2 or 3.
+    pub version: u32,
+    /// Binary logarithm of the cluster size, 9 to 21.
+    pub cluster_bits: u32,
+    /// Binary logarithm of the refcount width in bits, 0 to 6; 4 in version 2.
+    pub refcount_order: u32,
+    /// Whether refcount updates may be postponed; version 3 only.
+    pub lazy_refcounts: bool,
+    /// What lies beneath.
+    pub backing: Option<Backing>,
+}
+
+/// The backing file of a new image, as it is recorded in the image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Backing {
+    /// Its name.
+    pub name: String,
+    /// Its format: without it a reader would have to guess.
+    pub format: BackingFormat,
+}
+
+/// The formats of backing files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum BackingFormat {
+    /// The bytes of the file are those of the disk.
+    Raw,
+    /// A qcow2 image.
+    Qcow2,
+}
+
+impl BackingFormat {
+    /// The name that stands in the image.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::Qcow2 => "qcow2",
+        }
+    }
+
+    /// The format of that name.
+    pub fn from_name(name: &[u8]) -> Option<Self> {
+        [Self::Raw, Self::Qcow2]
+            .into_iter()
+            .find(|format| format.name().as_bytes() == name)
+    }
+}
+
+impl Default for CreateOptions {
+    /// An empty disk, and for the rest what qemu-img would choose.
+    fn default() -> Self {
+        Self {
+            virtual_bytes: 0,
+            version: 3,
+            cluster_bits: 16,
+            refcount_order: 4,
+            lazy_refcounts: false,
+            backing: None,
+        }
+    }
+}
+
+/// Makes `file` an empty image. What the file held before is cut off.
+pub async fn create(file: &Port, options: &CreateOptions) -> Result<(), Error> {
+    let geometry = validate(options)?;
+    let layout = Layout::new(geometry, options.virtual_bytes)?;
+    let mut first = header(options, geometry, &layout).encode();
+    first.resize(first.len().next_multiple_of(SECTOR), 0);
+    let names = first.split_off(SECTOR);
+    let at = file.at(Event::None);
+    at.set_len(0).await?;
+    at.flush().await?;
+    at.set_len(layout.file_bytes()).await?;
+    layout.write_refcounts(file).await?;
+    if !names.is_empty() {
+        at.write(SECTOR_BYTES, names).await?;
+    }
+    at.flush().await?;
+    at.write(0, first).await?;
+    at.flush().await?;
+    Ok(())
+}
+
+fn validate(options: &CreateOptions) -> Result<Geometry, Error> {
+    let CreateOptions {
+        virtual_bytes,
+        version,
+        cluster_bits,
+        refcount_order,
+        lazy_refcounts,
+        ref backing,
+    } = *options;
+    if !(2..=3).contains(&version) {
+        return refuse(format!("version {version} is not 2 or 3"));
+    }
+    if !Geometry::CLUSTER_BITS.contains(&cluster_bits) {
+        return refuse(format!(
+            "cluster bits {cluster_bits} are not within 9..=21: the cluster size is a power of two from 512 bytes to 2 MiB"
+        ));
+    }
+    let Some(geometry) = Geometry::new(cluster_bits, refcount_order) else {
+        return refuse(format!(
+            "refcount order {refcount_order} is not within 0..=6: the refcount width is a power of two up to 64 bits"
+        ));
+    };
+    if version == 2 && refcount_order != 4 {
+        return refuse("version 2 has refcounts of 16 bits: use version 3 for others".into());
+    }
+    if version == 2 && lazy_refcounts {
+        return refuse("version 2 has no lazy refcounts: use version 3".into());
+    }
+    if !virtual_bytes.is_multiple_of(512) {
+        return refuse(format!(
+            "disk size {virtual_bytes} is not a multiple of 512"
+        ));
+    }
+    let most_bytes = MAX_L1_BYTES / 8 * geometry.l1_span_bytes();
+    if virtual_bytes > most_bytes {
+        return refuse(format!(
+            "disk size {virtual_bytes} is more than {most_bytes}, the most that clusters of {} bytes can map",
+            geometry.cluster_bytes()
+        ));
+    }
+    if let Some(backing) = backing {
+        validate_backing(backing, options, geometry)?;
+    }
+    Ok(geometry)
+}
+
+fn validate_backing(
+    backing: &Backing,
+    options: &CreateOptions,
+    geometry: Geometry,
+) -> Result<(), Error> {
+    let len = backing.name.len();
+    if len == 0 || len > MAX_BACKING_NAME {
+        return refuse(format!(
+            "a backing file name of {len} bytes is not within 1..={MAX_BACKING_NAME}"
+        ));
+    }
+    let mut before = Vec::new();
+    extension::encode(&extensions(options, geometry), &mut before);
+    let end = header_len(options.version) + before.len() + len;
+    if end > geometry.cluster_len() {
+        return refuse(format!(
+            "a backing file name of {len} bytes does not fit the first cluster: use a shorter name or clusters of more than {} bytes",
+            geometry.cluster_bytes()
+        ));
+    }
+    Ok(())
+}
+
+fn refuse<T>(text: String) -> Result<T, Error> {
+    Err(Refused::Option(text).into())
+}
+
+fn header(options: &CreateOptions, geometry: Geometry, layout: &Layout) -> Header {
+    let lazy = if options.lazy_refcounts {
+        compatible::LAZY_REFCOUNTS
+    } else {
+        0
+    };
+    Header {
+        version: options.version,
+        geometry,
+        virtual_bytes: options.virtual_bytes,
+        l1_offset: layout.l1_offset(),
+        l1_entries: geometry.l1_entries_for(options.virtual_bytes),
+        reftable_offset: geometry.offset_of(HostCluster(1)),
+        reftable_clusters: layout.reftable_clusters,
+        snapshot_count: 0,
+        snapshots_offset: HostOffset(0),
+        incompatible: 0,
+        compatible: lazy,
+        autoclear: 0,
+        header_bytes: u64::try_from(header_len(options.version)).expect("a header is short"),
+        backing_name: options
+            .backing
+            .as_ref()
+            .map(|backing| backing.name.clone().into_bytes()),
+        extensions: extensions(options, geometry),
+    }
+}
+
+fn header_len(version: u32) -> usize {
+    if version == 2 { V2_LEN } else { V3_LEN_WRITTEN }
+}
+
+/// In QEMU's order; the names of features only where the first cluster has room to spare.
+fn extensions(options: &CreateOptions, geometry: Geometry) -> Vec<Extension> {
+    let mut extensions = Vec::new();
+    if let Some(backing) = &options.backing {
+        extensions.push(Extension {
+            kind: extension::BACKING_FORMAT,
+            data: backing.format.name().into(),
+        });
+    }
+    if options.version >= 3 && geometry.cluster_bytes() > 4096 {
+        extensions.push(Extension {
+            kind: extension::FEATURE_NAMES,
+            data: feature::standard_table(),
+        });
+    }
+    extensions
+}
+
+/// Where the structures of a new image stand: the header, the refcount table, the first refcount
+/// block, the L1 table, and the other refcount blocks, one after the other from cluster 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Layout {
+    geometry: Geometry,
+    reftable_clusters: u64,
+    blocks: u64,
+    l1_clusters: u64,
+}
+
+impl Layout {
+    /// The least number of refcount blocks and table clusters that count everything, themselves
+    /// included.
+    fn new(geometry: Geometry, virtual_bytes: u64) -> Result<Self, Error> {
+        let mut layout = Self {
+            geometry,
+            reftable_clusters: 1,
+            blocks: 1,
+            l1_clusters: geometry.clusters_for(geometry.l1_entries_for(virtual_bytes) * 8),
+        };
+        loop {
+            let blocks = layout.clusters().div_ceil(geometry.refcounts_per_block());
+            let reftable_clusters = geometry.clusters_for(blocks * 8);
+            if (blocks, reftable_clusters) == (layout.blocks, layout.reftable_clusters) {
+                return Ok(layout);
+            }
+            layout.blocks = blocks;
+            layout.reftable_clusters = reftable_clusters;
+            if layout.reftable_clusters * geometry.cluster_bytes() > MAX_REFTABLE_BYTES {
+                return Err(Refused::TableFull(Structure::RefcountTable).into());
+            }
+        }
+    }
+
+    fn clusters(self) -> u64 {
+        1 + self.reftable_clusters + self.blocks + self.l1_clusters
+    }
+
+    fn file_bytes(self) -> u64 {
+        self.clusters() * self.geometry.cluster_bytes()
+    }
+
+    fn l1_offset(self) -> HostOffset {
+        if self.l1_clusters == 0 {
+            return HostOffset(0);
+        }
+        self.geometry
+            .offset_of(HostCluster(2 + self.reftable_clusters))
+    }
+
+    fn block_offset(self, index: u64) -> HostOffset {
+        let after_table = 1 + self.reftable_clusters + index;
+        self.geometry.offset_of(HostCluster(if index == 0 {
+            after_table
+        } else {
+            after_table + self.l1_clusters
+        }))
+    }
+
+    /// The refcount table, and each block with a count of one for every cluster of the file.
+    async fn write_refcounts(self, file: &Port) -> Result<(), Error> {
+        let geometry = self.geometry;
+        let mut table = Vec::with_capacity(geometry.cluster_len());
+        let per_block = geometry.refcounts_per_block();
+        for index in 0..self.blocks {
+            let offset = self.block_offset(index);
+            table.extend_from_slice(&offset.0.to_be_bytes());
+            let used = per_block.min(self.clusters() - index * per_block);
+            let mut block = vec![0; geometry.cluster_len()];
+            for entry in 0..usize::try_from(used).expect("a refcount block fits memory") {
+                entry::set_refcount(&mut block, entry, geometry.refcount_order(), 1);
+            }
+            file.at(Event::RefblockAllocWrite)
+                .write(offset.0, block)
+                .await?;
+        }
+        table.resize(table.len().next_multiple_of(geometry.cluster_len()), 0);
+        file.at(Event::ReftableUpdate)
+            .write(geometry.cluster_bytes(), table)
+            .await?;
+        Ok(())
+    }
+}
