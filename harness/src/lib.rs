@@ -2,6 +2,7 @@
 
 pub mod caught;
 pub mod guest;
+pub mod minimise;
 pub mod prng;
 pub mod sim;
 pub mod workload;
