@@ -1,4 +1,8 @@
 //! One simulated process: its tasks, its schedule, and the world around it.
 
 pub mod chooser;
+mod client;
 pub mod executor;
+pub mod world;
+
+pub use client::{Failure, Opener, Read};

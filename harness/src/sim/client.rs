@@ -1,0 +1,179 @@
+//! The guest and manager of a simulated image: operations as tasks, and the history they leave.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use blkdebug::record::Clock;
+use engine::error::{Error, Refused};
+use engine::image::{Image, LocalFuture};
+
+use crate::workload::ops::{Answer, Happening, Moment, Operation, OperationId};
+use crate::workload::stamp::{Writer, stamp_range};
+
+/// Opens the image under test on the simulated disks, as often as it is asked to.
+pub trait Opener {
+    /// Opens the image for reading and writing.
+    fn open(&self) -> LocalFuture<'static, Rc<dyn Image>>;
+}
+
+/// What the operations of a run did so far.
+pub(super) struct Client {
+    opener: Box<dyn Opener>,
+    clock: Clock,
+    image: RefCell<Option<Rc<dyn Image>>>,
+    log: RefCell<Log>,
+}
+
+/// What a client saw.
+#[derive(Debug, Default)]
+pub(super) struct Log {
+    pub(super) history: Vec<Happening>,
+    pub(super) reads: Vec<Read>,
+    pub(super) failures: Vec<Failure>,
+}
+
+/// The data that a read operation yielded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Read {
+    /// Which operation.
+    pub id: OperationId,
+    /// The bytes.
+    pub data: Vec<u8>,
+}
+
+/// What failed, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// Which operation, or `None` for the first opening.
+    pub id: Option<OperationId>,
+    /// What the image said.
+    pub error: Error,
+}
+
+impl Client {
+    pub(super) fn new(opener: Box<dyn Opener>, clock: Clock) -> Self {
+        Self {
+            opener,
+            clock,
+            image: RefCell::default(),
+            log: RefCell::default(),
+        }
+    }
+
+    /// Opens the image for the first time.
+    pub(super) async fn start(self: Rc<Self>) {
+        if let Err(error) = self.open().await {
+            self.fail(None, error);
+        }
+    }
+
+    /// Whether there is an open image.
+    pub(super) fn is_open(&self) -> bool {
+        self.image.borrow().is_some()
+    }
+
+    /// Notes the submission of the next operation; the future carries it out.
+    pub(super) fn submit(
+        self: Rc<Self>,
+        operation: Operation,
+    ) -> impl Future<Output = ()> + 'static {
+        let mut log = self.log.borrow_mut();
+        let index = u32::try_from(log.history.len()).expect("a workload has few operations");
+        let id = OperationId(index);
+        log.history.push(Happening {
+            id,
+            operation,
+            submitted: self.now(),
+            completed: None,
+        });
+        drop(log);
+        async move {
+            let outcome = self.perform(id, operation).await;
+            self.finish(id, outcome);
+        }
+    }
+
+    pub(super) fn take_log(&self) -> Log {
+        self.log.take()
+    }
+
+    async fn perform(&self, id: OperationId, operation: Operation) -> Result<Vec<u8>, Error> {
+        if operation == Operation::Reopen {
+            return self.reopen().await.map(|()| Vec::new());
+        }
+        let image = self.image.borrow().clone();
+        let image = image.ok_or(Refused::FlushFailed)?;
+        match operation {
+            Operation::Read { offset, len_bytes } => {
+                return image.read(offset, to_usize(len_bytes)).await;
+            }
+            Operation::Write { offset, len_bytes } => {
+                let data = stamp_range(Writer::Operation(id), offset, len_bytes);
+                image.write(offset, data).await
+            }
+            Operation::WriteZeroes {
+                offset,
+                len_bytes,
+                unmap,
+            } => image.write_zeroes(offset, len_bytes, unmap).await,
+            Operation::Discard { offset, len_bytes } => image.discard(offset, len_bytes).await,
+            Operation::Flush => image.flush().await,
+            Operation::Grow { virtual_bytes } => image.grow(virtual_bytes).await,
+            Operation::Reopen => unreachable!("handled above"),
+        }
+        .map(|()| Vec::new())
+    }
+
+    /// Closes and opens; opens even where closing failed, as a new process would.
+    async fn reopen(&self) -> Result<(), Error> {
+        let image = self.image.take();
+        let closed = match &image {
+            Some(image) => image.close().await,
+            None => Ok(()),
+        };
+        drop(image);
+        self.open().await?;
+        closed
+    }
+
+    async fn open(&self) -> Result<(), Error> {
+        let image = self.opener.open().await?;
+        self.image.replace(Some(image));
+        Ok(())
+    }
+
+    fn finish(&self, id: OperationId, outcome: Result<Vec<u8>, Error>) {
+        let now = self.now();
+        let answer = match outcome {
+            Ok(data) => {
+                self.note_read(id, data);
+                Answer::Done
+            }
+            Err(error) => {
+                self.fail(Some(id), error);
+                Answer::Failed
+            }
+        };
+        self.log.borrow_mut().history[to_usize(id.0.into())].completed = Some((now, answer));
+    }
+
+    fn note_read(&self, id: OperationId, data: Vec<u8>) {
+        let mut log = self.log.borrow_mut();
+        let operation = log.history[to_usize(id.0.into())].operation;
+        if matches!(operation, Operation::Read { .. }) {
+            log.reads.push(Read { id, data });
+        }
+    }
+
+    fn fail(&self, id: Option<OperationId>, error: Error) {
+        self.log.borrow_mut().failures.push(Failure { id, error });
+    }
+
+    fn now(&self) -> Moment {
+        Moment(self.clock.next().0)
+    }
+}
+
+fn to_usize(value: u64) -> usize {
+    usize::try_from(value).expect("an operation's length fits the address space")
+}
