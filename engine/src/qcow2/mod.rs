@@ -1,11 +1,61 @@
 //! QEMU's qcow2 format, versions 2 and 3. Specification: `docs/interop/qcow2.rst` of QEMU.
+//!
+//! # The order of writes
+//!
+//! The device may keep any subset of what was written since the last flush, in any order, and tear it
+//! at 512 bytes. What survives must still be an image in which no flushed byte is lost and no foreign
+//! byte shows. These rules make it so; [`order::Rule`] names those that cost a barrier, and every
+//! barrier in the code names its rule.
+//!
+//! 1. **Before a link**: an L2 entry is written only when the refcounts that it relies on are durable
+//!    (unless the dirty bit is), and when its data are, where anything but zeroes could show in their
+//!    stead: the old content is not zero, or the new cluster may not read as zero. Without the dirty
+//!    bit the data are waited for always, since they also make the file long enough.
+//! 2. **Before an L1 entry**: the new L2 table that it points to is durable, with its refcount.
+//! 3. **Before a free**: a cluster's refcount goes down, and the cluster may be used again or its
+//!    space given back, only when the write that unlinked it is durable. Lowered refcounts therefore
+//!    need no order of their own, and no cycle of dependencies can arise.
+//! 4. **Before a hookup**: a new refcount block is durable before the refcount table points to it.
+//! 5. **After a hookup**: the refcount table entry is durable before a cluster that the block counts is
+//!    used. So even a dirty image maps nothing that its refcount table does not cover.
+//! 6. **Before a switch**: a new refcount table with its blocks, or a new L1 table, is durable before
+//!    the header points to it. The header's pointers and flags change by one write of sector 0.
+//! 7. **After a switch**: it is durable before what it replaced is freed, and before anything is
+//!    written that relies on it.
+//! 8. **Dirty before links**: with lazy refcounts, the dirty bit is durable before the first link that
+//!    does without durable refcounts.
+//! 9. **Clean last**: the dirty bit is cleared only when L2 tables and refcounts are durable.
+//! 10. **Size last**: what a grown disk shows in its new part is durable before the new size is written.
+//! 11. **Guest flush**: L2 tables are written under rule 1, then the device is flushed.
+//!
+//! # Overlapping requests
+//!
+//! A request claims its range of guest clusters: shared to read and to overwrite in place, exclusive
+//! to change a mapping. So a mapping stays as it was looked up while data move, and a cluster is
+//! never freed under a reader. Tables, refcounts and header are behind one fair lock that is not held
+//! while guest data move.
 
+mod alloc;
+mod cache;
 pub mod create;
 pub mod entry;
 pub mod extension;
 mod feature;
+mod free;
 pub mod geometry;
+mod grow;
 pub mod header;
+mod image;
+mod l2;
+mod metadata;
+mod open;
+pub mod order;
+mod read;
+mod reftable;
 pub mod unit;
+mod write;
+mod zero;
 
 pub use header::probe;
+pub use image::Qcow2;
+pub use open::{CacheSizes, LazyRefcounts, OpenOptions};

@@ -28,3 +28,17 @@ quantity! {
     /// The number of a cluster of the image file: its host offset divided by the cluster size.
     HostCluster, "host cluster "
 }
+quantity! {
+    /// The number of a cluster of the guest's disk: its guest offset divided by the cluster size.
+    GuestCluster, "guest cluster "
+}
+
+/// The length of a buffer as a byte count.
+pub(crate) fn byte_count(len: usize) -> u64 {
+    u64::try_from(len).expect("a length in memory fits 64 bits")
+}
+
+/// A count of bytes or entries as a length in memory.
+pub(crate) fn mem_len(count: u64) -> usize {
+    usize::try_from(count).expect("a bounded count fits the address space")
+}

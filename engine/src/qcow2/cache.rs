@@ -1,0 +1,136 @@
+//! Write-back caches of table slices: L2 entries in one, refcounts in another.
+//!
+//! A slice is a piece of a table, at most [`SLICE_BYTES`] long, kept under its host offset. The cache
+//! knows no I/O and no order: who evicts or writes back does that under the rules of
+//! [`crate::qcow2`].
+
+use std::collections::BTreeMap;
+
+use super::geometry::Geometry;
+use super::order::Stamp;
+use super::unit::{HostOffset, byte_count};
+
+/// The longest slice. Small enough that a random access costs one page of I/O.
+pub(super) const SLICE_BYTES: u64 = 4096;
+
+/// A piece of a table in memory.
+#[derive(Debug)]
+pub(super) struct Slice {
+    /// The table's bytes, as they should stand in the file.
+    pub(super) bytes: Vec<u8>,
+    /// Whether they differ from the file's.
+    pub(super) dirty: bool,
+    /// The youngest write that must be durable before these bytes may be written.
+    pub(super) needs: Stamp,
+    used: u64,
+}
+
+impl Slice {
+    /// The 64-bit word at `index`.
+    pub(super) fn word(&self, index: usize) -> u64 {
+        let bytes = self.bytes[index * 8..index * 8 + 8]
+            .try_into()
+            .expect("a word is 8 bytes");
+        u64::from_be_bytes(bytes)
+    }
+
+    /// Changes the 64-bit word at `index`.
+    pub(super) fn set_word(&mut self, index: usize, word: u64) {
+        self.bytes[index * 8..index * 8 + 8].copy_from_slice(&word.to_be_bytes());
+        self.dirty = true;
+    }
+}
+
+/// Slices under their host offsets, at most `capacity` of them.
+#[derive(Debug)]
+pub(super) struct Cache {
+    slice_bytes: u64,
+    capacity: usize,
+    slices: BTreeMap<HostOffset, Slice>,
+    clock: u64,
+}
+
+impl Cache {
+    /// An empty cache for tables of this geometry, of at least one slice.
+    pub(super) fn new(geometry: Geometry, capacity: usize) -> Self {
+        let slice_bytes = geometry.cluster_bytes().min(SLICE_BYTES);
+        Self {
+            slice_bytes,
+            capacity: capacity.max(1),
+            slices: BTreeMap::new(),
+            clock: 0,
+        }
+    }
+
+    /// Bytes in each slice.
+    pub(super) fn slice_bytes(&self) -> u64 {
+        self.slice_bytes
+    }
+
+    /// Whether the slice at `offset` is here.
+    pub(super) fn contains(&self, offset: HostOffset) -> bool {
+        self.slices.contains_key(&offset)
+    }
+
+    /// The slice at `offset`, which the caller has loaded.
+    pub(super) fn slice(&mut self, offset: HostOffset) -> &mut Slice {
+        self.clock += 1;
+        let slice = self
+            .slices
+            .get_mut(&offset)
+            .expect("a slice is loaded before it is used");
+        slice.used = self.clock;
+        slice
+    }
+
+    /// Puts the file's bytes in.
+    pub(super) fn insert(&mut self, offset: HostOffset, bytes: Vec<u8>) {
+        debug_assert_eq!(byte_count(bytes.len()), self.slice_bytes);
+        self.clock += 1;
+        let slice = Slice {
+            bytes,
+            dirty: false,
+            needs: Stamp::default(),
+            used: self.clock,
+        };
+        self.slices.insert(offset, slice);
+    }
+
+    /// The slice that must go before another can come, if the cache is full: the one longest unused.
+    pub(super) fn victim(&self) -> Option<HostOffset> {
+        if self.slices.len() < self.capacity {
+            return None;
+        }
+        self.slices
+            .iter()
+            .min_by_key(|(_, slice)| slice.used)
+            .map(|(offset, _)| *offset)
+    }
+
+    /// Whether the slice at `offset` must be written before it may go.
+    pub(super) fn is_dirty(&self, offset: HostOffset) -> bool {
+        self.slices.get(&offset).is_some_and(|slice| slice.dirty)
+    }
+
+    /// The offsets of all slices that differ from the file, in order.
+    pub(super) fn dirty(&self) -> Vec<HostOffset> {
+        self.slices
+            .iter()
+            .filter(|(_, slice)| slice.dirty)
+            .map(|(offset, _)| *offset)
+            .collect()
+    }
+
+    /// Forgets the slices of a cluster, written or not.
+    pub(super) fn forget(&mut self, offset: HostOffset, len_bytes: u64) {
+        let range = offset..HostOffset(offset.0 + len_bytes);
+        let gone: Vec<HostOffset> = self
+            .slices
+            .range(range)
+            .map(|(offset, _)| *offset)
+            .collect();
+        for offset in gone {
+            self.slices.remove(&offset);
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! Making the guest's disk larger: a longer L1 table, then what the new part shows, then the size.
+
+use super::entry::L1Word;
+use super::free::Unlink;
+use super::header::HeaderSector;
+use super::image::Qcow2;
+use super::metadata::Metadata;
+use super::order::Rule;
+use super::unit::{HostOffset, byte_count, mem_len};
+use crate::defect::Defect;
+use crate::device::{Event, SECTOR_BYTES};
+use crate::error::{Error, Refused, Structure};
+use crate::image::Unmap;
+use crate::sync::Mode;
+
+/// QEMU's limit, so that both open the same images.
+const MAX_L1_BYTES: u64 = 32 << 20;
+
+impl Qcow2 {
+    /// Makes the guest's disk `virtual_bytes` large. Before or after, whatever fails between.
+    pub(super) async fn grow_disk(&self, virtual_bytes: u64) -> Result<(), Error> {
+        self.must_be_writable()?;
+        let _all = self.claims.lock(0..u64::MAX, Mode::Exclusive).await;
+        let old_bytes = self.virtual_bytes.get();
+        if virtual_bytes < old_bytes || !virtual_bytes.is_multiple_of(SECTOR_BYTES) {
+            return Err(Refused::Option(format!(
+                "size {virtual_bytes} must be a multiple of 512 and at least the present {old_bytes}"
+            ))
+            .into());
+        }
+        {
+            let mut metadata = self.metadata.lock().await;
+            metadata.must_be_sound()?;
+            let entries = self.geometry.l1_entries_for(virtual_bytes);
+            if entries > byte_count(metadata.l1.len()) {
+                metadata.grow_l1(entries).await?;
+            }
+        }
+        self.hide_backing(old_bytes, virtual_bytes).await?;
+        let mut metadata = self.metadata.lock().await;
+        metadata.write_back_all().await?;
+        self.order
+            .barrier(Rule::BeforeSize, self.order.latest())
+            .await?;
+        let mut sector0 = metadata.sector0.clone();
+        sector0.set_virtual_bytes(virtual_bytes);
+        let bytes = sector0.bytes();
+        let written = self.order.write(Event::None, HostOffset(0), bytes).await?;
+        metadata.sector0 = sector0;
+        metadata.virtual_bytes = virtual_bytes;
+        self.virtual_bytes.set(virtual_bytes);
+        self.order.barrier(Rule::AfterSize, written).await
+    }
+
+    /// Makes what is added read as zeroes where a longer backing file would show.
+    async fn hide_backing(&self, old_bytes: u64, virtual_bytes: u64) -> Result<(), Error> {
+        let backing_bytes = self
+            .backing
+            .as_ref()
+            .map_or(0, |backing| backing.virtual_bytes());
+        let end = backing_bytes.min(virtual_bytes);
+        if end <= old_bytes || self.planted.has(Defect::GrowShowsBacking) {
+            return Ok(());
+        }
+        self.zero_claimed(old_bytes, end - old_bytes, Unmap::Allow, virtual_bytes)
+            .await
+    }
+}
+
+impl Metadata {
+    /// Moves to an L1 table of `entries` entries, under rules 6 and 7.
+    async fn grow_l1(&mut self, entries: u64) -> Result<(), Error> {
+        if entries * 8 > MAX_L1_BYTES {
+            return Err(Refused::TableFull(Structure::L1Table).into());
+        }
+        self.before_link().await?;
+        self.order
+            .file()
+            .at(Event::L1GrowAllocTable)
+            .reach()
+            .await?;
+        let clusters = self.geometry.clusters_for(entries * 8);
+        let run = self.allocate_exactly(clusters).await?;
+        let offset = self.geometry.offset_of(run.first);
+
+        let mut l1 = self.l1.clone();
+        l1.resize(mem_len(entries), L1Word(0));
+        let mut bytes: Vec<u8> = l1.iter().flat_map(|word| word.0.to_be_bytes()).collect();
+        bytes.resize(mem_len(clusters * self.geometry.cluster_bytes()), 0);
+        let content = match self
+            .order
+            .write(Event::L1GrowWriteTable, offset, bytes)
+            .await
+        {
+            Ok(content) => content,
+            Err(error) => {
+                // Nothing points to the new table; if even this fails, a leak is all that remains.
+                let _ = self.free_now(run.first, run.count).await;
+                return Err(error);
+            }
+        };
+        let mut needs = content;
+        if !self.dirty {
+            self.write_refcounts().await?;
+            needs = needs.max(self.refcounts_written);
+        }
+        let change = |sector0: &mut HeaderSector| sector0.set_l1(offset, entries);
+        let (rule, event) = (Rule::BeforeL1Switch, Event::L1GrowActivateTable);
+        let switched = self.switch(rule, event, needs, change).await?;
+
+        let old = self.geometry.cluster_of(self.l1_offset);
+        let old_clusters = self.geometry.clusters_for(byte_count(self.l1.len()) * 8);
+        self.owners
+            .retain(|cluster, _| !(old.0..old.0 + old_clusters).contains(&cluster.0));
+        self.own(offset, clusters, Structure::L1Table);
+        self.l1 = l1;
+        self.l1_offset = offset;
+        self.free_after(Unlink::Written(switched), old, old_clusters);
+        Ok(())
+    }
+}

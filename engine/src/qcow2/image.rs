@@ -1,0 +1,161 @@
+//! An open qcow2 image.
+
+use std::cell::Cell;
+use std::fmt;
+use std::rc::Rc;
+
+use super::geometry::Geometry;
+use super::metadata::Metadata;
+use super::order::{Order, Rule};
+use crate::defect::{Defect, Planted};
+use crate::device::{Event, SECTOR_BYTES};
+use crate::error::{Error, Refused};
+use crate::image::{Access, Image, LocalFuture, Unmap};
+use crate::sync::{Mode, Mutex, RangeGuard, RangeLock};
+
+/// An open qcow2 image. Made by [`Qcow2::open`].
+pub struct Qcow2 {
+    pub(super) order: Rc<Order>,
+    pub(super) metadata: Mutex<Metadata>,
+    pub(super) claims: RangeLock,
+    pub(super) backing: Option<Rc<dyn Image>>,
+    pub(super) geometry: Geometry,
+    pub(super) version: u32,
+    pub(super) access: Access,
+    pub(super) virtual_bytes: Cell<u64>,
+    pub(super) planted: Planted,
+}
+
+impl fmt::Debug for Qcow2 {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Qcow2")
+            .field("version", &self.version)
+            .field("geometry", &self.geometry)
+            .field("virtual_bytes", &self.virtual_bytes)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Qcow2 {
+    /// The sizes of this image's structures.
+    pub fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    /// Claims the guest clusters of a range.
+    pub(super) async fn claim(&self, offset: u64, len_bytes: u64, mode: Mode) -> RangeGuard<'_> {
+        let bits = self.geometry.cluster_bits();
+        let range = offset >> bits..self.geometry.clusters_for(offset + len_bytes);
+        let mode = if self.planted.has(Defect::UnlockedUpdate) {
+            Mode::Shared
+        } else {
+            mode
+        };
+        self.claims.lock(range, mode).await
+    }
+
+    /// Refuses a range that is not made of sectors of the guest's disk.
+    pub(super) fn must_contain(&self, offset: u64, len_bytes: u64) -> Result<(), Error> {
+        let virtual_bytes = self.virtual_bytes.get();
+        if !offset.is_multiple_of(SECTOR_BYTES) || !len_bytes.is_multiple_of(SECTOR_BYTES) {
+            return Err(Refused::Unaligned { offset, len_bytes }.into());
+        }
+        if offset
+            .checked_add(len_bytes)
+            .is_none_or(|end| end > virtual_bytes)
+        {
+            return Err(Refused::OutOfRange {
+                offset,
+                len_bytes,
+                virtual_bytes,
+            }
+            .into());
+        }
+        Ok(())
+    }
+
+    /// Refuses changes to an image that is open for reading.
+    pub(super) fn must_be_writable(&self) -> Result<(), Error> {
+        match self.access {
+            Access::ReadWrite => Ok(()),
+            Access::ReadOnly => Err(Refused::ReadOnly.into()),
+        }
+    }
+
+    async fn flush_all(&self) -> Result<(), Error> {
+        if self.access == Access::ReadOnly {
+            return Ok(());
+        }
+        {
+            let mut metadata = self.metadata.lock().await;
+            metadata.must_be_sound()?;
+            self.order.file().at(Event::FlushToOs).reach().await?;
+            if !self.planted.has(Defect::FlushSkipsTables) {
+                metadata.write_back_all().await?;
+            }
+        }
+        self.order
+            .barrier(Rule::GuestFlush, self.order.latest())
+            .await?;
+        if self.planted.has(Defect::FlushClearsDirty) {
+            self.metadata.lock().await.clear_dirty().await?;
+        }
+        Ok(())
+    }
+
+    /// Rule 9. Every step may fail and be tried again; the dirty bit stays until all have succeeded.
+    async fn close_down(&self) -> Result<(), Error> {
+        if self.access == Access::ReadOnly {
+            return Ok(());
+        }
+        let mut metadata = self.metadata.lock().await;
+        metadata.must_be_sound()?;
+        metadata.write_back_all().await?;
+        self.order
+            .barrier(Rule::BeforeClean, self.order.latest())
+            .await?;
+        metadata.reap().await?;
+        metadata.write_refcounts().await?;
+        self.order
+            .barrier(Rule::BeforeClean, self.order.latest())
+            .await?;
+        metadata.clear_dirty().await?;
+        self.order
+            .barrier(Rule::AfterClean, self.order.latest())
+            .await
+    }
+}
+
+impl Image for Qcow2 {
+    fn virtual_bytes(&self) -> u64 {
+        self.virtual_bytes.get()
+    }
+
+    fn read(&self, offset: u64, len_bytes: usize) -> LocalFuture<'_, Vec<u8>> {
+        Box::pin(self.read_range(offset, len_bytes))
+    }
+
+    fn write(&self, offset: u64, data: Vec<u8>) -> LocalFuture<'_, ()> {
+        Box::pin(self.write_range(offset, data))
+    }
+
+    fn write_zeroes(&self, offset: u64, len_bytes: u64, unmap: Unmap) -> LocalFuture<'_, ()> {
+        Box::pin(self.zero_range(offset, len_bytes, unmap))
+    }
+
+    fn discard(&self, offset: u64, len_bytes: u64) -> LocalFuture<'_, ()> {
+        Box::pin(self.discard_range(offset, len_bytes))
+    }
+
+    fn flush(&self) -> LocalFuture<'_, ()> {
+        Box::pin(self.flush_all())
+    }
+
+    fn grow(&self, virtual_bytes: u64) -> LocalFuture<'_, ()> {
+        Box::pin(self.grow_disk(virtual_bytes))
+    }
+
+    fn close(&self) -> LocalFuture<'_, ()> {
+        Box::pin(self.close_down())
+    }
+}

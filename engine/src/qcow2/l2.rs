@@ -1,0 +1,234 @@
+//! Looking mappings up, and changing them.
+
+use super::entry::{Compressed, Copied, L1Entry, L1Word, L2Word, Mapping};
+use super::free::Unlink;
+use super::metadata::Metadata;
+use super::order::{Rule, Stamp};
+use super::unit::{GuestCluster, HostCluster, HostOffset, byte_count, mem_len};
+use crate::defect::Defect;
+use crate::device::Event;
+use crate::error::{BadImage, Error, Problem, Refused, Structure};
+
+/// Where the mapping of a guest cluster stands.
+struct Spot {
+    l1_index: usize,
+    /// Offset of the slice within the table.
+    slice: u64,
+    /// Index of the entry within the slice.
+    index: usize,
+    /// Entries from there to the end of the slice.
+    left: u64,
+}
+
+impl Metadata {
+    /// The mappings of guest clusters from `first` on: at least one, at most `max`, none beyond the
+    /// slice that holds the first.
+    pub(super) async fn mappings(
+        &mut self,
+        first: GuestCluster,
+        max: u64,
+    ) -> Result<Vec<Mapping>, Error> {
+        let spot = self.spot(first);
+        let count = spot.left.min(max);
+        let L1Entry::Table { offset, .. } = self.l1_entry(spot.l1_index)? else {
+            return Ok(vec![Mapping::Unallocated; mem_len(count)]);
+        };
+        let slice = HostOffset(offset.0 + spot.slice);
+        self.load_l2(slice).await?;
+        let mut mappings = Vec::with_capacity(mem_len(count));
+        for index in spot.index..spot.index + mem_len(count) {
+            mappings.push(self.mapping(slice, index)?);
+        }
+        Ok(mappings)
+    }
+
+    /// Maps guest clusters from `first` on anew, all within one slice, and frees what they were
+    /// mapped to once that is durable. The slice may be written when `needs` is durable.
+    ///
+    /// Nothing changes where this fails.
+    pub(super) async fn link(
+        &mut self,
+        first: GuestCluster,
+        new: &[Mapping],
+        needs: Stamp,
+    ) -> Result<(), Error> {
+        let spot = self.spot(first);
+        let table = self.own_table(spot.l1_index).await?;
+        let slice = HostOffset(table.0 + spot.slice);
+        self.load_l2(slice).await?;
+        for at in 0..new.len() {
+            self.mapping(slice, spot.index + at)?;
+        }
+        for (at, mapping) in new.iter().enumerate() {
+            let index = spot.index + at;
+            let old = self.mapping(slice, index)?;
+            if old == *mapping {
+                continue;
+            }
+            let word = self.encode(*mapping);
+            self.l2.slice(slice).set_word(index, word.0);
+            self.free_unlinked(slice, old, *mapping);
+        }
+        let slice = self.l2.slice(slice);
+        slice.needs = slice.needs.max(needs);
+        Ok(())
+    }
+
+    fn encode(&self, mapping: Mapping) -> L2Word {
+        if let Mapping::Data { offset, .. } = mapping
+            && self.planted.has(Defect::CopiedForgotten)
+        {
+            let copied = Copied::No;
+            return Mapping::Data { offset, copied }.encode(self.geometry);
+        }
+        mapping.encode(self.geometry)
+    }
+
+    fn free_unlinked(&mut self, slice: HostOffset, old: Mapping, new: Mapping) {
+        let keeps = host_clusters(self, new);
+        let Some((first, count)) = host_clusters(self, old) else {
+            return;
+        };
+        if keeps == Some((first, count)) || self.planted.has(Defect::OldClusterLeaked) {
+            return;
+        }
+        self.free_after(Unlink::BySlice(slice), first, count);
+    }
+
+    fn spot(&self, cluster: GuestCluster) -> Spot {
+        let entries = self.geometry.l2_entries();
+        let per_slice = self.l2.slice_bytes() / 8;
+        let within = cluster.0 % entries;
+        Spot {
+            l1_index: mem_len(cluster.0 / entries),
+            slice: within / per_slice * self.l2.slice_bytes(),
+            index: mem_len(within % per_slice),
+            left: per_slice - within % per_slice,
+        }
+    }
+
+    fn l1_entry(&self, index: usize) -> Result<L1Entry, Error> {
+        let word = self.l1.get(index).copied().unwrap_or(L1Word(0));
+        word.decode(self.geometry).map_err(|bad| {
+            let (structure, offset) = (Structure::L1Table, self.l1_offset.0);
+            let index = Some(byte_count(index));
+            BadImage {
+                structure,
+                offset,
+                index,
+                problem: bad.into(),
+            }
+            .into()
+        })
+    }
+
+    fn mapping(&mut self, slice: HostOffset, index: usize) -> Result<Mapping, Error> {
+        let word = L2Word(self.l2.slice(slice).word(index));
+        word.decode(self.geometry, self.version).map_err(|bad| {
+            let (structure, problem) = (Structure::L2Table, Problem::Entry(bad));
+            let index = Some(byte_count(index));
+            BadImage {
+                structure,
+                offset: slice.0,
+                index,
+                problem,
+            }
+            .into()
+        })
+    }
+
+    /// The L2 table of an L1 entry, made if there is none and copied if it is shared.
+    async fn own_table(&mut self, l1_index: usize) -> Result<HostOffset, Error> {
+        self.must_be_sound()?;
+        if l1_index >= self.l1.len() {
+            return Err(Refused::TableFull(Structure::L1Table).into());
+        }
+        let old = match self.l1_entry(l1_index)? {
+            L1Entry::Table {
+                offset,
+                copied: Copied::Yes,
+            } => return Ok(offset),
+            L1Entry::Table {
+                offset,
+                copied: Copied::No,
+            } => Some(offset),
+            L1Entry::Empty => None,
+        };
+        self.before_link().await?;
+        let run = self.allocate_exactly(1).await?;
+        let offset = self.geometry.offset_of(run.first);
+        let content = match self.write_table(offset, old).await {
+            Ok(content) => content,
+            Err(error) => {
+                // The table is linked nowhere; if even this fails, a leak is all that remains.
+                let _ = self.free_now(run.first, 1).await;
+                return Err(error);
+            }
+        };
+        self.order.barrier(Rule::BeforeL1, content).await?;
+        let before = self.l1[l1_index];
+        self.l1[l1_index] = L1Entry::Table {
+            offset,
+            copied: Copied::Yes,
+        }
+        .encode();
+        let hooked = match self.write_l1_sector(l1_index).await {
+            Ok(hooked) => hooked,
+            Err(error) => {
+                // The file may point to the new table or not: it stays allocated for both.
+                self.l1[l1_index] = before;
+                return Err(error);
+            }
+        };
+        self.own(offset, 1, Structure::L2Table);
+        if let Some(old) = old {
+            let old = self.geometry.cluster_of(old);
+            self.free_after(Unlink::Written(hooked), old, 1);
+        }
+        Ok(offset)
+    }
+
+    /// Fills a new table, and makes sure that its refcount is written where it must be.
+    async fn write_table(
+        &mut self,
+        offset: HostOffset,
+        old: Option<HostOffset>,
+    ) -> Result<Stamp, Error> {
+        let len = self.geometry.cluster_len();
+        let bytes = match old {
+            // A shared table is never changed in place, so the file has all of it.
+            Some(old) => {
+                self.order
+                    .file()
+                    .at(Event::L2AllocCowRead)
+                    .read(old.0, len)
+                    .await?
+            }
+            None => vec![0; len],
+        };
+        self.l2.forget(offset, self.geometry.cluster_bytes());
+        let content = self.order.write(Event::L2AllocWrite, offset, bytes).await?;
+        if self.dirty {
+            return Ok(content);
+        }
+        self.write_refcounts().await?;
+        Ok(content.max(self.refcounts_written))
+    }
+}
+
+/// The host clusters that a mapping refers to.
+fn host_clusters(metadata: &Metadata, mapping: Mapping) -> Option<(HostCluster, u64)> {
+    let geometry = metadata.geometry;
+    match mapping {
+        Mapping::Unallocated | Mapping::Zero { reserve: None } => None,
+        Mapping::Zero {
+            reserve: Some((offset, _)),
+        }
+        | Mapping::Data { offset, .. } => Some((geometry.cluster_of(offset), 1)),
+        Mapping::Compressed(Compressed { offset, len_bytes }) => {
+            let first = geometry.cluster_of(offset);
+            let last = geometry.cluster_of(HostOffset(offset.0 + len_bytes - 1));
+            Some((first, last.0 - first.0 + 1))
+        }
+    }
+}

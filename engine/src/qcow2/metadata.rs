@@ -1,0 +1,316 @@
+//! The tables of an open image, and how they are loaded and written back.
+//!
+//! One [`Metadata`] stands behind a fair lock; whoever holds it may rely on what the tables say until
+//! the lock is given up. Guest data never move under it.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use super::cache::Cache;
+use super::entry::{L1Word, ReftableWord};
+use super::free::Deferred;
+use super::geometry::Geometry;
+use super::header::{HeaderSector, incompatible};
+use super::order::{Order, Rule, Stamp};
+use super::unit::{HostCluster, HostOffset, byte_count, mem_len};
+use crate::defect::{Defect, Planted};
+use crate::device::{Event, SECTOR_BYTES};
+use crate::error::{BadImage, Error, Problem, Refused, Structure};
+
+/// How refcounts are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Refcounting {
+    /// Durable before anything relies on them.
+    Strict,
+    /// Postponed under the dirty bit.
+    Lazy,
+}
+
+/// The tables of an open image.
+#[derive(Debug)]
+pub(super) struct Metadata {
+    pub(super) order: Rc<Order>,
+    pub(super) planted: Planted,
+    pub(super) geometry: Geometry,
+    pub(super) version: u32,
+    pub(super) refcounting: Refcounting,
+    pub(super) sector0: HeaderSector,
+    pub(super) incompatible: u64,
+    /// The dirty bit as it durably stands.
+    pub(super) dirty: bool,
+    /// The image was found corrupt: it takes no more changes.
+    pub(super) corrupt: bool,
+    pub(super) virtual_bytes: u64,
+    pub(super) l1_offset: HostOffset,
+    pub(super) l1: Vec<L1Word>,
+    pub(super) reftable_offset: HostOffset,
+    pub(super) reftable: Vec<ReftableWord>,
+    pub(super) l2: Cache,
+    pub(super) refcounts: Cache,
+    /// The youngest write of a refcount slice.
+    pub(super) refcounts_written: Stamp,
+    /// What each cluster of metadata holds.
+    pub(super) owners: BTreeMap<HostCluster, Structure>,
+    pub(super) deferred: Vec<Deferred>,
+    /// No cluster below this one is free.
+    pub(super) free_hint: u64,
+    /// Clusters from here on were never written: they read as zeroes.
+    pub(super) fresh_from: u64,
+}
+
+impl Metadata {
+    /// Makes sure that the L2 slice at `offset` is in the cache.
+    pub(super) async fn load_l2(&mut self, offset: HostOffset) -> Result<(), Error> {
+        if self.l2.contains(offset) {
+            return Ok(());
+        }
+        if let Some(victim) = self.l2.victim() {
+            if self.l2.is_dirty(victim) {
+                self.write_back(&[victim]).await?;
+            }
+            self.l2.forget(victim, 1);
+        }
+        let len = mem_len(self.l2.slice_bytes());
+        let bytes = self
+            .order
+            .file()
+            .at(Event::L2Load)
+            .read(offset.0, len)
+            .await?;
+        self.l2.insert(offset, bytes);
+        Ok(())
+    }
+
+    /// Makes sure that the refcount slice at `offset` is in the cache.
+    pub(super) async fn load_refcounts(&mut self, offset: HostOffset) -> Result<(), Error> {
+        if self.refcounts.contains(offset) {
+            return Ok(());
+        }
+        if let Some(victim) = self.refcounts.victim() {
+            if self.refcounts.is_dirty(victim) {
+                self.write_refcount_slice(victim).await?;
+            }
+            self.refcounts.forget(victim, 1);
+        }
+        let len = mem_len(self.refcounts.slice_bytes());
+        let bytes = self
+            .order
+            .file()
+            .at(Event::RefblockLoad)
+            .read(offset.0, len)
+            .await?;
+        self.refcounts.insert(offset, bytes);
+        Ok(())
+    }
+
+    /// Writes back every dirty L2 slice, under rule 1.
+    pub(super) async fn write_back_all(&mut self) -> Result<(), Error> {
+        let dirty = self.l2.dirty();
+        self.write_back(&dirty).await
+    }
+
+    /// Writes back these L2 slices, under rule 1.
+    async fn write_back(&mut self, slices: &[HostOffset]) -> Result<(), Error> {
+        if slices.is_empty() {
+            return Ok(());
+        }
+        let mut needs = Stamp::default();
+        for slice in slices {
+            needs = needs.max(self.l2.slice(*slice).needs);
+        }
+        let swapped = self.planted.has(Defect::LinkBeforeRefcounts);
+        if !self.dirty && !swapped {
+            self.write_refcounts().await?;
+            needs = needs.max(self.refcounts_written);
+        }
+        self.order.barrier(Rule::BeforeLink, needs).await?;
+        for offset in slices {
+            let bytes = self.l2.slice(*offset).bytes.clone();
+            let stamp = self.order.write(Event::L2Update, *offset, bytes).await?;
+            let slice = self.l2.slice(*offset);
+            slice.dirty = false;
+            slice.needs = Stamp::default();
+            self.unlinked_by_slice(*offset, stamp);
+        }
+        if !self.dirty && swapped {
+            self.write_refcounts().await?;
+        }
+        if self.planted.has(Defect::DirtyTooLate) {
+            self.set_dirty().await?;
+        }
+        Ok(())
+    }
+
+    /// Writes every dirty refcount slice. Rule 3 sees to it that none needs to wait for anything.
+    pub(super) async fn write_refcounts(&mut self) -> Result<(), Error> {
+        for offset in self.refcounts.dirty() {
+            self.write_refcount_slice(offset).await?;
+        }
+        Ok(())
+    }
+
+    async fn write_refcount_slice(&mut self, offset: HostOffset) -> Result<(), Error> {
+        let bytes = self.refcounts.slice(offset).bytes.clone();
+        let stamp = self
+            .order
+            .write(Event::RefblockUpdatePart, offset, bytes)
+            .await?;
+        self.refcounts.slice(offset).dirty = false;
+        self.refcounts_written = stamp;
+        Ok(())
+    }
+
+    /// Rule 8: before a link that does without durable refcounts.
+    pub(super) async fn before_link(&mut self) -> Result<(), Error> {
+        if self.planted.has(Defect::DirtyTooLate) {
+            Ok(())
+        } else {
+            self.set_dirty().await
+        }
+    }
+
+    async fn set_dirty(&mut self) -> Result<(), Error> {
+        if self.refcounting == Refcounting::Strict || self.dirty {
+            return Ok(());
+        }
+        self.set_incompatible(self.incompatible | incompatible::DIRTY)
+            .await?;
+        self.dirty = true;
+        Ok(())
+    }
+
+    /// Rule 9: clears the dirty bit. The caller has made everything else durable.
+    pub(super) async fn clear_dirty(&mut self) -> Result<(), Error> {
+        if !self.dirty {
+            return Ok(());
+        }
+        self.set_incompatible(self.incompatible & !incompatible::DIRTY)
+            .await?;
+        self.dirty = false;
+        Ok(())
+    }
+
+    /// Clears the bits of features that writers who do not know them must clear.
+    pub(super) async fn clear_autoclear(&mut self) -> Result<(), Error> {
+        let mut sector0 = self.sector0.clone();
+        sector0.set_autoclear(0);
+        self.order
+            .write_through(Event::None, HostOffset(0), sector0.bytes())
+            .await?;
+        self.sector0 = sector0;
+        Ok(())
+    }
+
+    async fn set_incompatible(&mut self, bits: u64) -> Result<(), Error> {
+        let mut sector0 = self.sector0.clone();
+        sector0.set_incompatible(bits);
+        self.order
+            .write_through(Event::None, HostOffset(0), sector0.bytes())
+            .await?;
+        self.sector0 = sector0;
+        self.incompatible = bits;
+        Ok(())
+    }
+
+    /// Rules 6 and 7: points the header at a new table that `content` made complete, and makes the
+    /// switch durable. In memory nothing changes unless the switch succeeded.
+    pub(super) async fn switch(
+        &mut self,
+        rule: Rule,
+        event: Event,
+        content: Stamp,
+        change: impl FnOnce(&mut HeaderSector),
+    ) -> Result<Stamp, Error> {
+        self.order.barrier(rule, content).await?;
+        let mut sector0 = self.sector0.clone();
+        change(&mut sector0);
+        let stamp = self
+            .order
+            .write(event, HostOffset(0), sector0.bytes())
+            .await?;
+        self.sector0 = sector0;
+        self.order.barrier(Rule::AfterSwitch, stamp).await?;
+        Ok(stamp)
+    }
+
+    /// Writes the sector of the L1 table that holds entry `index`.
+    pub(super) async fn write_l1_sector(&self, index: usize) -> Result<Stamp, Error> {
+        let (at, bytes) = sector_of(index, |index| self.l1.get(index).map(|word| word.0));
+        self.order
+            .write(Event::L1Update, HostOffset(self.l1_offset.0 + at), bytes)
+            .await
+    }
+
+    /// Writes the sector of the refcount table that holds entry `index`.
+    pub(super) async fn write_reftable_sector(&self, index: usize) -> Result<Stamp, Error> {
+        let (at, bytes) = sector_of(index, |index| self.reftable.get(index).map(|word| word.0));
+        let offset = HostOffset(self.reftable_offset.0 + at);
+        self.order
+            .write(Event::RefblockAllocHookup, offset, bytes)
+            .await
+    }
+
+    /// Refuses a write of guest data that would destroy metadata, and marks the image corrupt.
+    pub(super) async fn guard(&mut self, offset: HostOffset, len_bytes: u64) -> Result<(), Error> {
+        let first = self.geometry.cluster_of(offset);
+        let last = self
+            .geometry
+            .cluster_of(HostOffset(offset.0 + len_bytes.max(1) - 1));
+        let Some((_, owner)) = self.owners.range(first..=last).next() else {
+            return Ok(());
+        };
+        let problem = Problem::Overlap {
+            owner: *owner,
+            len_bytes,
+        };
+        let structure = *owner;
+        Err(self
+            .found_corrupt(BadImage {
+                structure,
+                offset: offset.0,
+                index: None,
+                problem,
+            })
+            .await)
+    }
+
+    /// Marks the image corrupt and hands the reason back as an error.
+    pub(super) async fn found_corrupt(&mut self, reason: BadImage) -> Error {
+        self.corrupt = true;
+        if self.version >= 3 {
+            // The reason matters more than whether it could be written down.
+            let _ = self
+                .set_incompatible(self.incompatible | incompatible::CORRUPT)
+                .await;
+        }
+        reason.into()
+    }
+
+    /// Refuses changes to an image that was found corrupt.
+    pub(super) fn must_be_sound(&self) -> Result<(), Error> {
+        if self.corrupt {
+            Err(Refused::FoundCorrupt.into())
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Records what the clusters from `offset` on hold.
+    pub(super) fn own(&mut self, offset: HostOffset, clusters: u64, owner: Structure) {
+        let first = self.geometry.cluster_of(offset).0;
+        for cluster in first..first + clusters {
+            self.owners.insert(HostCluster(cluster), owner);
+        }
+    }
+}
+
+/// The sector of a table of words that holds entry `index`: its offset in the table, and its bytes.
+/// What lies behind the table's end is zero.
+fn sector_of(index: usize, word: impl Fn(usize) -> Option<u64>) -> (u64, Vec<u8>) {
+    let per_sector = mem_len(SECTOR_BYTES) / 8;
+    let first = index / per_sector * per_sector;
+    let bytes = (first..first + per_sector)
+        .flat_map(|index| word(index).unwrap_or(0).to_be_bytes())
+        .collect();
+    (byte_count(first) * 8, bytes)
+}

@@ -1,0 +1,228 @@
+//! Opening an image: reading what it says of itself, repairing what it promised to repair.
+
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use super::cache::Cache;
+use super::entry::{L1Entry, L1Word, ReftableWord};
+use super::geometry::Geometry;
+use super::header::{self, Header, HeaderSector};
+use super::image::Qcow2;
+use super::metadata::{Metadata, Refcounting};
+use super::order::{Order, Stamp};
+use super::unit::{HostCluster, HostOffset, byte_count, mem_len};
+use crate::defect::Planted;
+use crate::device::{Event, Port};
+use crate::error::{BadImage, Error, Problem, Structure};
+use crate::image::{Access, Image};
+use crate::sync::{Mutex, RangeLock};
+
+/// How an image is opened.
+#[derive(Clone, Copy, Debug)]
+pub struct OpenOptions {
+    /// Whether the image may be written.
+    pub access: Access,
+    /// Whether refcount updates are postponed; `None` leaves that to the image.
+    pub lazy_refcounts: Option<LazyRefcounts>,
+    /// How much of the tables is kept in memory.
+    pub caches: CacheSizes,
+    /// The defect that the image carries: none, but in a build that can plant them.
+    pub planted: Planted,
+}
+
+/// Whether refcount updates are postponed under the dirty bit. Version 2 has no such bit and never
+/// postpones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LazyRefcounts {
+    /// They are durable before anything relies on them.
+    Off,
+    /// They are postponed.
+    On,
+}
+
+/// Cache sizes in slices of at most 4 KiB; at least one of each is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CacheSizes {
+    /// Slices of L2 tables.
+    pub l2_slices: usize,
+    /// Slices of refcount blocks.
+    pub refcount_slices: usize,
+}
+
+impl Default for CacheSizes {
+    /// 32 MiB of L2 tables and 4 MiB of refcounts.
+    fn default() -> Self {
+        Self {
+            l2_slices: 8192,
+            refcount_slices: 1024,
+        }
+    }
+}
+
+impl Default for OpenOptions {
+    fn default() -> Self {
+        Self {
+            access: Access::ReadWrite,
+            lazy_refcounts: None,
+            caches: CacheSizes::default(),
+            planted: Planted::NONE,
+        }
+    }
+}
+
+impl Qcow2 {
+    /// Opens the image in `file` over its backing file, which the caller has opened.
+    ///
+    /// For writing, an image whose dirty bit is set is repaired first, and one that is marked corrupt
+    /// is refused.
+    pub async fn open(
+        file: Port,
+        backing: Option<Rc<dyn Image>>,
+        options: &OpenOptions,
+    ) -> Result<Self, Error> {
+        let (mut header, mut sector0) = header::load(&file).await?;
+        if options.access == Access::ReadWrite {
+            prepare_for_writing(&file, &header, options).await?;
+            (header, sector0) = header::load(&file).await?;
+        }
+        let order = Rc::new(Order::new(file, options.planted));
+        let mut metadata = load(Rc::clone(&order), &header, sector0, options).await?;
+        if options.access == Access::ReadWrite && header.autoclear != 0 {
+            // No bit of these is kept up here, so none may stand once the image is written.
+            metadata.clear_autoclear().await?;
+        }
+        Ok(Self {
+            order,
+            metadata: Mutex::new(metadata),
+            claims: RangeLock::default(),
+            backing,
+            geometry: header.geometry,
+            version: header.version,
+            access: options.access,
+            virtual_bytes: Cell::new(header.virtual_bytes),
+            planted: options.planted,
+        })
+    }
+}
+
+async fn prepare_for_writing(
+    file: &Port,
+    header: &Header,
+    options: &OpenOptions,
+) -> Result<(), Error> {
+    header.require_writable()?;
+    if header.is_corrupt() {
+        let (structure, problem) = (Structure::Header, Problem::MarkedCorrupt);
+        return Err(BadImage {
+            structure,
+            offset: 0,
+            index: None,
+            problem,
+        }
+        .into());
+    }
+    if header.is_dirty() {
+        let _ = (file, options);
+    }
+    Ok(())
+}
+
+async fn load(
+    order: Rc<Order>,
+    header: &Header,
+    sector0: HeaderSector,
+    options: &OpenOptions,
+) -> Result<Metadata, Error> {
+    let geometry = header.geometry;
+    let file = order.file();
+    let l1_len = mem_len(header.l1_entries * 8);
+    let l1 = words(
+        &file
+            .at(Event::None)
+            .read(header.l1_offset.0, l1_len)
+            .await?,
+    );
+    let reftable_len = mem_len(header.reftable_clusters * geometry.cluster_bytes());
+    let at = file.at(Event::ReftableLoad);
+    let reftable = words(&at.read(header.reftable_offset.0, reftable_len).await?);
+    let fresh_from = geometry.clusters_for(file.len());
+    let lazy = match options.lazy_refcounts {
+        Some(choice) => choice == LazyRefcounts::On,
+        None => header.wants_lazy_refcounts(),
+    };
+    let refcounting = if lazy && header.version >= 3 {
+        Refcounting::Lazy
+    } else {
+        Refcounting::Strict
+    };
+    let mut metadata = Metadata {
+        order,
+        planted: options.planted,
+        geometry,
+        version: header.version,
+        refcounting,
+        sector0,
+        incompatible: header.incompatible,
+        dirty: header.is_dirty(),
+        corrupt: header.is_corrupt(),
+        virtual_bytes: header.virtual_bytes,
+        l1_offset: header.l1_offset,
+        l1: l1.into_iter().map(L1Word).collect(),
+        reftable_offset: header.reftable_offset,
+        reftable: reftable.into_iter().map(ReftableWord).collect(),
+        l2: Cache::new(geometry, options.caches.l2_slices),
+        refcounts: Cache::new(geometry, options.caches.refcount_slices),
+        refcounts_written: Stamp::default(),
+        owners: BTreeMap::new(),
+        deferred: Vec::new(),
+        free_hint: 0,
+        fresh_from,
+    };
+    if options.access == Access::ReadWrite {
+        metadata.owners = owners(header, geometry, &metadata);
+    }
+    Ok(metadata)
+}
+
+/// What the clusters of metadata hold, so far as the tables in memory tell. Entries that cannot be
+/// right are passed over here: they are refused where they are used.
+fn owners(
+    header: &Header,
+    geometry: Geometry,
+    metadata: &Metadata,
+) -> BTreeMap<HostCluster, Structure> {
+    let mut owners = BTreeMap::new();
+    let mut own = |offset: HostOffset, bytes: u64, owner: Structure| {
+        let first = geometry.cluster_of(offset).0;
+        for cluster in first..first + geometry.clusters_for(bytes) {
+            owners.insert(HostCluster(cluster), owner);
+        }
+    };
+    for word in &metadata.l1 {
+        if let Ok(L1Entry::Table { offset, .. }) = word.decode(geometry) {
+            own(offset, 1, Structure::L2Table);
+        }
+    }
+    for word in &metadata.reftable {
+        if let Ok(Some(offset)) = word.decode(geometry) {
+            own(offset, 1, Structure::RefcountBlock);
+        }
+    }
+    own(
+        header.reftable_offset,
+        byte_count(metadata.reftable.len()) * 8,
+        Structure::RefcountTable,
+    );
+    own(header.l1_offset, header.l1_entries * 8, Structure::L1Table);
+    if header.snapshot_count > 0 {
+        own(header.snapshots_offset, 1, Structure::SnapshotTable);
+    }
+    own(HostOffset(0), 1, Structure::Header);
+    owners
+}
+
+fn words(bytes: &[u8]) -> Vec<u64> {
+    let word = |chunk: &[u8]| u64::from_be_bytes(chunk.try_into().expect("a word is 8 bytes"));
+    bytes.chunks_exact(8).map(word).collect()
+}

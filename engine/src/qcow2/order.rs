@@ -1,0 +1,178 @@
+//! The only place that issues barriers, and the account of what is durable.
+//!
+//! Every write of the engine goes through [`Order`], which numbers the writes as they complete. A
+//! flush covers the writes that had completed when it was submitted; a barrier therefore names the
+//! youngest write that it needs and costs nothing where a flush has covered that already.
+
+use std::cell::Cell;
+
+use crate::defect::{Defect, Planted};
+use crate::device::{Event, Port};
+use crate::error::{Error, Refused};
+use crate::qcow2::unit::HostOffset;
+
+/// A write's place in the order of completions. The default stands before every write.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Stamp(u64);
+
+/// The rules of [`crate::qcow2`] that cost a barrier.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Rule {
+    /// Rule 1: refcounts and data before the L2 entries that rely on them.
+    BeforeLink,
+    /// Rule 2: an L2 table before the L1 entry that points to it.
+    BeforeL1,
+    /// Rule 4: a refcount block before the refcount table entry.
+    BeforeHookup,
+    /// Rule 5: the refcount table entry before use of what the block counts.
+    AfterHookup,
+    /// Rule 6: a refcount table and its blocks before the header that points to it.
+    BeforeReftableSwitch,
+    /// Rule 6: an L1 table before the header that points to it.
+    BeforeL1Switch,
+    /// Rule 7: the header before what relies on the switch.
+    AfterSwitch,
+    /// Rule 9: L2 tables and refcounts before the dirty bit is cleared.
+    BeforeClean,
+    /// Rule 9: the cleared dirty bit before close returns.
+    AfterClean,
+    /// Rule 10: the content of a grown disk before its size.
+    BeforeSize,
+    /// Rule 10: the size before grow returns.
+    AfterSize,
+    /// Rule 11: what the guest asked to be durable.
+    GuestFlush,
+}
+
+impl Rule {
+    /// The planted defect that leaves this barrier out, where there is one.
+    fn defect(self) -> Option<Defect> {
+        match self {
+            Self::BeforeLink => Some(Defect::LinkBeforeData),
+            Self::BeforeL1 => Some(Defect::L1BeforeL2),
+            Self::BeforeHookup => Some(Defect::HookupBeforeBlock),
+            Self::BeforeReftableSwitch => Some(Defect::ReftableBeforeBlocks),
+            Self::BeforeL1Switch => Some(Defect::L1SwitchBeforeTable),
+            Self::BeforeClean => Some(Defect::CleanTooEarly),
+            Self::GuestFlush => Some(Defect::FlushSkipsDevice),
+            Self::AfterHookup
+            | Self::AfterSwitch
+            | Self::AfterClean
+            | Self::BeforeSize
+            | Self::AfterSize => None,
+        }
+    }
+}
+
+/// The file, and what of it is durable.
+#[derive(Debug)]
+pub(crate) struct Order {
+    file: Port,
+    planted: Planted,
+    completed: Cell<u64>,
+    durable: Cell<u64>,
+    flush_failed: Cell<bool>,
+}
+
+impl Order {
+    pub(crate) fn new(file: Port, planted: Planted) -> Self {
+        Self {
+            file,
+            planted,
+            completed: Cell::new(0),
+            durable: Cell::new(0),
+            flush_failed: Cell::new(false),
+        }
+    }
+
+    /// The file, for what changes nothing.
+    pub(crate) fn file(&self) -> &Port {
+        &self.file
+    }
+
+    /// Writes into the device's cache.
+    pub(crate) async fn write(
+        &self,
+        event: Event,
+        offset: HostOffset,
+        data: Vec<u8>,
+    ) -> Result<Stamp, Error> {
+        let outcome = self.file.at(event).write(offset.0, data).await;
+        // A write that failed may have been carried out in part: a later flush must cover it too.
+        let stamp = self.stamp();
+        outcome?;
+        Ok(stamp)
+    }
+
+    /// Writes zeroes into the device's cache.
+    pub(crate) async fn write_zeroes(
+        &self,
+        event: Event,
+        offset: HostOffset,
+        len_bytes: u64,
+    ) -> Result<Stamp, Error> {
+        let outcome = self
+            .file
+            .at(event)
+            .write_zeroes(offset.0, len_bytes, false)
+            .await;
+        let stamp = self.stamp();
+        outcome?;
+        Ok(stamp)
+    }
+
+    /// Writes through: durable on return.
+    pub(crate) async fn write_through(
+        &self,
+        event: Event,
+        offset: HostOffset,
+        data: Vec<u8>,
+    ) -> Result<(), Error> {
+        let outcome = self.file.at(event).write_fua(offset.0, data).await;
+        self.stamp();
+        Ok(outcome?)
+    }
+
+    /// Gives a range's space back. Advice: a device that does not take it loses nothing.
+    pub(crate) async fn discard(&self, offset: HostOffset, len_bytes: u64) {
+        let _ = self
+            .file
+            .at(Event::ClusterFree)
+            .discard(offset.0, len_bytes)
+            .await;
+        self.stamp();
+    }
+
+    /// Waits until the writes up to `needs` are durable, as `rule` demands.
+    pub(crate) async fn barrier(&self, rule: Rule, needs: Stamp) -> Result<(), Error> {
+        if rule.defect().is_some_and(|defect| self.planted.has(defect)) || self.is_durable(needs) {
+            return Ok(());
+        }
+        if self.flush_failed.get() {
+            return Err(Refused::FlushFailed.into());
+        }
+        let covers = self.completed.get();
+        if let Err(error) = self.file.at(Event::FlushToDisk).flush().await {
+            // What it was to make durable may be gone, and no later flush would tell.
+            self.flush_failed.set(true);
+            return Err(error.into());
+        }
+        self.durable.set(self.durable.get().max(covers));
+        Ok(())
+    }
+
+    /// Whether the writes up to `stamp` are durable.
+    pub(crate) fn is_durable(&self, stamp: Stamp) -> bool {
+        stamp.0 <= self.durable.get()
+    }
+
+    /// The youngest write.
+    pub(crate) fn latest(&self) -> Stamp {
+        Stamp(self.completed.get())
+    }
+
+    fn stamp(&self) -> Stamp {
+        self.completed.set(self.completed.get() + 1);
+        self.latest()
+    }
+}

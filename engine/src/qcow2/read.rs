@@ -1,0 +1,167 @@
+//! Reading what the guest sees.
+
+use super::entry::{Compressed, Mapping};
+use super::image::Qcow2;
+use super::unit::{GuestCluster, HostOffset, byte_count, mem_len};
+use crate::device::Event;
+use crate::error::{BadImage, Error, Problem, Structure};
+use crate::sync::Mode;
+
+/// Where a stretch of the guest's disk gets its content from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Source {
+    Zero,
+    Backing,
+    File(HostOffset),
+    Compressed(Compressed),
+}
+
+impl Source {
+    /// Whether `next` carries on where `len` bytes of this end.
+    fn continues(self, len: u64, next: Self) -> bool {
+        match self {
+            Self::Zero | Self::Backing => self == next,
+            Self::File(from) => next == Self::File(HostOffset(from.0 + len)),
+            Self::Compressed(_) => false,
+        }
+    }
+}
+
+impl Qcow2 {
+    /// Reads a range of the guest's disk.
+    pub(super) async fn read_range(&self, offset: u64, len_bytes: usize) -> Result<Vec<u8>, Error> {
+        self.must_contain(offset, byte_count(len_bytes))?;
+        let mut data = vec![0; len_bytes];
+        if data.is_empty() {
+            return Ok(data);
+        }
+        let _claim = self
+            .claim(offset, byte_count(len_bytes), Mode::Shared)
+            .await;
+        let mut done = 0;
+        while done < len_bytes {
+            let here = offset + byte_count(done);
+            let (source, len) = self.source(here, byte_count(len_bytes - done)).await?;
+            let part = &mut data[done..done + mem_len(len)];
+            self.fill(source, here, Event::ReadAio, part).await?;
+            done += part.len();
+        }
+        Ok(data)
+    }
+
+    /// The content that a guest cluster had under an old mapping, from `within` bytes on: what
+    /// copy-on-write copies. Beyond the end of the disk that is zeroes, whatever lies beneath.
+    pub(super) async fn old_content(
+        &self,
+        cluster: GuestCluster,
+        mapping: Mapping,
+        within: u64,
+        into: &mut [u8],
+    ) -> Result<(), Error> {
+        let here = (cluster.0 << self.geometry.cluster_bits()) + within;
+        let visible = self
+            .virtual_bytes
+            .get()
+            .saturating_sub(here)
+            .min(byte_count(into.len()));
+        let (visible, hidden) = into.split_at_mut(mem_len(visible));
+        hidden.fill(0);
+        self.fill(
+            self.source_of(mapping, within),
+            here,
+            Event::CowRead,
+            visible,
+        )
+        .await
+    }
+
+    /// The source of the guest's disk at `offset`, and how far it reaches, up to `max_bytes`.
+    async fn source(&self, offset: u64, max_bytes: u64) -> Result<(Source, u64), Error> {
+        let geometry = self.geometry;
+        let within = geometry.within(offset);
+        let clusters = geometry.clusters_for(within + max_bytes);
+        let first = GuestCluster(offset >> geometry.cluster_bits());
+        let mappings = self.metadata.lock().await.mappings(first, clusters).await?;
+        let source = self.source_of(mappings[0], within);
+        let mut len = geometry.cluster_bytes() - within;
+        for mapping in &mappings[1..] {
+            if !source.continues(len, self.source_of(*mapping, 0)) {
+                break;
+            }
+            len += geometry.cluster_bytes();
+        }
+        Ok((source, len.min(max_bytes)))
+    }
+
+    fn source_of(&self, mapping: Mapping, within: u64) -> Source {
+        match mapping {
+            Mapping::Unallocated if self.backing.is_some() => Source::Backing,
+            Mapping::Unallocated | Mapping::Zero { .. } => Source::Zero,
+            Mapping::Data { offset, .. } => Source::File(HostOffset(offset.0 + within)),
+            Mapping::Compressed(compressed) => Source::Compressed(compressed),
+        }
+    }
+
+    /// Reads the content of the guest's disk at `offset` from its source.
+    async fn fill(
+        &self,
+        source: Source,
+        offset: u64,
+        event: Event,
+        into: &mut [u8],
+    ) -> Result<(), Error> {
+        match source {
+            Source::Zero => into.fill(0),
+            Source::File(host) => {
+                into.copy_from_slice(&self.order.file().at(event).read(host.0, into.len()).await?);
+            }
+            Source::Backing => self.fill_from_backing(offset, into).await?,
+            Source::Compressed(compressed) => {
+                let cluster = self.decompress(compressed).await?;
+                let within = mem_len(self.geometry.within(offset));
+                into.copy_from_slice(&cluster[within..within + into.len()]);
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads the backing file, which shows zeroes behind its end.
+    async fn fill_from_backing(&self, offset: u64, into: &mut [u8]) -> Result<(), Error> {
+        let backing = self
+            .backing
+            .as_ref()
+            .expect("a source is backing only where there is one");
+        let there = backing
+            .virtual_bytes()
+            .saturating_sub(offset)
+            .min(byte_count(into.len()));
+        let (there, behind) = into.split_at_mut(mem_len(there));
+        behind.fill(0);
+        if !there.is_empty() {
+            self.order.file().at(Event::ReadBackingAio).reach().await?;
+            there.copy_from_slice(&backing.read(offset, there.len()).await?);
+        }
+        Ok(())
+    }
+
+    async fn decompress(&self, compressed: Compressed) -> Result<Vec<u8>, Error> {
+        let Compressed { offset, len_bytes } = compressed;
+        let at = self.order.file().at(Event::ReadCompressed);
+        let bytes = at.read(offset.0, mem_len(len_bytes)).await?;
+        let mut cluster = vec![0; self.geometry.cluster_len()];
+        let mut inflate = flate2::Decompress::new(false);
+        let outcome = inflate.decompress(&bytes, &mut cluster, flate2::FlushDecompress::Finish);
+        if outcome.is_err() || inflate.total_out() != self.geometry.cluster_bytes() {
+            let structure = Structure::Data;
+            let problem = Problem::Decompress;
+            return Err(BadImage {
+                structure,
+                offset: offset.0,
+                index: None,
+                problem,
+            }
+            .into());
+        }
+        Ok(cluster)
+    }
+}
