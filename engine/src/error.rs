@@ -161,9 +161,9 @@ pub enum Refused {
     /// The image is open for reading only.
     #[error("the image is open read-only")]
     ReadOnly,
-    /// A flush failed earlier: what it covered may be lost, so nothing more can be promised.
-    #[error("an earlier flush of the file failed, its data may be lost: reopen the image")]
-    FlushFailed,
+    /// A flush, or a switch of a header pointer, failed earlier: nothing more can be promised.
+    #[error("an earlier flush or header update failed, its data may be lost: reopen the image")]
+    Distrusted,
     /// The image turned out to be corrupt and was marked so.
     #[error("the image was found corrupt while open: run check with repair all")]
     FoundCorrupt,

@@ -184,10 +184,10 @@ impl Metadata {
         if !self.dirty {
             return Ok(());
         }
-        self.set_incompatible(self.incompatible & !incompatible::DIRTY)
-            .await?;
+        // Should the write fail, the file may say either: only the weaker may be relied on.
         self.dirty = false;
-        Ok(())
+        self.set_incompatible(self.incompatible & !incompatible::DIRTY)
+            .await
     }
 
     /// Clears the bits of features that writers who do not know them must clear.
@@ -224,10 +224,18 @@ impl Metadata {
         self.order.barrier(rule, content).await?;
         let mut sector0 = self.sector0.clone();
         change(&mut sector0);
-        let stamp = self
+        let stamp = match self
             .order
             .write(event, HostOffset(0), sector0.bytes())
-            .await?;
+            .await
+        {
+            Ok(stamp) => stamp,
+            Err(error) => {
+                // The file may point to either table: whatever is written to one may be lost.
+                self.order.distrust();
+                return Err(error);
+            }
+        };
         self.sector0 = sector0;
         self.order.barrier(Rule::AfterSwitch, stamp).await?;
         Ok(stamp)

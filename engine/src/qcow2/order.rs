@@ -71,7 +71,7 @@ pub(crate) struct Order {
     planted: Planted,
     completed: Cell<u64>,
     durable: Cell<u64>,
-    flush_failed: Cell<bool>,
+    distrusted: Cell<bool>,
 }
 
 impl Order {
@@ -81,7 +81,7 @@ impl Order {
             planted,
             completed: Cell::new(0),
             durable: Cell::new(0),
-            flush_failed: Cell::new(false),
+            distrusted: Cell::new(false),
         }
     }
 
@@ -148,17 +148,22 @@ impl Order {
         if rule.defect().is_some_and(|defect| self.planted.has(defect)) || self.is_durable(needs) {
             return Ok(());
         }
-        if self.flush_failed.get() {
-            return Err(Refused::FlushFailed.into());
+        if self.distrusted.get() {
+            return Err(Refused::Distrusted.into());
         }
         let covers = self.completed.get();
         if let Err(error) = self.file.at(Event::FlushToDisk).flush().await {
             // What it was to make durable may be gone, and no later flush would tell.
-            self.flush_failed.set(true);
+            self.distrust();
             return Err(error.into());
         }
         self.durable.set(self.durable.get().max(covers));
         Ok(())
+    }
+
+    /// Makes every further barrier fail: what the file relies on is no longer known.
+    pub(crate) fn distrust(&self) {
+        self.distrusted.set(true);
     }
 
     /// Whether the writes up to `stamp` are durable.
