@@ -42,6 +42,14 @@ defects! {
     HookupBeforeBlock "hookup-before-block",
     /// A new refcount table and its blocks are not made durable before the header points to them.
     ReftableBeforeBlocks "reftable-before-blocks",
+    /// Clusters are used before the refcount table entry that covers them is durable.
+    UseBeforeHookup "use-before-hookup",
+    /// Clusters are used before the switch to the refcount table that covers them is durable.
+    UseBeforeSwitch "use-before-switch",
+    /// A grown disk's size is written before what its new part shows is durable.
+    SizeBeforeContent "size-before-content",
+    /// Growing a disk returns before the new size is durable.
+    SizeNotFlushed "size-not-flushed",
     /// A new L1 table is not made durable before the header points to it.
     L1SwitchBeforeTable "l1-switch-before-table",
     /// The dirty bit is written after the first L2 update instead of before it.

@@ -68,7 +68,7 @@ impl Qcow2 {
 }
 
 impl Metadata {
-    /// Moves to an L1 table of `entries` entries, under rules 6 and 7.
+    /// Moves to an L1 table of `entries` entries, under rule 6.
     async fn grow_l1(&mut self, entries: u64) -> Result<(), Error> {
         if entries * 8 > MAX_L1_BYTES {
             return Err(Refused::TableFull(Structure::L1Table).into());

@@ -212,8 +212,8 @@ impl Metadata {
         Ok(())
     }
 
-    /// Rules 6 and 7: points the header at a new table that `content` made complete, and makes the
-    /// switch durable. In memory nothing changes unless the switch succeeded.
+    /// Rule 6: points the header at a new table that `content` made complete. In memory nothing
+    /// changes unless the switch succeeded.
     pub(super) async fn switch(
         &mut self,
         rule: Rule,
@@ -237,7 +237,6 @@ impl Metadata {
             }
         };
         self.sector0 = sector0;
-        self.order.barrier(Rule::AfterSwitch, stamp).await?;
         Ok(stamp)
     }
 

@@ -20,8 +20,8 @@
 //!    used. So even a dirty image maps nothing that its refcount table does not cover.
 //! 6. **Before a switch**: a new refcount table with its blocks, or a new L1 table, is durable before
 //!    the header points to it. The header's pointers and flags change by one write of sector 0.
-//! 7. **After a switch**: it is durable before what it replaced is freed, and before anything is
-//!    written that relies on it.
+//! 7. **After a switch**: what the switch replaced is freed under rule 3. The switch to a larger
+//!    refcount table is durable before a cluster is used that only the new table covers (see 5).
 //! 8. **Dirty before links**: with lazy refcounts, the dirty bit is durable before the first link that
 //!    does without durable refcounts.
 //! 9. **Clean last**: the dirty bit is cleared only when L2 tables and refcounts are durable.

@@ -30,8 +30,8 @@ pub enum Rule {
     BeforeReftableSwitch,
     /// Rule 6: an L1 table before the header that points to it.
     BeforeL1Switch,
-    /// Rule 7: the header before what relies on the switch.
-    AfterSwitch,
+    /// Rule 7: the header before clusters are used that only the new refcount table covers.
+    AfterReftableSwitch,
     /// Rule 9: L2 tables and refcounts before the dirty bit is cleared.
     BeforeClean,
     /// Rule 9: the cleared dirty bit before close returns.
@@ -55,11 +55,11 @@ impl Rule {
             Self::BeforeL1Switch => Some(Defect::L1SwitchBeforeTable),
             Self::BeforeClean => Some(Defect::CleanTooEarly),
             Self::GuestFlush => Some(Defect::FlushSkipsDevice),
-            Self::AfterHookup
-            | Self::AfterSwitch
-            | Self::AfterClean
-            | Self::BeforeSize
-            | Self::AfterSize => None,
+            Self::AfterHookup => Some(Defect::UseBeforeHookup),
+            Self::AfterReftableSwitch => Some(Defect::UseBeforeSwitch),
+            Self::BeforeSize => Some(Defect::SizeBeforeContent),
+            Self::AfterSize => Some(Defect::SizeNotFlushed),
+            Self::AfterClean => None,
         }
     }
 }

@@ -90,6 +90,9 @@ impl Metadata {
             sector0.set_reftable(table_offset, plan.table_clusters);
         };
         let switched = self.switch(rule, event, content, change).await?;
+        self.order
+            .barrier(Rule::AfterReftableSwitch, switched)
+            .await?;
 
         let old = self.geometry.cluster_of(self.reftable_offset);
         let old_clusters = self.geometry.clusters_for(old_entries * 8);
