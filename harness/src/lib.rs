@@ -5,4 +5,5 @@ pub mod guest;
 pub mod minimise;
 pub mod prng;
 pub mod sim;
+pub mod trace;
 pub mod workload;

@@ -6,12 +6,15 @@
 //! so that tables are often one entry short of growing. Clusters are mostly small, since a small image
 //! is judged in microseconds.
 
+use blkdebug::contract::Contract;
 use engine::image::Unmap;
 use engine::qcow2::geometry::Geometry;
 
 use super::ops::Operation;
 use super::pin::Pins;
-use super::shape::{Backing, BackingFormat, CacheShape, Extent, ImageShape, Scenario};
+use super::shape::{
+    Backing, BackingFormat, CacheShape, Extent, Given, ImageShape, Scenario, Start,
+};
 use crate::prng::Prng;
 
 const SECTOR: u64 = 512;
@@ -20,22 +23,44 @@ const MAX_STAMPED_BYTES: u64 = 256 << 10;
 /// One operation writes no more than this.
 const MAX_WRITE_BYTES: u64 = 96 << 10;
 
-/// Draws a scenario.
+/// Draws a scenario without faults and defects, on the disk that promises least.
 pub fn scenario(prng: &Prng, pins: &Pins) -> Scenario {
     let mut draw = prng.fork("image");
-    let image = if may_fill_refcount_table(pins) && draw.chance(1, 64) {
+    let shape = if may_fill_refcount_table(pins) && draw.chance(1, 64) {
         crowded_image(&mut draw, pins)
     } else {
         image(&mut draw, pins)
     };
-    let operations = workload(&mut prng.fork("workload"), &image, pins);
+    let mut draw = prng.fork("workload");
+    let operations = workload(&mut draw, shape.virtual_bytes, shape.geometry, pins);
+    around(prng, pins, Start::New(shape), operations)
+}
+
+/// Draws a scenario for an image of which size and geometry are known.
+pub fn scenario_on(
+    prng: &Prng,
+    pins: &Pins,
+    given: Given,
+    virtual_bytes: u64,
+    geometry: Geometry,
+) -> Scenario {
+    let mut draw = prng.fork("workload");
+    let operations = workload(&mut draw, virtual_bytes, geometry, pins);
+    around(prng, pins, Start::Given(given), operations)
+}
+
+fn around(prng: &Prng, pins: &Pins, image: Start, operations: Vec<Operation>) -> Scenario {
     let concurrency = pins
         .concurrency
         .unwrap_or_else(|| [1, 2, 2, 3, 4][prng.fork("concurrency").index(5)]);
     Scenario {
         image,
+        caches: caches(&mut prng.fork("caches")),
         operations,
         concurrency,
+        contract: Contract::default(),
+        faults: Vec::new(),
+        defect: None,
     }
 }
 
@@ -53,7 +78,6 @@ fn image(draw: &mut Prng, pins: &Pins) -> ImageShape {
         virtual_bytes,
         backing,
         filled,
-        caches: caches(draw),
     }
 }
 
@@ -156,7 +180,6 @@ fn caches(draw: &mut Prng) -> CacheShape {
     CacheShape {
         l2_slices: *draw.pick(&[2, 3, 4, 16]),
         refcount_slices: *draw.pick(&[2, 3, 4, 16]),
-        slice_bytes: *draw.pick(&[512, 512, 1024, 4096]),
     }
 }
 
@@ -182,7 +205,6 @@ fn crowded_image(draw: &mut Prng, pins: &Pins) -> ImageShape {
             offset: 0,
             len_bytes: fill,
         }],
-        caches: caches(draw),
     }
 }
 
@@ -260,9 +282,14 @@ impl Places {
 
 const KINDS: usize = 8;
 
-fn workload(draw: &mut Prng, image: &ImageShape, pins: &Pins) -> Vec<Operation> {
+fn workload(
+    draw: &mut Prng,
+    virtual_bytes: u64,
+    geometry: Geometry,
+    pins: &Pins,
+) -> Vec<Operation> {
     let weights = kind_weights(draw);
-    let big_clusters = image.geometry.cluster_bits() > 16;
+    let big_clusters = geometry.cluster_bits() > 16;
     let drawn_count = match draw.below(4) {
         _ if big_clusters => draw.between(2, 6),
         0 => draw.between(2, 8),
@@ -272,12 +299,12 @@ fn workload(draw: &mut Prng, image: &ImageShape, pins: &Pins) -> Vec<Operation> 
     let count = pins
         .operations
         .unwrap_or_else(|| usize::try_from(drawn_count).expect("at most 40"));
-    let mut places = Places::draw(draw, image.virtual_bytes, image.geometry);
+    let mut places = Places::draw(draw, virtual_bytes, geometry);
     let mut operations = Vec::with_capacity(count + 1);
     for _ in 0..count {
-        let operation = operation(draw, &places, &weights, image.geometry);
+        let operation = operation(draw, &places, &weights, geometry);
         if let Operation::Grow { virtual_bytes } = operation {
-            places = Places::draw(draw, virtual_bytes, image.geometry);
+            places = Places::draw(draw, virtual_bytes, geometry);
         }
         operations.push(operation);
     }
@@ -356,6 +383,13 @@ mod tests {
         (0..count).map(|run| scenario(&Prng::from_seed(11).fork_indexed("run", run), pins))
     }
 
+    fn shape(scenario: &Scenario) -> &ImageShape {
+        match &scenario.image {
+            Start::New(shape) => shape,
+            Start::Given(_) => unreachable!("drawn scenarios start with new images"),
+        }
+    }
+
     #[test]
     fn every_scenario_means_something() {
         for scenario in drawn(2000, &Pins::default()) {
@@ -366,7 +400,7 @@ mod tests {
     #[test]
     fn no_operation_reaches_beyond_the_disk_of_its_time() {
         for scenario in drawn(2000, &Pins::default()) {
-            let mut end = scenario.image.virtual_bytes;
+            let mut end = shape(&scenario).virtual_bytes;
             for operation in &scenario.operations {
                 match *operation {
                     Operation::Read { offset, len_bytes }
@@ -393,8 +427,8 @@ mod tests {
         let mut orders = BTreeSet::new();
         let mut kinds = BTreeSet::new();
         for scenario in drawn(3000, &Pins::default()) {
-            clusters.insert(scenario.image.geometry.cluster_bits());
-            orders.insert(scenario.image.geometry.refcount_order());
+            clusters.insert(shape(&scenario).geometry.cluster_bits());
+            orders.insert(shape(&scenario).geometry.refcount_order());
             kinds.extend(scenario.operations.iter().map(|operation| match operation {
                 Operation::Read { .. } => 0,
                 Operation::Write { .. } => 1,
@@ -424,14 +458,14 @@ mod tests {
         )
         .unwrap();
         for scenario in drawn(200, &pins) {
-            assert_eq!(scenario.image.version, 3);
-            assert_eq!(scenario.image.geometry, Geometry::new(12, 0).unwrap());
-            assert!(scenario.image.lazy_refcounts);
+            assert_eq!(shape(&scenario).version, 3);
+            assert_eq!(shape(&scenario).geometry, Geometry::new(12, 0).unwrap());
+            assert!(shape(&scenario).lazy_refcounts);
             assert_eq!(
-                scenario.image.backing.map(|backing| backing.format),
+                shape(&scenario).backing.map(|backing| backing.format),
                 Some(BackingFormat::Raw)
             );
-            assert_eq!(scenario.image.virtual_bytes, 68 << 10);
+            assert_eq!(shape(&scenario).virtual_bytes, 68 << 10);
             assert_eq!(scenario.concurrency, 3);
             assert!((7..=8).contains(&scenario.operations.len()));
         }

@@ -3,21 +3,54 @@
 //! A scenario and a list of choices are the whole input of a run.
 
 use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
 
+use blkdebug::contract::Contract;
+use blkdebug::rule::Rule;
+use engine::defect::Defect;
+use engine::device::PageImage;
 use engine::qcow2::geometry::Geometry;
 
 use super::ops::Operation;
-use super::stamp::{SectorValue, Writer};
+use super::stamp::Writer;
+use crate::guest::Content;
 
 /// Everything about a run but its schedule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Scenario {
     /// The image that the run starts with.
-    pub image: ImageShape,
+    pub image: Start,
+    /// How much of its tables the engine may keep in memory.
+    pub caches: CacheShape,
     /// What is done to it.
     pub operations: Vec<Operation>,
     /// How many operations may be in flight at once; at least 1.
     pub concurrency: usize,
+    /// What the disk may do at a power loss.
+    pub contract: Contract,
+    /// Which requests of the image's disk go wrong.
+    pub faults: Vec<Rule>,
+    /// The defect planted in the engine, if any.
+    pub defect: Option<Defect>,
+}
+
+/// The image that a run starts with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// A new one.
+    New(ImageShape),
+    /// One that someone has.
+    Given(Given),
+}
+
+/// An image that was made elsewhere.
+#[derive(Clone, Debug)]
+pub struct Given {
+    /// Where it came from, for messages and for traces that do not hold its bytes.
+    pub path: String,
+    /// Its bytes.
+    pub bytes: Arc<PageImage>,
 }
 
 /// An image as it is before a run.
@@ -35,8 +68,6 @@ pub struct ImageShape {
     pub backing: Option<Backing>,
     /// What the guest wrote long ago, each range stamped with [`Writer::Image`].
     pub filled: Vec<Extent>,
-    /// How much of its tables the engine may keep in memory.
-    pub caches: CacheShape,
 }
 
 /// A backing file, every sector of which is stamped with [`Writer::Backing`].
@@ -90,8 +121,6 @@ pub struct CacheShape {
     pub l2_slices: usize,
     /// How many slices of refcount blocks are kept.
     pub refcount_slices: usize,
-    /// How long a slice is; the length of a cluster if that is less.
-    pub slice_bytes: usize,
 }
 
 /// Why a scenario cannot be run.
@@ -112,29 +141,32 @@ impl Extent {
         self.offset.saturating_add(self.len_bytes)
     }
 
-    fn contains(self, offset: u64) -> bool {
-        (self.offset..self.end()).contains(&offset)
+    /// The sectors of the range.
+    pub fn sectors(self) -> Range<u64> {
+        self.offset / 512..self.end() / 512
     }
 }
 
+impl PartialEq for Given {
+    fn eq(&self, other: &Self) -> bool {
+        self.path == other.path && self.bytes.content_hash() == other.bytes.content_hash()
+    }
+}
+
+impl Eq for Given {}
+
 impl ImageShape {
-    /// What a guest sector holds before the run.
-    pub fn initial(&self, sector: u64) -> SectorValue {
-        let offset = sector * 512;
-        if offset >= self.virtual_bytes {
-            return SectorValue::Zero;
+    /// What the guest's disk holds before the run.
+    pub fn content(&self) -> Content {
+        let mut content = Content::zeroes();
+        if let Some(backing) = self.backing {
+            let sectors = backing.virtual_bytes.min(self.virtual_bytes) / 512;
+            content.stamp(0..sectors, Writer::Backing);
         }
-        let writer = if self.filled.iter().any(|extent| extent.contains(offset)) {
-            Writer::Image
-        } else if self
-            .backing
-            .is_some_and(|backing| offset < backing.virtual_bytes)
-        {
-            Writer::Backing
-        } else {
-            return SectorValue::Zero;
-        };
-        SectorValue::Stamp { writer, sector }
+        for extent in &self.filled {
+            content.stamp(extent.sectors(), Writer::Image);
+        }
+        content
     }
 
     fn check(&self) -> Result<(), BadScenario> {
@@ -148,8 +180,11 @@ impl ImageShape {
             "an image of version 2 has refcounts of 16 bits and no lazy refcounts".into(),
         )?;
         require(
-            self.virtual_bytes.is_multiple_of(512),
-            format!("disk size {} is not a multiple of 512", self.virtual_bytes),
+            self.virtual_bytes.is_multiple_of(512) && self.virtual_bytes <= MAX_VIRTUAL_BYTES,
+            format!(
+                "disk size {} is not a multiple of 512, at most {MAX_VIRTUAL_BYTES}",
+                self.virtual_bytes
+            ),
         )?;
         if let Some(backing) = self.backing {
             require(
@@ -170,19 +205,27 @@ impl ImageShape {
                 ),
             )?;
         }
-        require(
-            self.caches.l2_slices > 0 && self.caches.refcount_slices > 0,
-            "a cache needs at least one slice".into(),
-        )
+        Ok(())
     }
 }
 
 impl Scenario {
     /// Whether the scenario means anything; what is read from outside is asked this once.
     pub fn check(&self) -> Result<(), BadScenario> {
-        self.image.check()?;
+        if let Start::New(shape) = &self.image {
+            shape.check()?;
+        }
+        if self.caches.l2_slices == 0 || self.caches.refcount_slices == 0 {
+            return Err(BadScenario("a cache needs at least one slice".into()));
+        }
         if self.concurrency == 0 {
             return Err(BadScenario("concurrency is at least 1".into()));
+        }
+        if self.operations.len() > MAX_OPERATIONS {
+            return Err(BadScenario(format!(
+                "{} operations: at most {MAX_OPERATIONS}",
+                self.operations.len()
+            )));
         }
         for operation in &self.operations {
             match *operation {
@@ -200,9 +243,22 @@ impl Scenario {
     }
 }
 
+/// A disk is no larger than this, and nothing reaches beyond.
+const MAX_VIRTUAL_BYTES: u64 = 1 << 50;
+/// One range that is stamped is no longer than this, since it is held in memory.
+const MAX_RANGE_BYTES: u64 = 64 << 20;
+/// A workload has no more operations than this.
+const MAX_OPERATIONS: usize = 10_000;
+
 fn check_range(offset: u64, len_bytes: u64) -> Result<(), BadScenario> {
+    if len_bytes > MAX_RANGE_BYTES || offset > MAX_VIRTUAL_BYTES {
+        return Err(BadScenario(format!(
+            "{len_bytes} bytes at {offset}: a range is at most {MAX_RANGE_BYTES} bytes long, below \
+             {MAX_VIRTUAL_BYTES}"
+        )));
+    }
     let aligned = offset.is_multiple_of(512) && len_bytes.is_multiple_of(512) && len_bytes > 0;
-    if aligned && offset.checked_add(len_bytes).is_some() {
+    if aligned {
         Ok(())
     } else {
         Err(BadScenario(format!(

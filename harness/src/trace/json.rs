@@ -1,0 +1,505 @@
+//! The JSON form of a trace: the only place that knows it.
+//!
+//! Every structure here refuses fields that it does not know, so that a misspelt field is an error and
+//! not a default. The version is read first, leniently, so that a newer format is told as such.
+
+use std::sync::Arc;
+
+use blkdebug::contract::Contract;
+use blkdebug::mask::{SectorMask, Shape};
+use blkdebug::rule::{Fault, Repeat, Rule, State, Tear};
+use engine::defect::Defect;
+use engine::device::{Cause, Event, OpKind};
+use engine::qcow2::geometry::Geometry;
+use serde::{Deserialize, Serialize};
+
+use super::text::{self, BadText};
+use super::{BadTrace, Crash, Cut, Expected, Loader, MAJOR, MINOR, Trace, bytes};
+use crate::workload::shape::{
+    Backing, BackingFormat, CacheShape, Given, ImageShape, Scenario, Start,
+};
+
+const FORMAT: &str = "qrash-trace";
+
+#[derive(Deserialize)]
+struct VersionJson {
+    format: Option<String>,
+    version: Option<Version>,
+}
+
+#[derive(Clone, Copy, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Version {
+    major: u32,
+    minor: u32,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TraceJson {
+    format: String,
+    version: Version,
+    about: String,
+    expected: ExpectedJson,
+    image: ImageJson,
+    caches: CachesJson,
+    operations: Vec<String>,
+    concurrency: usize,
+    #[serde(default)]
+    choices: String,
+    contract: String,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    faults: Vec<FaultJson>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    defect: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    crash: Option<CrashJson>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    digest: Option<String>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ExpectedJson {
+    verdict: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    class: Option<String>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum ImageJson {
+    New(NewJson),
+    Given(GivenJson),
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NewJson {
+    version: u32,
+    cluster_bytes: u64,
+    refcount_bits: u64,
+    lazy_refcounts: bool,
+    virtual_bytes: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    backing: Option<BackingJson>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    filled: Vec<String>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct BackingJson {
+    format: String,
+    virtual_bytes: u64,
+}
+
+/// An image from outside: its bytes where they are few, its path and hash otherwise.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct GivenJson {
+    path: String,
+    len_bytes: u64,
+    hash: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    deflated: Option<String>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CachesJson {
+    l2_slices: usize,
+    refcount_slices: usize,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FaultJson {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    event: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    kind: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    sector: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    state: Option<u32>,
+    #[serde(default)]
+    skip: u64,
+    once: bool,
+    action: ActionJson,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum ActionJson {
+    /// A Linux errno.
+    Fail(i32),
+    Drop,
+    /// The name of a shape.
+    Tear(String),
+    /// A list of sectors, and how many sectors the request that it was made for has.
+    TearExactly {
+        sectors: String,
+        count: usize,
+    },
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CrashJson {
+    cut: String,
+    moment: u64,
+    survivors: Vec<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    in_repair: Option<Box<Self>>,
+}
+
+pub(super) fn write(trace: &Trace) -> String {
+    let scenario = &trace.scenario;
+    let json = TraceJson {
+        format: FORMAT.into(),
+        version: Version {
+            major: MAJOR,
+            minor: MINOR,
+        },
+        about: trace.about.clone(),
+        expected: match &trace.expected {
+            Expected::Survived => ExpectedJson {
+                verdict: "survived".into(),
+                class: None,
+            },
+            Expected::Violated(class) => ExpectedJson {
+                verdict: "violated".into(),
+                class: Some(class.clone()),
+            },
+        },
+        image: match &scenario.image {
+            Start::New(shape) => ImageJson::New(write_shape(shape)),
+            Start::Given(given) => ImageJson::Given(write_given(given)),
+        },
+        caches: CachesJson {
+            l2_slices: scenario.caches.l2_slices,
+            refcount_slices: scenario.caches.refcount_slices,
+        },
+        operations: scenario
+            .operations
+            .iter()
+            .map(|operation| text::operation_text(*operation))
+            .collect(),
+        concurrency: scenario.concurrency,
+        choices: text::choices_text(&trace.choices),
+        contract: scenario.contract.name().into(),
+        faults: scenario.faults.iter().map(write_fault).collect(),
+        defect: scenario.defect.map(|defect| defect.name().into()),
+        crash: trace.crash.as_ref().map(write_crash),
+        digest: trace.digest.map(|digest| format!("{digest:032x}")),
+    };
+    let mut text = serde_json::to_string_pretty(&json).expect("a trace has no map with odd keys");
+    text.push('\n');
+    text
+}
+
+fn write_shape(shape: &ImageShape) -> NewJson {
+    NewJson {
+        version: shape.version,
+        cluster_bytes: shape.geometry.cluster_bytes(),
+        refcount_bits: 1 << shape.geometry.refcount_order(),
+        lazy_refcounts: shape.lazy_refcounts,
+        virtual_bytes: shape.virtual_bytes,
+        backing: shape.backing.map(|backing| BackingJson {
+            format: backing.format.name().into(),
+            virtual_bytes: backing.virtual_bytes,
+        }),
+        filled: shape
+            .filled
+            .iter()
+            .map(|extent| text::extent_text(*extent))
+            .collect(),
+    }
+}
+
+fn write_given(given: &Given) -> GivenJson {
+    GivenJson {
+        path: given.path.clone(),
+        len_bytes: given.bytes.len(),
+        hash: format!("{:032x}", given.bytes.content_hash().0),
+        deflated: bytes::pack(&given.bytes),
+    }
+}
+
+fn write_fault(rule: &Rule) -> FaultJson {
+    FaultJson {
+        event: rule.event.map(|event| event.name().into()),
+        kind: rule.kind.map(|kind| kind.name().into()),
+        sector: rule.sector,
+        state: rule.state.map(|state| state.0),
+        skip: rule.skip,
+        once: rule.repeat == Repeat::Once,
+        action: match &rule.fault {
+            Fault::Fail(Cause::Os(errno)) => ActionJson::Fail(*errno),
+            Fault::Fail(Cause::PowerOff | Cause::BadRequest | Cause::ReadOnly) => {
+                unreachable!("rules fail requests as an operating system does")
+            }
+            Fault::Drop => ActionJson::Drop,
+            Fault::Tear(Tear::Shape(shape)) => ActionJson::Tear(shape.name().into()),
+            Fault::Tear(Tear::Exact(mask)) => ActionJson::TearExactly {
+                sectors: text::sectors_text(&mask.iter().collect::<Vec<_>>()),
+                count: mask.sector_count(),
+            },
+        },
+    }
+}
+
+fn write_crash(crash: &Crash) -> CrashJson {
+    CrashJson {
+        cut: text::cut_text(&crash.cut),
+        moment: crash.cut.moment,
+        survivors: crash.survivors.iter().map(text::survivor_text).collect(),
+        in_repair: crash
+            .in_repair
+            .as_deref()
+            .map(|inner| Box::new(write_crash(inner))),
+    }
+}
+
+pub(super) fn read(text: &str, loader: Loader<'_>) -> Result<Trace, BadTrace> {
+    check_version(&serde_json::from_str(text).map_err(|error| syntax(&error))?)?;
+    let json: TraceJson = serde_json::from_str(text).map_err(|error| syntax(&error))?;
+    let scenario = read_scenario(&json, loader)?;
+    scenario.check().map_err(|bad| meaning("scenario", &bad))?;
+    Ok(Trace {
+        scenario,
+        choices: text::choices(&json.choices).map_err(|bad| meaning("choices", &bad))?,
+        crash: match json.crash {
+            Some(crash) => Some(read_crash("crash", crash)?),
+            None => None,
+        },
+        expected: read_expected(json.expected)?,
+        digest: match json.digest {
+            Some(digest) => Some(hex("digest", &digest)?),
+            None => None,
+        },
+        about: json.about,
+    })
+}
+
+fn check_version(found: &VersionJson) -> Result<(), BadTrace> {
+    if found.format.as_deref() != Some(FORMAT) {
+        return Err(BadTrace::Version(format!(
+            "this is no trace: the field `format` is not \"{FORMAT}\""
+        )));
+    }
+    match found.version {
+        None => Err(BadTrace::Version("the trace names no version".into())),
+        Some(Version { major, minor }) if major != MAJOR => Err(BadTrace::Version(format!(
+            "the trace has format version {major}.{minor}, and this program reads version {MAJOR} only"
+        ))),
+        Some(Version { major, minor }) if minor > MINOR => Err(BadTrace::Version(format!(
+            "the trace has format version {major}.{minor}, and this program reads versions up to \
+             {MAJOR}.{MINOR}: use a newer qrash"
+        ))),
+        Some(_) => Ok(()),
+    }
+}
+
+fn read_scenario(json: &TraceJson, loader: Loader<'_>) -> Result<Scenario, BadTrace> {
+    let mut operations = Vec::new();
+    for (index, operation) in json.operations.iter().enumerate() {
+        let field = format!("operations[{index}]");
+        operations.push(text::operation(operation).map_err(|bad| meaning(&field, &bad))?);
+    }
+    let mut faults = Vec::new();
+    for (index, fault) in json.faults.iter().enumerate() {
+        faults.push(read_fault(fault).map_err(|bad| meaning(&format!("faults[{index}]"), &bad))?);
+    }
+    Ok(Scenario {
+        image: match &json.image {
+            ImageJson::New(shape) => Start::New(read_shape(shape)?),
+            ImageJson::Given(given) => Start::Given(read_given(given, loader)?),
+        },
+        caches: CacheShape {
+            l2_slices: json.caches.l2_slices,
+            refcount_slices: json.caches.refcount_slices,
+        },
+        operations,
+        concurrency: json.concurrency,
+        contract: known("contract", &json.contract, Contract::from_name)?,
+        faults,
+        defect: match &json.defect {
+            Some(name) => Some(known("defect", name, Defect::from_name)?),
+            None => None,
+        },
+    })
+}
+
+fn read_shape(json: &NewJson) -> Result<ImageShape, BadTrace> {
+    let exponent = |value: u64| value.is_power_of_two().then(|| value.trailing_zeros());
+    let geometry = exponent(json.cluster_bytes)
+        .zip(exponent(json.refcount_bits))
+        .and_then(|(cluster_bits, refcount_order)| Geometry::new(cluster_bits, refcount_order));
+    let mut filled = Vec::new();
+    for (index, extent) in json.filled.iter().enumerate() {
+        let field = format!("image.new.filled[{index}]");
+        filled.push(text::extent(extent).map_err(|bad| meaning(&field, &bad))?);
+    }
+    Ok(ImageShape {
+        version: json.version,
+        geometry: geometry.ok_or_else(|| BadTrace::Meaning {
+            field: "image.new".into(),
+            problem: format!(
+                "no image has clusters of {} bytes and refcounts of {} bits",
+                json.cluster_bytes, json.refcount_bits
+            ),
+        })?,
+        lazy_refcounts: json.lazy_refcounts,
+        virtual_bytes: json.virtual_bytes,
+        backing: match &json.backing {
+            Some(backing) => Some(Backing {
+                format: known(
+                    "image.new.backing.format",
+                    &backing.format,
+                    BackingFormat::from_name,
+                )?,
+                virtual_bytes: backing.virtual_bytes,
+            }),
+            None => None,
+        },
+        filled,
+    })
+}
+
+fn read_given(json: &GivenJson, loader: Loader<'_>) -> Result<Given, BadTrace> {
+    let wrong = |problem: String| BadTrace::Meaning {
+        field: "image.given".into(),
+        problem,
+    };
+    let expected = hex("image.given.hash", &json.hash)?;
+    let image = match &json.deflated {
+        Some(deflated) => bytes::unpack(deflated, json.len_bytes),
+        None => loader(&json.path),
+    }
+    .map_err(wrong)?;
+    let found = image.content_hash().0;
+    if found != expected {
+        return Err(wrong(format!(
+            "the bytes of {} have hash {found:032x}, and the trace was made from {expected:032x}",
+            json.path
+        )));
+    }
+    Ok(Given {
+        path: json.path.clone(),
+        bytes: Arc::new(image),
+    })
+}
+
+fn read_fault(json: &FaultJson) -> Result<Rule, BadTrace> {
+    let event = match &json.event {
+        Some(name) => Some(known("event", name, Event::from_name)?),
+        None => None,
+    };
+    let kind = match &json.kind {
+        Some(name) => Some(known("kind", name, OpKind::from_name)?),
+        None => None,
+    };
+    let fault = match &json.action {
+        ActionJson::Fail(errno) => Fault::Fail(Cause::Os(*errno)),
+        ActionJson::Drop => Fault::Drop,
+        ActionJson::Tear(shape) => {
+            Fault::Tear(Tear::Shape(known("action.tear", shape, Shape::from_name)?))
+        }
+        ActionJson::TearExactly { sectors, count } => {
+            let picked = text::sectors(sectors).map_err(|bad| meaning("action", &bad))?;
+            let end = picked.last().map_or(0, |last| last + 1);
+            let count = (*count).min(end);
+            let mask = SectorMask::from_fn(count, |sector| picked.binary_search(&sector).is_ok());
+            Fault::Tear(Tear::Exact(mask))
+        }
+    };
+    Ok(Rule {
+        event,
+        kind,
+        sector: json.sector,
+        state: json.state.map(State),
+        skip: json.skip,
+        repeat: if json.once {
+            Repeat::Once
+        } else {
+            Repeat::Always
+        },
+        fault,
+    })
+}
+
+fn read_crash(field: &str, json: CrashJson) -> Result<Crash, BadTrace> {
+    let before = text::cut(&json.cut).map_err(|bad| meaning(&format!("{field}.cut"), &bad))?;
+    let mut survivors = Vec::new();
+    for (index, survivor) in json.survivors.iter().enumerate() {
+        let field = format!("{field}.survivors[{index}]");
+        survivors.push(text::survivor(survivor).map_err(|bad| meaning(&field, &bad))?);
+    }
+    let field = format!("{field}.in_repair");
+    Ok(Crash {
+        cut: Cut {
+            before,
+            moment: json.moment,
+        },
+        survivors,
+        in_repair: match json.in_repair {
+            Some(inner) => Some(Box::new(read_crash(&field, *inner)?)),
+            None => None,
+        },
+    })
+}
+
+fn read_expected(json: ExpectedJson) -> Result<Expected, BadTrace> {
+    match (json.verdict.as_str(), json.class) {
+        ("survived", None) => Ok(Expected::Survived),
+        ("violated", Some(class)) => Ok(Expected::Violated(class)),
+        _ => Err(BadTrace::Meaning {
+            field: "expected".into(),
+            problem: "the verdict is `survived`, or `violated` with a class".into(),
+        }),
+    }
+}
+
+fn known<T>(
+    field: &str,
+    name: &str,
+    from_name: impl FnOnce(&str) -> Option<T>,
+) -> Result<T, BadTrace> {
+    from_name(name).ok_or_else(|| BadTrace::Meaning {
+        field: field.into(),
+        problem: format!("`{name}` is not known"),
+    })
+}
+
+fn hex(field: &str, text: &str) -> Result<u128, BadTrace> {
+    u128::from_str_radix(text, 16).map_err(|_| BadTrace::Meaning {
+        field: field.into(),
+        problem: format!("`{text}` is no hexadecimal number of 128 bits"),
+    })
+}
+
+fn meaning(field: &str, problem: &dyn std::fmt::Display) -> BadTrace {
+    BadTrace::Meaning {
+        field: field.into(),
+        problem: problem.to_string(),
+    }
+}
+
+fn syntax(error: &serde_json::Error) -> BadTrace {
+    let text = error.to_string();
+    // serde_json ends its messages with the position, which stands in front here.
+    let problem = text.split(" at line ").next().unwrap_or(&text).to_owned();
+    BadTrace::Syntax {
+        line: error.line(),
+        column: error.column(),
+        problem,
+    }
+}
+
+impl From<BadText> for BadTrace {
+    fn from(bad: BadText) -> Self {
+        meaning("trace", &bad)
+    }
+}

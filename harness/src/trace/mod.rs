@@ -1,0 +1,143 @@
+//! A trace: everything needed to run one case again, and what it must come to.
+//!
+//! A run is reproduced by its trace, not by its seed: a trace spells out the image, the operations, the
+//! schedule, the faults and the crash, by names that a person can read. `docs/TRACE.md` describes the
+//! format and how it changes. The types that runs are made of know nothing of JSON; [`json`] does.
+//!
+//! What a trace is read from may come from anywhere: reading it ends with a trace that means something or
+//! with one line that says what is wrong and where.
+
+mod bytes;
+mod json;
+mod text;
+
+use engine::device::{Event, OpKind, PageImage};
+
+use crate::workload::shape::Scenario;
+
+pub use text::{BadText, operation_text};
+
+/// The major version of the format that is read and written here.
+pub const MAJOR: u32 = 1;
+/// The newest minor version that is understood.
+pub const MINOR: u32 = 0;
+
+/// One case.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trace {
+    /// What happened, in a sentence for people.
+    pub about: String,
+    /// What the run starts from.
+    pub scenario: Scenario,
+    /// The schedule.
+    pub choices: Vec<u32>,
+    /// The power loss; `None` where the run itself went wrong, or where all its crash states matter.
+    pub crash: Option<Crash>,
+    /// What it must come to.
+    pub expected: Expected,
+    /// The digest of the run when the trace was written; another digest means that the engine writes
+    /// something else by now.
+    pub digest: Option<u128>,
+}
+
+/// What a case must come to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Expected {
+    /// Nothing is wrong.
+    Survived,
+    /// A violation of this class.
+    Violated(String),
+}
+
+/// A power loss.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Crash {
+    /// When.
+    pub cut: Cut,
+    /// What of the volatile requests survived; the others are lost.
+    pub survivors: Vec<Survivor>,
+    /// A second power loss while the image was being repaired.
+    pub in_repair: Option<Box<Crash>>,
+}
+
+/// The moment of a power loss: just before something would have happened on the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cut {
+    /// What was about to happen; `None` at the end of the run.
+    pub before: Option<(Edge, RequestRef)>,
+    /// The moment as it was counted when the trace was written.
+    pub moment: u64,
+}
+
+/// One of the two ends of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Edge {
+    /// It is handed to the device.
+    Submission,
+    /// The device answers.
+    Completion,
+}
+
+/// A request, named so that it is found again: by what caused it and how many came before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct RequestRef {
+    /// On whose behalf it was made.
+    pub event: Event,
+    /// What was asked.
+    pub kind: OpKind,
+    /// How many requests of the same event and kind came before it on its device.
+    pub ordinal: u64,
+}
+
+/// A volatile request of which something survived.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Survivor {
+    /// Which request.
+    pub request: RequestRef,
+    /// Which of its sectors, from 0; `None` for the whole request.
+    pub sectors: Option<Vec<usize>>,
+}
+
+/// Why a trace cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadTrace {
+    /// It is not JSON, or not of this form.
+    #[error("line {line}, column {column}: {problem}")]
+    Syntax {
+        /// The line, from 1.
+        line: usize,
+        /// The column, from 1.
+        column: usize,
+        /// What is wrong there.
+        problem: String,
+    },
+    /// It is of a version that is not known here.
+    #[error("{0}")]
+    Version(String),
+    /// It is well-formed and means nothing.
+    #[error("{field}: {problem}")]
+    Meaning {
+        /// The field, from the top.
+        field: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+}
+
+/// Loads an image that a trace refers to by path.
+pub type Loader<'a> = &'a dyn Fn(&str) -> Result<PageImage, String>;
+
+impl Trace {
+    /// The trace as text.
+    pub fn to_json(&self) -> String {
+        json::write(self)
+    }
+
+    /// Reads a trace; images that it refers to by path are fetched by `loader`.
+    pub fn from_json(text: &str, loader: Loader<'_>) -> Result<Self, BadTrace> {
+        json::read(text, loader)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,238 @@
+use std::sync::Arc;
+
+use blkdebug::contract::Contract;
+use blkdebug::mask::{SectorMask, Shape};
+use blkdebug::rule::{Fault, Repeat, Rule, State, Tear};
+use engine::defect::Defect;
+use engine::device::Cause;
+use proptest::prelude::*;
+
+use super::*;
+use crate::prng::Prng;
+use crate::workload::generate::scenario;
+use crate::workload::pin::Pins;
+use crate::workload::shape::{Given, Start};
+
+fn no_files(_: &str) -> Result<PageImage, String> {
+    Err("no file is read here".into())
+}
+
+fn request() -> impl Strategy<Value = RequestRef> {
+    let event = prop::sample::select(Event::ALL.to_vec());
+    let kind = prop::sample::select(OpKind::ALL.to_vec());
+    (event, kind, any::<u64>()).prop_map(|(event, kind, ordinal)| RequestRef {
+        event,
+        kind,
+        ordinal,
+    })
+}
+
+fn crash() -> impl Strategy<Value = Crash> {
+    let edge = prop_oneof![Just(Edge::Submission), Just(Edge::Completion)];
+    let sectors = prop::collection::btree_set(0usize..100, 0..20);
+    let survivor = (request(), prop::option::of(sectors)).prop_map(|(request, sectors)| Survivor {
+        request,
+        sectors: sectors.map(|set| set.into_iter().collect()),
+    });
+    let power_loss = (
+        prop::option::of((edge, request())),
+        any::<u64>(),
+        prop::collection::vec(survivor, 0..5),
+    )
+        .prop_map(|(before, moment, survivors)| Crash {
+            cut: Cut { before, moment },
+            survivors,
+            in_repair: None,
+        })
+        .boxed();
+    (power_loss.clone(), prop::option::of(power_loss)).prop_map(|(outer, inner)| Crash {
+        in_repair: inner.map(Box::new),
+        ..outer
+    })
+}
+
+fn rule() -> impl Strategy<Value = Rule> {
+    let exact = prop::collection::btree_set(0usize..70, 1..9).prop_map(|set| {
+        let end = set.last().unwrap() + 1;
+        Tear::Exact(SectorMask::from_fn(end, |sector| set.contains(&sector)))
+    });
+    let shape = prop::sample::select(Shape::ALL.to_vec()).prop_map(Tear::Shape);
+    let fault = prop_oneof![
+        (1i32..100).prop_map(|errno| Fault::Fail(Cause::Os(errno))),
+        Just(Fault::Drop),
+        prop_oneof![exact, shape].prop_map(Fault::Tear),
+    ];
+    (
+        prop::option::of(request()),
+        prop::option::of(any::<u64>()),
+        prop::option::of(any::<u32>()),
+        any::<u64>(),
+        any::<bool>(),
+        fault,
+    )
+        .prop_map(|(request, sector, state, skip, once, fault)| Rule {
+            event: request.map(|request| request.event),
+            kind: request.map(|request| request.kind),
+            sector,
+            state: state.map(State),
+            skip,
+            repeat: if once { Repeat::Once } else { Repeat::Always },
+            fault,
+        })
+}
+
+prop_compose! {
+    fn trace()(
+        seed: u64,
+        about in ".*",
+        crash in prop::option::of(crash()),
+        faults in prop::collection::vec(rule(), 0..3),
+        contract in prop::sample::select(Contract::ALL.to_vec()),
+        defect in prop::option::of(prop::sample::select(Defect::ALL.to_vec())),
+        class in prop::option::of(".*"),
+        choices in prop::collection::vec(0u32..9, 0..50),
+        digest: Option<u128>,
+    ) -> Trace {
+        let drawn = scenario(&Prng::from_seed(seed), &Pins::default());
+        let mut choices = choices;
+        while choices.last() == Some(&0) {
+            choices.pop();
+        }
+        Trace {
+            about,
+            scenario: Scenario { contract, faults, defect, ..drawn },
+            choices,
+            crash,
+            expected: class.map_or(Expected::Survived, Expected::Violated),
+            digest,
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn what_is_written_is_read_back(trace in trace()) {
+        let text = trace.to_json();
+        prop_assert_eq!(Trace::from_json(&text, &no_files), Ok(trace));
+    }
+
+    #[test]
+    fn a_damaged_trace_is_refused_or_means_something(
+        seed in 0u64..50, at: prop::sample::Index, byte in any::<char>(),
+    ) {
+        let mut chars: Vec<char> = sample(seed).to_json().chars().collect();
+        let index = at.index(chars.len());
+        chars[index] = byte;
+        let text: String = chars.into_iter().collect();
+        if let Ok(trace) = Trace::from_json(&text, &no_files) {
+            prop_assert!(trace.scenario.check().is_ok());
+        }
+    }
+}
+
+fn sample(seed: u64) -> Trace {
+    Trace {
+        about: String::new(),
+        scenario: scenario(&Prng::from_seed(seed), &Pins::default()),
+        choices: vec![1, 0, 2],
+        crash: None,
+        expected: Expected::Survived,
+        digest: None,
+    }
+}
+
+fn given(image: PageImage) -> Trace {
+    let mut trace = sample(1);
+    trace.scenario.image = Start::Given(Given {
+        path: "real.qcow2".into(),
+        bytes: Arc::new(image),
+    });
+    trace
+}
+
+fn message(text: &str) -> String {
+    Trace::from_json(text, &no_files).unwrap_err().to_string()
+}
+
+#[test]
+fn a_small_image_travels_inside_its_trace() {
+    let mut image = PageImage::zeroed(10_000);
+    image.write(512, &[7; 512]);
+    image.write(9_990, &[8; 10]);
+    let trace = given(image);
+    assert_eq!(Trace::from_json(&trace.to_json(), &no_files), Ok(trace));
+}
+
+#[test]
+fn a_large_image_is_fetched_by_path_and_must_be_the_same() {
+    let mut image = PageImage::zeroed(0);
+    let mut prng = Prng::from_seed(1);
+    let noise: Vec<u8> = (0..1 << 18)
+        .flat_map(|_| prng.bits().to_le_bytes())
+        .collect();
+    image.write(0, &noise);
+    let trace = given(image.clone());
+    let text = trace.to_json();
+    assert!(text.len() < 10_000, "{}", text.len());
+    let same = image.clone();
+    assert_eq!(Trace::from_json(&text, &|_| Ok(same.clone())), Ok(trace));
+    image.write(0, &[0; 512]);
+    let error = Trace::from_json(&text, &|_| Ok(image.clone())).unwrap_err();
+    assert!(
+        error.to_string().contains("the trace was made from"),
+        "{error}"
+    );
+    assert!(message(&text).contains("no file is read here"));
+}
+
+#[test]
+fn an_unknown_version_is_refused_as_such() {
+    let newer = |major: u32, minor: u32| {
+        let version = format!("\"major\": {major},\n    \"minor\": {minor}");
+        let text = sample(1)
+            .to_json()
+            .replace("\"major\": 1,\n    \"minor\": 0", &version);
+        // What a newer version adds is not what is complained about.
+        message(&text.replace("\"about\"", "\"novelty\""))
+    };
+    assert!(newer(2, 0).contains("version 2.0, and this program reads version 1 only"));
+    assert!(newer(1, 1).contains("versions up to 1.0: use a newer qrash"));
+    assert!(message("{}").contains("no trace"));
+}
+
+#[test]
+fn what_is_wrong_is_told_in_one_line_with_its_place() {
+    let text = sample(1).to_json();
+    for (bad, parts) in [
+        (text[..100].to_owned(), ["line 8", "EOF"]),
+        (
+            text.replace("\"concurrency\"", "\"concurency\""),
+            ["column", "unknown field `concurency`"],
+        ),
+        (
+            text.replace("\"contract\": \"epoch-torn\"", "\"contract\": \"epic\""),
+            ["contract:", "`epic` is not known"],
+        ),
+        (
+            text.replace("\"operations\": [", "\"operations\": [\n\"wrte 0 512\","),
+            ["operations[0]:", "`wrte 0 512`"],
+        ),
+        (
+            text.replace("\"operations\": [", "\"operations\": [\n\"write 0 511\","),
+            ["scenario:", "whole sectors"],
+        ),
+        (
+            text.replace(
+                "\"operations\": [",
+                "\"operations\": [\n\"write 0 512000000000000\",",
+            ),
+            ["scenario:", "at most"],
+        ),
+    ] {
+        let message = message(&bad);
+        assert!(!message.contains('\n'), "{message}");
+        for part in parts {
+            assert!(message.contains(part), "{message}");
+        }
+    }
+}

@@ -1,0 +1,233 @@
+//! The short texts that a trace is made of: operations, request names, sectors, cuts.
+
+use std::fmt;
+
+use engine::device::{Event, OpKind};
+use engine::image::Unmap;
+
+use super::{Cut, Edge, RequestRef, Survivor};
+use crate::workload::ops::Operation;
+use crate::workload::shape::Extent;
+
+/// A text that does not say what it should.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BadText(String);
+
+impl fmt::Display for BadText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+type Parsed<T> = Result<T, BadText>;
+
+/// A request has no more sectors than this.
+const MAX_SECTORS: usize = 1 << 22;
+
+/// An operation as traces and step lists spell it.
+pub fn operation_text(operation: Operation) -> String {
+    match operation {
+        Operation::Read { offset, len_bytes } => format!("read {offset} {len_bytes}"),
+        Operation::Write { offset, len_bytes } => format!("write {offset} {len_bytes}"),
+        Operation::WriteZeroes {
+            offset,
+            len_bytes,
+            unmap,
+        } => {
+            let suffix = match unmap {
+                Unmap::Keep => "",
+                Unmap::Allow => " unmap",
+            };
+            format!("write-zeroes {offset} {len_bytes}{suffix}")
+        }
+        Operation::Discard { offset, len_bytes } => format!("discard {offset} {len_bytes}"),
+        Operation::Flush => "flush".into(),
+        Operation::Grow { virtual_bytes } => format!("grow {virtual_bytes}"),
+        Operation::Reopen => "reopen".into(),
+    }
+}
+
+pub(super) fn operation(text: &str) -> Parsed<Operation> {
+    let words: Vec<&str> = text.split_ascii_whitespace().collect();
+    Ok(match words[..] {
+        ["read", offset, len] => Operation::Read {
+            offset: number(offset)?,
+            len_bytes: number(len)?,
+        },
+        ["write", offset, len] => Operation::Write {
+            offset: number(offset)?,
+            len_bytes: number(len)?,
+        },
+        ["write-zeroes", offset, len] => Operation::WriteZeroes {
+            offset: number(offset)?,
+            len_bytes: number(len)?,
+            unmap: Unmap::Keep,
+        },
+        ["write-zeroes", offset, len, "unmap"] => Operation::WriteZeroes {
+            offset: number(offset)?,
+            len_bytes: number(len)?,
+            unmap: Unmap::Allow,
+        },
+        ["discard", offset, len] => Operation::Discard {
+            offset: number(offset)?,
+            len_bytes: number(len)?,
+        },
+        ["flush"] => Operation::Flush,
+        ["grow", bytes] => Operation::Grow {
+            virtual_bytes: number(bytes)?,
+        },
+        ["reopen"] => Operation::Reopen,
+        _ => {
+            return Err(BadText(format!(
+                "`{text}` is no operation: expected read, write, write-zeroes or discard with offset \
+                 and length, grow with a size, flush or reopen"
+            )));
+        }
+    })
+}
+
+pub(super) fn extent_text(extent: Extent) -> String {
+    format!("{} {}", extent.offset, extent.len_bytes)
+}
+
+pub(super) fn extent(text: &str) -> Parsed<Extent> {
+    match text.split_ascii_whitespace().collect::<Vec<_>>()[..] {
+        [offset, len] => Ok(Extent {
+            offset: number(offset)?,
+            len_bytes: number(len)?,
+        }),
+        _ => Err(BadText(format!(
+            "`{text}` is no range: expected offset and length"
+        ))),
+    }
+}
+
+pub(super) fn choices_text(choices: &[u32]) -> String {
+    // Where a list ends, replay goes on with 0.
+    let end = choices
+        .iter()
+        .rposition(|&choice| choice != 0)
+        .map_or(0, |last| last + 1);
+    let words: Vec<String> = choices[..end].iter().map(u32::to_string).collect();
+    words.join(" ")
+}
+
+pub(super) fn choices(text: &str) -> Parsed<Vec<u32>> {
+    text.split_ascii_whitespace().map(number).collect()
+}
+
+impl fmt::Display for RequestRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} #{}", self.event, self.kind.name(), self.ordinal)
+    }
+}
+
+fn request(words: &[&str]) -> Option<RequestRef> {
+    let [event, kind, ordinal] = words else {
+        return None;
+    };
+    Some(RequestRef {
+        event: Event::from_name(event)?,
+        kind: OpKind::from_name(kind)?,
+        ordinal: ordinal.strip_prefix('#')?.parse().ok()?,
+    })
+}
+
+pub(super) fn cut_text(cut: &Cut) -> String {
+    match cut.before {
+        None => "at the end".into(),
+        Some((Edge::Submission, request)) => format!("before submission of {request}"),
+        Some((Edge::Completion, request)) => format!("before completion of {request}"),
+    }
+}
+
+pub(super) fn cut(text: &str) -> Parsed<Option<(Edge, RequestRef)>> {
+    let words: Vec<&str> = text.split_ascii_whitespace().collect();
+    let before = match words[..] {
+        ["at", "the", "end"] => return Ok(None),
+        ["before", "submission", "of", ..] => request(&words[3..]).map(|r| (Edge::Submission, r)),
+        ["before", "completion", "of", ..] => request(&words[3..]).map(|r| (Edge::Completion, r)),
+        _ => None,
+    };
+    before.map(Some).ok_or_else(|| {
+        BadText(format!(
+            "`{text}` is no cut: expected for example `before completion of l2_update write #3`, or \
+             `at the end`"
+        ))
+    })
+}
+
+pub(super) fn survivor_text(survivor: &Survivor) -> String {
+    match &survivor.sectors {
+        None => survivor.request.to_string(),
+        Some(sectors) => format!("{} sectors {}", survivor.request, sectors_text(sectors)),
+    }
+}
+
+pub(super) fn survivor(text: &str) -> Parsed<Survivor> {
+    let words: Vec<&str> = text.split_ascii_whitespace().collect();
+    let parsed = match words[..] {
+        [_, _, _] => request(&words).map(|request| (request, None)),
+        [_, _, _, "sectors", list] => {
+            let sectors = sectors(list)?;
+            request(&words[..3]).map(|request| (request, Some(sectors)))
+        }
+        _ => None,
+    };
+    let (request, sectors) = parsed.ok_or_else(|| {
+        BadText(format!(
+            "`{text}` is no survivor: expected for example `write_aio write #0` or `write_aio write #0 \
+             sectors 0-3,7`"
+        ))
+    })?;
+    Ok(Survivor { request, sectors })
+}
+
+/// Ascending sector numbers as ranges: `0-3,7`; nothing is `none`.
+pub(super) fn sectors_text(sectors: &[usize]) -> String {
+    let mut ranges: Vec<(usize, usize)> = Vec::new();
+    for &sector in sectors {
+        match ranges.last_mut() {
+            Some((_, last)) if *last + 1 == sector => *last = sector,
+            _ => ranges.push((sector, sector)),
+        }
+    }
+    if ranges.is_empty() {
+        return "none".into();
+    }
+    let texts: Vec<String> = ranges
+        .into_iter()
+        .map(|(first, last)| {
+            if first == last {
+                first.to_string()
+            } else {
+                format!("{first}-{last}")
+            }
+        })
+        .collect();
+    texts.join(",")
+}
+
+pub(super) fn sectors(text: &str) -> Parsed<Vec<usize>> {
+    let mut sectors = Vec::new();
+    if text == "none" {
+        return Ok(sectors);
+    }
+    for range in text.split(',') {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        let (first, last): (usize, usize) = (number(first)?, number(last)?);
+        let ascends = first <= last && sectors.last().is_none_or(|&before| before < first);
+        if !ascends || last >= MAX_SECTORS {
+            return Err(BadText(format!(
+                "`{text}` is no list of sectors: expected ascending ranges below {MAX_SECTORS}"
+            )));
+        }
+        sectors.extend(first..=last);
+    }
+    Ok(sectors)
+}
+
+fn number<T: std::str::FromStr>(text: &str) -> Parsed<T> {
+    text.parse()
+        .map_err(|_| BadText(format!("`{text}` is no number, or too large a one")))
+}
