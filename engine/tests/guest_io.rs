@@ -54,6 +54,7 @@ fn setup() -> impl Strategy<Value = Setup> {
                 caches: CacheSizes {
                     l2_slices: slices,
                     refcount_slices: slices,
+                    slice_bytes: 512,
                 },
                 backing_sectors,
             },

@@ -1,6 +1,6 @@
 //! Write-back caches of table slices: L2 entries in one, refcounts in another.
 //!
-//! A slice is a piece of a table, at most [`SLICE_BYTES`] long, kept under its host offset. The cache
+//! A slice is a piece of a table, a cluster or less, kept under its host offset. The cache
 //! knows no I/O and no order: who evicts or writes back does that under the rules of
 //! [`crate::qcow2`].
 
@@ -9,9 +9,7 @@ use std::collections::BTreeMap;
 use super::geometry::Geometry;
 use super::order::Stamp;
 use super::unit::{HostOffset, byte_count};
-
-/// The longest slice. Small enough that a random access costs one page of I/O.
-pub(super) const SLICE_BYTES: u64 = 4096;
+use crate::device::SECTOR_BYTES;
 
 /// A piece of a table in memory.
 #[derive(Debug)]
@@ -51,9 +49,12 @@ pub(super) struct Cache {
 }
 
 impl Cache {
-    /// An empty cache for tables of this geometry, of at least one slice.
-    pub(super) fn new(geometry: Geometry, capacity: usize) -> Self {
-        let slice_bytes = geometry.cluster_bytes().min(SLICE_BYTES);
+    /// An empty cache for tables of this geometry, of at least one slice of `slice_bytes`: a power
+    /// of two from a sector to a cluster, and brought into that range where it is not.
+    pub(super) fn new(geometry: Geometry, capacity: usize, slice_bytes: u64) -> Self {
+        let slice_bytes = slice_bytes
+            .next_power_of_two()
+            .clamp(SECTOR_BYTES, geometry.cluster_bytes());
         Self {
             slice_bytes,
             capacity: capacity.max(1),

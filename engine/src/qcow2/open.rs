@@ -41,21 +41,24 @@ pub enum LazyRefcounts {
     On,
 }
 
-/// Cache sizes in slices of at most 4 KiB; at least one of each is kept.
+/// Cache sizes in slices of tables; at least one of each is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CacheSizes {
     /// Slices of L2 tables.
     pub l2_slices: usize,
     /// Slices of refcount blocks.
     pub refcount_slices: usize,
+    /// Bytes in a slice: a power of two from 512 up; a cluster is the most that is used.
+    pub slice_bytes: u64,
 }
 
 impl Default for CacheSizes {
-    /// 32 MiB of L2 tables and 4 MiB of refcounts.
+    /// 32 MiB of L2 tables and 4 MiB of refcounts, read and written in pages of 4 KiB.
     fn default() -> Self {
         Self {
             l2_slices: 8192,
             refcount_slices: 1024,
+            slice_bytes: 4096,
         }
     }
 }
@@ -171,8 +174,16 @@ async fn load(
         l1: l1.into_iter().map(L1Word).collect(),
         reftable_offset: header.reftable_offset,
         reftable: reftable.into_iter().map(ReftableWord).collect(),
-        l2: Cache::new(geometry, options.caches.l2_slices),
-        refcounts: Cache::new(geometry, options.caches.refcount_slices),
+        l2: Cache::new(
+            geometry,
+            options.caches.l2_slices,
+            options.caches.slice_bytes,
+        ),
+        refcounts: Cache::new(
+            geometry,
+            options.caches.refcount_slices,
+            options.caches.slice_bytes,
+        ),
         refcounts_written: Stamp::default(),
         owners: BTreeMap::new(),
         deferred: Vec::new(),
