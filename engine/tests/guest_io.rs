@@ -1,11 +1,16 @@
 //! The engine against a plain vector: what a guest writes is what it reads, here and after reopening.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panic")]
+
+mod kit;
+
 use std::rc::Rc;
 
-use engine::device::{Port, RamDevice, drive};
+use engine::device::{Port, RamDevice};
 use engine::image::{Image, Unmap};
 use engine::qcow2::create::{CreateOptions, create};
 use engine::qcow2::{CacheSizes, LazyRefcounts, OpenOptions, Qcow2};
+use kit::run;
 use proptest::prelude::*;
 
 #[derive(Clone, Debug)]
@@ -84,14 +89,10 @@ struct Pair {
     backing: Vec<u8>,
 }
 
-fn now<T>(future: impl Future<Output = T>) -> T {
-    drive(future).expect("a RAM device completes every request at once")
-}
-
 impl Pair {
     fn new(setup: Setup) -> Self {
         let device = Rc::new(RamDevice::default());
-        now(create(&Port::new(device.clone()), &setup.create)).unwrap();
+        run(create(&Port::new(device.clone()), &setup.create)).unwrap();
         let len = usize::try_from(setup.create.virtual_bytes).unwrap();
         let backing: Vec<u8> = (0..setup.backing_sectors.unwrap_or(0) * 512)
             .map(|at| u8::try_from(at / 512 % 250).unwrap() + 1)
@@ -123,32 +124,32 @@ impl Pair {
             Step::Write(at, len, fill) => {
                 let (offset, len) = clip(at, len);
                 let range = bounds(offset, len);
-                now(self.image.write(offset, vec![fill; range.len()])).unwrap();
+                run(self.image.write(offset, vec![fill; range.len()])).unwrap();
                 self.model[range].fill(fill);
             }
             Step::Zero(at, len, unmap) => {
                 let (offset, len) = clip(at, len);
-                now(self.image.write_zeroes(offset, len, unmap)).unwrap();
+                run(self.image.write_zeroes(offset, len, unmap)).unwrap();
                 self.model[bounds(offset, len)].fill(0);
             }
             Step::Discard(at, len) => {
                 let (offset, len) = clip(at, len);
-                now(self.image.discard(offset, len)).unwrap();
+                run(self.image.discard(offset, len)).unwrap();
                 let range = bounds(offset, len);
-                let read = now(self.image.read(offset, range.len())).unwrap();
+                let read = run(self.image.read(offset, range.len())).unwrap();
                 for (got, kept) in read.iter().zip(&mut self.model[range]) {
                     assert!(*got == 0 || got == kept, "a discarded byte is old or zero");
                     *kept = *got;
                 }
             }
-            Step::Flush => now(self.image.flush()).unwrap(),
+            Step::Flush => run(self.image.flush()).unwrap(),
             Step::Grow(more) => {
                 self.model
                     .resize(self.model.len() + usize::try_from(more * 512).unwrap(), 0);
-                now(self.image.grow(u64::try_from(self.model.len()).unwrap())).unwrap();
+                run(self.image.grow(u64::try_from(self.model.len()).unwrap())).unwrap();
             }
             Step::Reopen => {
-                now(self.image.close()).unwrap();
+                run(self.image.close()).unwrap();
                 self.image = open(&self.device, &self.setup, &self.backing);
             }
         }
@@ -163,9 +164,9 @@ fn open(device: &Rc<RamDevice>, setup: &Setup, backing: &[u8]) -> Qcow2 {
             cluster_bits: 9,
             ..CreateOptions::default()
         };
-        now(create(&port, &options)).unwrap();
-        let image = now(Qcow2::open(port, None, &OpenOptions::default())).unwrap();
-        now(image.write(0, backing.to_vec())).unwrap();
+        run(create(&port, &options)).unwrap();
+        let image = run(Qcow2::open(port, None, &OpenOptions::default())).unwrap();
+        run(image.write(0, backing.to_vec())).unwrap();
         Rc::new(image) as Rc<dyn Image>
     });
     let options = OpenOptions {
@@ -173,7 +174,7 @@ fn open(device: &Rc<RamDevice>, setup: &Setup, backing: &[u8]) -> Qcow2 {
         caches: setup.caches,
         ..OpenOptions::default()
     };
-    now(Qcow2::open(Port::new(device.clone()), under, &options)).unwrap()
+    run(Qcow2::open(Port::new(device.clone()), under, &options)).unwrap()
 }
 
 proptest! {
@@ -184,12 +185,12 @@ proptest! {
         let mut pair = Pair::new(setup);
         for step in &steps {
             pair.apply(step);
-            let read = now(pair.image.read(0, pair.model.len())).unwrap();
+            let read = run(pair.image.read(0, pair.model.len())).unwrap();
             let wrong = read.iter().zip(&pair.model).position(|(got, want)| got != want);
             prop_assert_eq!(wrong, None, "first wrong byte after {:?}", step);
         }
         pair.apply(&Step::Reopen);
-        let read = now(pair.image.read(0, pair.model.len())).unwrap();
+        let read = run(pair.image.read(0, pair.model.len())).unwrap();
         prop_assert!(read == pair.model, "after reopening");
     }
 }

@@ -1,6 +1,8 @@
 //! Guest data, here and in QEMU: what one writes the other reads, over all cluster sizes and refcount
 //! widths.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panic")]
+
 mod kit;
 
 use engine::device::Port;
@@ -195,5 +197,49 @@ fn what_qemu_io_wrote_reads_back_here_and_may_be_overwritten() {
                 ],
             );
         }
+    }
+}
+
+#[test]
+fn qemu_img_repairs_an_image_that_we_left_dirty() {
+    if !have("qemu-img") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let (ours, raw) = (
+        folder.path().join("dirty.qcow2"),
+        folder.path().join("model.raw"),
+    );
+    for cluster_bits in CLUSTER_BITS {
+        let ram = Ram::empty();
+        let cluster = 1 << cluster_bits;
+        let options = CreateOptions {
+            virtual_bytes: (16 * cluster).max(1 << 20),
+            cluster_bits,
+            lazy_refcounts: true,
+            ..CreateOptions::default()
+        };
+        let mut disk = Disk::new(&ram.port, &options, LazyRefcounts::On);
+        disk.work(cluster);
+        run(disk.image.flush()).unwrap();
+        ram.save(&ours);
+        std::fs::write(&raw, &disk.model).unwrap();
+        let before = must("qemu-img", &["info", text(&ours)]);
+        assert!(before.contains("cleanly shut down: no"), "{before}");
+        must("qemu-img", &["check", "-r", "all", text(&ours)]);
+        let after = must("qemu-img", &["check", text(&ours)]);
+        assert!(after.contains("No errors"), "{after}");
+        must(
+            "qemu-img",
+            &[
+                "compare",
+                "-f",
+                "qcow2",
+                "-F",
+                "raw",
+                text(&ours),
+                text(&raw),
+            ],
+        );
     }
 }
