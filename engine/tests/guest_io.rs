@@ -167,7 +167,8 @@ fn open(device: &Rc<RamDevice>, setup: &Setup, backing: &[u8]) -> Qcow2 {
         run(create(&port, &options)).unwrap();
         let image = run(Qcow2::open(port, None, &OpenOptions::default())).unwrap();
         run(image.write(0, backing.to_vec())).unwrap();
-        Rc::new(image) as Rc<dyn Image>
+        let image: Rc<dyn Image> = Rc::new(image);
+        image
     });
     let options = OpenOptions {
         lazy_refcounts: Some(setup.lazy),
