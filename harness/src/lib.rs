@@ -3,7 +3,9 @@
 pub mod caught;
 pub mod guest;
 pub mod minimise;
+pub mod oracle;
 pub mod prng;
 pub mod sim;
+pub mod subject;
 pub mod trace;
 pub mod workload;

@@ -104,6 +104,16 @@ impl Ledger {
         &self.initial
     }
 
+    /// The size of the disk at the start, in bytes.
+    pub fn initial_bytes(&self) -> u64 {
+        self.initial_bytes
+    }
+
+    /// What is legal where no power was lost, and everything is over.
+    pub fn expect_served(&self) -> Expectation<'_> {
+        Expectation::new(self, Some(Moment(u64::MAX)), Moment(u64::MAX))
+    }
+
     /// What is legal after a power loss at `cut`.
     pub fn expect(&self, cut: Moment) -> Expectation<'_> {
         Expectation::new(self, self.durable_before(cut), cut)

@@ -102,7 +102,7 @@ impl Client {
             return self.reopen().await.map(|()| Vec::new());
         }
         let image = self.image.borrow().clone();
-        let image = image.ok_or(Refused::FlushFailed)?;
+        let image = image.ok_or(Refused::Distrusted)?;
         match operation {
             Operation::Read { offset, len_bytes } => {
                 return image.read(offset, to_usize(len_bytes)).await;

@@ -1,0 +1,466 @@
+//! Judges one crash state, from the bytes that the power loss left to the image after repair.
+//!
+//! The stages, each with its oracle: the structures before anything touches them; the guest's sectors
+//! against what the history allows; recovery by a read-write open, which must succeed; the structures
+//! afterwards; what the subject reads and what it left, against the sectors before; and a second
+//! recovery, which must write nothing. The state itself is never written.
+//!
+//! What a repair wrote is handed back as a recording, so that the caller can lose power inside it: each
+//! of those states is judged by the same judge, with the [`Witness`] of the first state beside it, whose
+//! guest bytes it must still have. That is also what holds "the dirty bit goes last" to account: a state
+//! without the dirty bit and with refcounts too low is a finding.
+
+use std::ops::Range;
+
+use blkdebug::record::Recording;
+use engine::device::PageImage;
+
+use super::explain;
+use super::structure::{StructureReport, walk};
+use super::verdict::{Oracle, Verdict, Violation};
+use super::view::{Backing, GuestView, merge};
+use crate::guest::{Checker, Expectation, Level, SectorViolation};
+use crate::subject::{Attempt, Repair, Subject};
+
+/// The stages of a judgement, for whoever counts or times them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Stage {
+    /// The structures before recovery.
+    StructureBefore,
+    /// The guest's sectors before recovery.
+    GuestBefore,
+    /// Recovery by the subject.
+    Recover,
+    /// The structures after recovery.
+    StructureAfter,
+    /// The guest's sectors after recovery.
+    GuestAfter,
+    /// A check with repair of everything.
+    Check,
+    /// Recovery and check once more.
+    Again,
+    /// Work after recovery.
+    Serve,
+}
+
+/// Told where a judgement stands.
+pub trait Observer {
+    /// The stage begins; the one before has ended.
+    fn begin(&self, stage: Stage);
+}
+
+/// One who does not care.
+impl Observer for () {
+    fn begin(&self, _stage: Stage) {}
+}
+
+/// What judges the crash states of one image under test.
+#[derive(Clone, Copy)]
+pub struct Judge<'a> {
+    /// Who recovers the image.
+    pub subject: &'a dyn Subject,
+    /// What lies below the image.
+    pub backing: Option<&'a Backing>,
+    /// The mildest levels that are let pass, up to this one; `None` is strict.
+    pub accept: Option<Level>,
+    /// Told of each stage.
+    pub observer: &'a dyn Observer,
+}
+
+/// An image and the walk over it.
+#[derive(Clone, Debug)]
+pub struct Witness {
+    /// The bytes.
+    pub image: PageImage,
+    /// The walk.
+    pub report: StructureReport,
+}
+
+/// What came of judging a state.
+#[derive(Clone, Debug)]
+pub struct Judgement {
+    /// The verdict.
+    pub verdict: Verdict,
+    /// The state as it was judged.
+    pub state: Witness,
+    /// What recovery left, if it succeeded.
+    pub recovered: Option<Witness>,
+    /// The recordings of what wrote to the image in order to repair it.
+    pub repairs: Vec<Recording>,
+}
+
+impl Witness {
+    /// Walks `image`.
+    pub fn new(image: PageImage) -> Self {
+        Self {
+            report: walk(&image),
+            image,
+        }
+    }
+
+    pub(super) fn view<'a>(&'a self, backing: Option<&'a Backing>) -> Option<GuestView<'a>> {
+        GuestView::new(&self.image, &self.report, backing)
+    }
+}
+
+impl Judge<'_> {
+    /// Judges the crash state `image`. `before` is the state whose repair was interrupted, if this one
+    /// comes from a repair.
+    pub fn judge(
+        &self,
+        image: PageImage,
+        expectation: &Expectation<'_>,
+        before: Option<&Witness>,
+    ) -> Judgement {
+        self.observer.begin(Stage::StructureBefore);
+        let mut case = Case {
+            judge: self,
+            state: Witness::new(image),
+            recovered: None,
+            repairs: Vec::new(),
+        };
+        let verdict = match case.run(expectation, before) {
+            Ok(()) => Verdict::Survived,
+            Err(verdict) => *verdict,
+        };
+        Judgement {
+            verdict,
+            state: case.state,
+            recovered: case.recovered,
+            repairs: case.repairs,
+        }
+    }
+
+    /// Judges an image that was closed in good order: as [`Self::judge`] does, and nothing may be left
+    /// that a repair could improve.
+    pub fn judge_closed(&self, image: PageImage, expectation: &Expectation<'_>) -> Judgement {
+        let judgement = self.judge(image, expectation, None);
+        let report = &judgement.state.report;
+        if judgement.verdict.survived() && !report.is_perfect() {
+            let verdict = explain::imperfect(Oracle::Structure, "after a clean close", report);
+            return Judgement {
+                verdict: verdict.into(),
+                ..judgement
+            };
+        }
+        judgement
+    }
+}
+
+/// A verdict that ends the judgement.
+pub(super) type Ended = Box<Verdict>;
+
+impl From<Violation> for Ended {
+    fn from(violation: Violation) -> Self {
+        Self::new(violation.into())
+    }
+}
+
+struct Case<'a> {
+    judge: &'a Judge<'a>,
+    state: Witness,
+    recovered: Option<Witness>,
+    repairs: Vec<Recording>,
+}
+
+impl Case<'_> {
+    fn run(
+        &mut self,
+        expectation: &Expectation<'_>,
+        before: Option<&Witness>,
+    ) -> Result<(), Ended> {
+        check_structure(&self.state.report, "in the crash state")?;
+        let view = self.view_of(&self.state)?;
+        self.judge.observer.begin(Stage::GuestBefore);
+        let interest = interest(&view, expectation);
+        check_guest(&view, expectation, &interest, self.judge.accept)?;
+        if let Some(before) = before {
+            let earlier = self.view_of(before)?;
+            compare_views(&earlier, &view, "an interrupted repair")?;
+        }
+        self.judge.observer.begin(Stage::Recover);
+        let reads = read_plan(&view, &interest);
+        let attempt = self.judge.subject.recover(&self.state.image, &reads);
+        let data = self.succeed(attempt, "opening the image for writing")?;
+        self.judge.observer.begin(Stage::GuestAfter);
+        self.compare_reads(&reads, &data)?;
+        if self.state.report.dirty() {
+            self.expect_perfect("after recovery")?;
+        }
+        self.judge.observer.begin(Stage::Check);
+        self.check_all()?;
+        self.judge.observer.begin(Stage::Again);
+        self.again()
+    }
+
+    fn view_of<'a>(&'a self, witness: &'a Witness) -> Result<GuestView<'a>, Ended> {
+        witness.view(self.judge.backing).ok_or_else(|| {
+            Box::new(Verdict::HarnessBroken(
+                "an image that passed the structure oracle has no guest view".into(),
+            ))
+        })
+    }
+
+    /// The latest image: recovered, or as the power loss left it.
+    fn latest(&self) -> &Witness {
+        self.recovered.as_ref().unwrap_or(&self.state)
+    }
+
+    /// Notes what an attempt to repair left, walks it, and holds it against the guest bytes before.
+    fn succeed<T>(&mut self, attempt: Attempt<T>, doing: &str) -> Result<T, Ended> {
+        let wrote = writes(&attempt.recording) > 0;
+        if wrote {
+            self.repairs.push(attempt.recording);
+        }
+        let value = attempt
+            .result
+            .map_err(|failure| explain::failure(&failure, doing, Oracle::Repair))?;
+        if !wrote {
+            return Ok(value);
+        }
+        self.judge.observer.begin(Stage::StructureAfter);
+        let recovered = Witness::new(attempt.image);
+        check_structure_after(&recovered.report, doing)?;
+        self.judge.observer.begin(Stage::GuestAfter);
+        let (before, after) = (self.view_of(&self.state)?, self.view_of(&recovered)?);
+        compare_views(&before, &after, doing)?;
+        self.recovered = Some(recovered);
+        Ok(value)
+    }
+
+    fn compare_reads(&self, reads: &[Range<u64>], data: &[Vec<u8>]) -> Result<(), Ended> {
+        let view = self.view_of(&self.state)?;
+        for (range, data) in reads.iter().zip(data) {
+            if let Some(difference) = view.difference_to_data(range.start / 512, data) {
+                return Err(explain::misread(&view, difference, range, data).into());
+            }
+        }
+        Ok(())
+    }
+
+    fn expect_perfect(&self, when: &str) -> Result<(), Ended> {
+        let report = &self.latest().report;
+        if report.is_perfect() {
+            return Ok(());
+        }
+        Err(explain::imperfect(Oracle::Repair, when, report).into())
+    }
+
+    /// Repairs what a read-write open leaves alone, which are leaks and missing claims of COPIED.
+    fn check_all(&mut self) -> Result<(), Ended> {
+        if self.latest().report.is_perfect() {
+            return Ok(());
+        }
+        let attempt = self.judge.subject.check(&self.latest().image, Repair::All);
+        let tally = self.succeed(attempt, "check with repair")?;
+        if tally.errors > 0 || tally.leaks > 0 {
+            return Err(explain::unfinished(tally).into());
+        }
+        self.expect_perfect("after check with repair")
+    }
+
+    /// Recovers and checks once more what was repaired: nothing may be left to write.
+    fn again(&self) -> Result<(), Ended> {
+        let Some(recovered) = &self.recovered else {
+            return Ok(());
+        };
+        let opened = self.judge.subject.recover(&recovered.image, &[]);
+        expect_idle(opened, "opening the repaired image again")?;
+        let checked = self.judge.subject.check(&recovered.image, Repair::All);
+        let tally = expect_idle(checked, "a second check with repair")?;
+        if tally.errors > 0 || tally.leaks > 0 {
+            return Err(explain::unfinished(tally).into());
+        }
+        Ok(())
+    }
+}
+
+fn expect_idle<T>(attempt: Attempt<T>, doing: &str) -> Result<T, Ended> {
+    let value = attempt
+        .result
+        .map_err(|failure| explain::failure(&failure, doing, Oracle::Repair))?;
+    if writes(&attempt.recording) > 0 {
+        return Err(explain::not_idle(&attempt.recording, doing).into());
+    }
+    Ok(value)
+}
+
+/// How many requests there are that change content or length.
+fn writes(recording: &Recording) -> usize {
+    recording
+        .entries
+        .iter()
+        .filter(|entry| entry.changes_content())
+        .count()
+}
+
+pub(super) fn check_structure(report: &StructureReport, when: &str) -> Result<(), Ended> {
+    structure(report, when, Oracle::Structure)
+}
+
+fn check_structure_after(report: &StructureReport, doing: &str) -> Result<(), Ended> {
+    let when = format!("after {doing}");
+    structure(report, &when, Oracle::Repair)?;
+    if report.dirty() {
+        let line = format!("{when} the image is still marked dirty");
+        return Err(Violation::new(Oracle::Repair, "still-dirty", "header", vec![line]).into());
+    }
+    Ok(())
+}
+
+fn structure(report: &StructureReport, when: &str, oracle: Oracle) -> Result<(), Ended> {
+    if let Some(what) = report.not_measured {
+        return Err(Box::new(Verdict::NotMeasured(what.into())));
+    }
+    if report.finding_count > 0 {
+        return Err(explain::findings(report, when, oracle).into());
+    }
+    if report.corrupt() {
+        let line = format!("{when} the image is marked corrupt");
+        return Err(Violation::new(oracle, "marked-corrupt", "header", vec![line]).into());
+    }
+    Ok(())
+}
+
+/// The guest sectors that a judgement looks at: those that are mapped, those that the workload touched,
+/// those that held something at the start, and those that growth added.
+pub(super) fn interest(view: &GuestView<'_>, expectation: &Expectation<'_>) -> Vec<Range<u64>> {
+    let end = view.virtual_bytes() / 512;
+    let ledger = expectation.ledger();
+    let mut sectors: Vec<Range<u64>> = view.mapped_sectors().collect();
+    sectors.extend(expectation.touched());
+    sectors.extend(ledger.initial().ranges());
+    sectors.push(ledger.initial_bytes() / 512..end);
+    merge(sectors, end)
+}
+
+/// Holds the guest's sectors against what is legal.
+pub(super) fn check_guest(
+    view: &GuestView<'_>,
+    expectation: &Expectation<'_>,
+    sectors: &[Range<u64>],
+    accept: Option<Level>,
+) -> Result<(), Ended> {
+    if !expectation.virtual_sizes().contains(&view.virtual_bytes()) {
+        return Err(explain::size(view.virtual_bytes(), expectation).into());
+    }
+    let mut checker = expectation.checker();
+    let mut misses = Misses::default();
+    for range in sectors {
+        for run in view.runs(range.clone()) {
+            if run.is_zeroes() {
+                misses.zeroes(&mut checker, run.sectors);
+                continue;
+            }
+            for sector in run.sectors.clone() {
+                let miss = checker.check(sector, explain::value(run.content(sector)));
+                misses.extend(miss);
+            }
+        }
+        if misses.count >= Misses::ENOUGH {
+            break;
+        }
+    }
+    misses.retain(accept);
+    let Some(worst) = misses.worst else {
+        return Ok(());
+    };
+    if let Some(miss) = misses
+        .kept
+        .iter()
+        .find(|miss| expectation.is_from_the_future(miss.found))
+    {
+        return Err(Box::new(Verdict::HarnessBroken(format!(
+            "guest sector {} holds {}, which had not been submitted at the cut",
+            miss.sector, miss.found
+        ))));
+    }
+    Err(explain::guest(worst, &misses.kept, misses.count).into())
+}
+
+/// Sectors that are not legal.
+#[derive(Default)]
+struct Misses {
+    count: usize,
+    kept: Vec<SectorViolation>,
+    worst: Option<Level>,
+}
+
+impl Misses {
+    /// More are not looked for.
+    const ENOUGH: usize = 4096;
+
+    fn extend(&mut self, misses: impl IntoIterator<Item = SectorViolation>) {
+        for miss in misses {
+            self.count += 1;
+            self.kept.push(miss);
+        }
+    }
+
+    fn zeroes(&mut self, checker: &mut Checker<'_>, sectors: Range<u64>) {
+        let mut at = sectors.start;
+        while let Some(miss) = checker.check_zeroes(at..sectors.end) {
+            at = miss.sector + 1;
+            self.extend([miss]);
+            if self.count >= Self::ENOUGH {
+                return;
+            }
+        }
+    }
+
+    /// Forgets the levels that are let pass.
+    fn retain(&mut self, accept: Option<Level>) {
+        self.kept.retain(|miss| {
+            miss.level == Level::Lost || accept.is_none_or(|mild| miss.level > mild)
+        });
+        self.count = self.kept.len();
+        self.worst = self.kept.iter().map(|miss| miss.level).max();
+    }
+}
+
+/// Two views of what should be the same disk, over every sector that either maps.
+fn compare_views(before: &GuestView<'_>, after: &GuestView<'_>, doing: &str) -> Result<(), Ended> {
+    if before.virtual_bytes() != after.virtual_bytes() {
+        let line = format!(
+            "{doing} changed the size of the guest's disk from {} to {} bytes",
+            before.virtual_bytes(),
+            after.virtual_bytes()
+        );
+        return Err(Violation::new(Oracle::Repair, "size-changed", "header", vec![line]).into());
+    }
+    let sectors = before.mapped_sectors().chain(after.mapped_sectors());
+    for range in merge(sectors.collect(), before.virtual_bytes() / 512) {
+        if let Some(difference) = before.difference(after, range) {
+            return Err(explain::changed(before, after, difference, doing).into());
+        }
+    }
+    Ok(())
+}
+
+/// The byte ranges that the subject is asked to read: all of the sectors of interest, but of a long
+/// stretch without any mapping only both ends.
+fn read_plan(view: &GuestView<'_>, sectors: &[Range<u64>]) -> Vec<Range<u64>> {
+    const LONG: u64 = 512;
+    const END: u64 = 64;
+    const AT_ONCE: u64 = 2048;
+    let mut plan = Vec::new();
+    for run in sectors.iter().flat_map(|range| view.runs(range.clone())) {
+        let Range { start, end } = run.sectors.clone();
+        if run.is_zeroes() && end - start > LONG {
+            plan.push(start..start + END);
+            plan.push(end - END..end);
+        } else {
+            plan.push(start..end);
+        }
+    }
+    let whole = merge(plan, u64::MAX);
+    whole
+        .into_iter()
+        .flat_map(|range| {
+            let end = range.end;
+            range
+                .step_by(usize::try_from(AT_ONCE).expect("a small constant"))
+                .map(move |start| start * 512..(start + AT_ONCE).min(end) * 512)
+        })
+        .collect()
+}

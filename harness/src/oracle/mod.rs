@@ -1,0 +1,14 @@
+//! What judges a crash state, by means of its own.
+//!
+//! [`structure`] walks the tables, [`view`] reads the guest's disk through them, and [`judge`] holds
+//! both against the guest's history and against what recovery makes of the state. None of them shares
+//! code with the engine's allocation, check or repair, and none writes to the state it judges.
+
+mod explain;
+pub mod judge;
+pub mod structure;
+pub mod verdict;
+pub mod view;
+
+pub use judge::{Judge, Judgement, Observer, Stage, Witness};
+pub use verdict::{FailureClass, Oracle, Verdict, Violation};

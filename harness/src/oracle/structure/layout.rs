@@ -1,0 +1,181 @@
+//! The header as the oracle reads it: sizes, places and marks. Specification: "Header".
+
+use engine::device::PageImage;
+
+const MAGIC: u32 = 0x5146_49fb;
+const DIRTY: u64 = 1 << 0;
+const CORRUPT: u64 = 1 << 1;
+const DATA_FILE: u64 = 1 << 2;
+const COMPRESSION_TYPE: u64 = 1 << 3;
+const EXTENDED_L2: u64 = 1 << 4;
+const KNOWN: u64 = DIRTY | CORRUPT | DATA_FILE | COMPRESSION_TYPE | EXTENDED_L2;
+const BITMAPS: u64 = 1 << 0;
+const MAX_L1_BYTES: u64 = 32 << 20;
+const MAX_REFTABLE_BYTES: u64 = 8 << 20;
+const MAX_SNAPSHOTS: u32 = 65536;
+
+/// What the header says, as far as the oracle needs it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Layout {
+    /// 2 or 3.
+    pub version: u32,
+    /// Binary logarithm of the cluster size in bytes.
+    pub cluster_bits: u32,
+    /// Binary logarithm of the refcount width in bits.
+    pub refcount_order: u32,
+    /// The size of the guest's disk in bytes.
+    pub virtual_bytes: u64,
+    /// Where the active L1 table stands, in bytes.
+    pub l1_offset: u64,
+    /// Entries in the active L1 table.
+    pub l1_entries: u64,
+    /// Where the refcount table stands, in bytes.
+    pub reftable_offset: u64,
+    /// Clusters that the refcount table takes.
+    pub reftable_clusters: u64,
+    /// Internal snapshots.
+    pub snapshot_count: u32,
+    /// Where the snapshot table stands, in bytes.
+    pub snapshots_offset: u64,
+    /// Whether the refcounts may be wrong.
+    pub dirty: bool,
+    /// Whether the image is marked as damaged.
+    pub corrupt: bool,
+    /// Whether compressed clusters are zstd frames instead of deflate streams.
+    pub zstd: bool,
+}
+
+/// Why a header yields no layout.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Illegible {
+    /// It cannot be right.
+    Bad(&'static str),
+    /// It uses what the oracle does not judge.
+    NotMeasured(&'static str),
+}
+
+impl Layout {
+    pub(super) fn read(image: &PageImage) -> Result<Self, Illegible> {
+        let Some(sector) = image.sector(0) else {
+            return Err(Illegible::Bad("there is no header"));
+        };
+        let header = Header(sector);
+        let version = header.word(4);
+        if header.word(0) != MAGIC || !(2..=3).contains(&version) {
+            return Err(Illegible::Bad("this is not qcow2 version 2 or 3"));
+        }
+        let version_3 = |value: u64| if version >= 3 { value } else { 0 };
+        let incompatible = version_3(header.long(72));
+        if header.word(32) != 0 {
+            return Err(Illegible::NotMeasured("encryption"));
+        }
+        measured(incompatible, version_3(header.long(88)))?;
+        let layout = Self {
+            version,
+            cluster_bits: header.word(20),
+            refcount_order: if version >= 3 { header.word(96) } else { 4 },
+            virtual_bytes: header.long(24),
+            l1_offset: header.long(40),
+            l1_entries: u64::from(header.word(36)),
+            reftable_offset: header.long(48),
+            reftable_clusters: u64::from(header.word(56)),
+            snapshot_count: header.word(60),
+            snapshots_offset: header.long(64),
+            dirty: incompatible & DIRTY != 0,
+            corrupt: incompatible & CORRUPT != 0,
+            zstd: incompatible & COMPRESSION_TYPE != 0 && sector[104] != 0,
+        };
+        layout.validate().map_err(Illegible::Bad)?;
+        Ok(layout)
+    }
+
+    /// Bytes in a cluster.
+    pub fn cluster_bytes(&self) -> u64 {
+        1 << self.cluster_bits
+    }
+
+    /// Sectors in a cluster.
+    pub fn cluster_sectors(&self) -> u64 {
+        1 << (self.cluster_bits - 9)
+    }
+
+    /// Sectors on the guest's disk.
+    pub fn virtual_sectors(&self) -> u64 {
+        self.virtual_bytes / 512
+    }
+
+    /// Entries in an L2 table.
+    pub fn l2_entries(&self) -> u64 {
+        self.cluster_bytes() / 8
+    }
+
+    /// Refcounts in a refcount block.
+    pub fn counts_per_block(&self) -> u64 {
+        (self.cluster_bytes() * 8) >> self.refcount_order
+    }
+
+    fn validate(&self) -> Result<(), &'static str> {
+        if !(9..=21).contains(&self.cluster_bits) {
+            return Err("the cluster size is out of range");
+        }
+        if self.refcount_order > 6 {
+            return Err("the refcount width is out of range");
+        }
+        let aligned = |offset: u64| offset.is_multiple_of(self.cluster_bytes());
+        if !aligned(self.l1_offset) || !aligned(self.reftable_offset) {
+            return Err("the L1 table or the refcount table does not start at a cluster");
+        }
+        if self.snapshot_count > 0 && !aligned(self.snapshots_offset) {
+            return Err("the snapshot table does not start at a cluster");
+        }
+        if self.l1_entries * 8 > MAX_L1_BYTES {
+            return Err("the L1 table is longer than the format allows");
+        }
+        if self.reftable_clusters * self.cluster_bytes() > MAX_REFTABLE_BYTES {
+            return Err("the refcount table is longer than the format allows");
+        }
+        if self.reftable_clusters == 0 || self.reftable_offset == 0 {
+            return Err("there is no refcount table");
+        }
+        if self.snapshot_count > MAX_SNAPSHOTS {
+            return Err("there are more snapshots than the format allows");
+        }
+        let needed = self
+            .virtual_bytes
+            .div_ceil(self.cluster_bytes() * self.l2_entries());
+        if self.l1_entries < needed {
+            return Err("the L1 table is too short for the guest's disk");
+        }
+        Ok(())
+    }
+}
+
+fn measured(incompatible: u64, autoclear: u64) -> Result<(), Illegible> {
+    for (bit, what) in [
+        (DATA_FILE, "an external data file"),
+        (EXTENDED_L2, "extended L2 entries"),
+        (!KNOWN, "unknown incompatible features"),
+    ] {
+        if incompatible & bit != 0 {
+            return Err(Illegible::NotMeasured(what));
+        }
+    }
+    if autoclear & BITMAPS != 0 {
+        return Err(Illegible::NotMeasured("persistent bitmaps"));
+    }
+    Ok(())
+}
+
+struct Header<'a>(&'a [u8; 512]);
+
+impl Header<'_> {
+    fn word(&self, at: usize) -> u32 {
+        self.0[at..at + 4]
+            .iter()
+            .fold(0, |value, byte| value << 8 | u32::from(*byte))
+    }
+
+    fn long(&self, at: usize) -> u64 {
+        u64::from(self.word(at)) << 32 | u64::from(self.word(at + 4))
+    }
+}

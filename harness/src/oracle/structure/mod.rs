@@ -1,0 +1,239 @@
+//! An independent walk over an image's structures.
+//!
+//! It decodes the header and every table itself, from the bytes of a [`PageImage`]; it shares no code
+//! with the engine, so that the two cannot be wrong together. It collects findings and never stops at
+//! the first; whatever the bytes, it ends, with memory bounded by what the image stores.
+//!
+//! The rules. Without the dirty bit: every refcount is at least the number of references; COPIED is set
+//! only where there is exactly one reference and the refcount is exactly one; every cluster that is
+//! referred to starts within the file; offsets are aligned; reserved bits are zero; no cluster has two
+//! owners. Leaks are legal. With the dirty bit, refcounts may be anything, and a mapping may point beyond
+//! the end of the file where the refcount table names a block for its range.
+
+mod finding;
+mod layout;
+mod refcounts;
+mod references;
+
+use engine::device::PageImage;
+
+pub use finding::{Finding, Owner, Table};
+use layout::Illegible;
+pub use layout::Layout;
+
+/// What a guest cluster is mapped to. Clusters that fall through to the backing file have no mapping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mapping {
+    /// Zeroes.
+    Zero,
+    /// The content of the host cluster that starts at this byte.
+    Data(u64),
+    /// Compressed bytes.
+    Compressed {
+        /// The first byte.
+        offset: u64,
+        /// The most bytes that the data may take.
+        len_bytes: u64,
+    },
+    /// An entry that cannot be right.
+    Bad,
+}
+
+/// A guest cluster with a mapping of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mapped {
+    /// The guest cluster's number.
+    pub guest_cluster: u64,
+    /// What it is mapped to.
+    pub mapping: Mapping,
+}
+
+/// A cluster whose refcount is not its number of references.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Miscount {
+    /// The host cluster's number.
+    pub cluster: u64,
+    /// Who refers to it, if anybody does.
+    pub owner: Option<Owner>,
+    /// How many references there are.
+    pub references: u64,
+    /// What the refcount is.
+    pub refcount: u64,
+}
+
+/// What the walk found.
+#[derive(Clone, Debug, Default)]
+pub struct StructureReport {
+    /// What the header says; `None` where it is illegible, and then nothing else was looked at.
+    pub layout: Option<Layout>,
+    /// What the image uses that is not judged here, so that the absence of findings means nothing.
+    pub not_measured: Option<&'static str>,
+    /// The first [`StructureReport::KEPT`] things that must not be.
+    pub findings: Vec<Finding>,
+    /// How many things must not be.
+    pub finding_count: u64,
+    /// How many refcounts are higher than their references.
+    pub leak_count: u64,
+    /// How many refcounts are lower than their references; findings unless the image is dirty.
+    pub low_count: u64,
+    /// How many entries could claim COPIED and do not.
+    pub copied_missing: u64,
+    /// The first [`StructureReport::KEPT`] refcounts that differ from their references.
+    pub miscounts: Vec<Miscount>,
+    /// Every guest cluster of the disk with a mapping of its own, ascending.
+    pub mapped: Vec<Mapped>,
+}
+
+impl StructureReport {
+    /// As many findings are kept; the rest is counted.
+    pub const KEPT: usize = 64;
+
+    /// Whether the image carries the dirty bit.
+    pub fn dirty(&self) -> bool {
+        self.layout.is_some_and(|layout| layout.dirty)
+    }
+
+    /// Whether the image is marked corrupt.
+    pub fn corrupt(&self) -> bool {
+        self.layout.is_some_and(|layout| layout.corrupt)
+    }
+
+    /// Whether nothing is left that a repair could improve.
+    pub fn is_perfect(&self) -> bool {
+        self.finding_count == 0
+            && self.leak_count == 0
+            && self.low_count == 0
+            && self.copied_missing == 0
+            && !self.dirty()
+            && !self.corrupt()
+    }
+
+    fn find(&mut self, finding: Finding) {
+        self.finding_count += 1;
+        if self.findings.len() < Self::KEPT {
+            self.findings.push(finding);
+        }
+    }
+
+    fn miscount(&mut self, miscount: Miscount) {
+        if self.miscounts.len() < Self::KEPT {
+            self.miscounts.push(miscount);
+        }
+    }
+}
+
+/// Walks `image`.
+pub fn walk(image: &PageImage) -> StructureReport {
+    let mut report = StructureReport::default();
+    match Layout::read(image) {
+        Ok(layout) => {
+            report.layout = Some(layout);
+            let mut scan = Scan::new(image, layout, &mut report);
+            let references = references::collect(&mut scan);
+            refcounts::compare(&mut scan, &references);
+            if scan.sectors_left == 0 {
+                report.not_measured = Some("an image with more metadata than the oracle reads");
+            }
+        }
+        Err(Illegible::Bad(problem)) => report.find(Finding::Header(problem)),
+        Err(Illegible::NotMeasured(what)) => report.not_measured = Some(what),
+    }
+    report
+}
+
+/// What the passes of one walk share.
+struct Scan<'a> {
+    image: &'a PageImage,
+    layout: Layout,
+    report: &'a mut StructureReport,
+    /// The refcount blocks: index in the refcount table and host offset, ascending by index.
+    blocks: Vec<(u64, u64)>,
+    /// How many more sectors of metadata are read and clusters of metadata noted, so that a hostile
+    /// image ends too.
+    sectors_left: u64,
+}
+
+impl<'a> Scan<'a> {
+    /// 2 GiB of tables.
+    const MAX_SECTORS: u64 = 1 << 22;
+
+    fn new(image: &'a PageImage, layout: Layout, report: &'a mut StructureReport) -> Self {
+        Self {
+            image,
+            layout,
+            report,
+            blocks: Vec::new(),
+            sectors_left: Self::MAX_SECTORS,
+        }
+    }
+
+    /// As many of `wanted` as there is still room for.
+    fn spend(&mut self, wanted: u64) -> u64 {
+        let granted = wanted.min(self.sectors_left);
+        self.sectors_left -= granted;
+        granted
+    }
+
+    /// The words of a table that are not zero: index, host offset and value.
+    fn words(&mut self, offset: u64, count: u64) -> Words<'a> {
+        let sectors = self.spend((count * 8).div_ceil(512));
+        Words {
+            image: self.image,
+            base: offset,
+            next: 0,
+            end: count.min(sectors * 64),
+        }
+    }
+}
+
+/// Iterates over the nonzero words of a table that starts at a sector.
+struct Words<'a> {
+    image: &'a PageImage,
+    base: u64,
+    next: u64,
+    end: u64,
+}
+
+/// One word of a table.
+#[derive(Clone, Copy, Debug)]
+struct Word {
+    index: u64,
+    at: u64,
+    value: u64,
+}
+
+impl Iterator for Words<'_> {
+    type Item = Word;
+
+    fn next(&mut self) -> Option<Word> {
+        while self.next < self.end {
+            let sector = self.base / 512 + self.next / 64;
+            let within = usize::try_from(self.next % 64).expect("a sector has 64 words");
+            let found = self.image.sector(sector).and_then(|bytes| {
+                let words = bytes.as_chunks::<8>().0;
+                words[within..]
+                    .iter()
+                    .position(|word| *word != [0; 8])
+                    .map(|skipped| (skipped, u64::from_be_bytes(words[within + skipped])))
+            });
+            let Some((skipped, value)) = found else {
+                self.next = (self.next / 64 + 1) * 64;
+                continue;
+            };
+            let index = self.next + u64::try_from(skipped).expect("a sector has 64 words");
+            self.next = index + 1;
+            if index >= self.end {
+                return None;
+            }
+            return Some(Word {
+                index,
+                at: self.base + index * 8,
+                value,
+            });
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests;

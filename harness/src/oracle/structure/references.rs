@@ -1,0 +1,330 @@
+//! Who refers to which cluster of the file.
+
+use super::{Finding, Mapped, Mapping, Owner, Scan, Table, Word};
+
+const COPIED: u64 = 1 << 63;
+const COMPRESSED: u64 = 1 << 62;
+const ZERO: u64 = 1;
+const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
+const REFTABLE_OFFSET: u64 = !0x1ff;
+const MAX_L1_ENTRIES: u64 = 4 << 20;
+const MAX_SNAPSHOT_TABLE_BYTES: u64 = 64 << 20;
+
+/// What an entry says of COPIED.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Claim {
+    /// The reference has no such flag, or nobody relies on it.
+    Mute,
+    /// COPIED is clear.
+    Shared,
+    /// COPIED is set.
+    Sole,
+}
+
+/// References to one cluster by one owner.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Reference {
+    pub(super) cluster: u64,
+    pub(super) owner: Owner,
+    /// How many L1 tables reach it this way.
+    pub(super) count: u64,
+    pub(super) claim: Claim,
+}
+
+/// An L1 table's use of an L2 table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Use {
+    l2_offset: u64,
+    l1_index: u64,
+    tree: Tree,
+    copied: bool,
+}
+
+/// Whose L1 table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Tree {
+    Active,
+    Snapshot,
+}
+
+/// Every reference of the image, ascending by cluster. Fills in the report's mappings and the scan's
+/// refcount blocks.
+pub(super) fn collect(scan: &mut Scan<'_>) -> Vec<Reference> {
+    let mut collector = Collector {
+        references: Vec::with_capacity(256),
+        uses: Vec::with_capacity(16),
+    };
+    let layout = scan.layout;
+    collector.refer(scan, Owner::Header, 0, 1);
+    collector.refcount_table(scan);
+    collector.l1_table(scan, Tree::Active, layout.l1_offset, layout.l1_entries);
+    collector.snapshots(scan);
+    collector.l2_tables(scan);
+    let by_cluster = |mapped: &Mapped| mapped.guest_cluster;
+    scan.report.mapped.sort_by_key(by_cluster);
+    collector.references.sort_unstable();
+    collector.references
+}
+
+struct Collector {
+    references: Vec<Reference>,
+    uses: Vec<Use>,
+}
+
+impl Collector {
+    /// Notes that `owner` holds `clusters` clusters from `offset` on.
+    fn refer(&mut self, scan: &mut Scan<'_>, owner: Owner, offset: u64, clusters: u64) {
+        let first = offset >> scan.layout.cluster_bits;
+        for cluster in first..first + scan.spend(clusters) {
+            self.refer_once(scan, owner, cluster, 1, Claim::Mute);
+        }
+    }
+
+    fn refer_once(
+        &mut self,
+        scan: &mut Scan<'_>,
+        owner: Owner,
+        cluster: u64,
+        count: u64,
+        claim: Claim,
+    ) {
+        let offset = cluster << scan.layout.cluster_bits;
+        if offset >= scan.image.len() && !may_lie_beyond_end(scan, owner, cluster) {
+            scan.report.find(Finding::BeyondEnd {
+                owner,
+                offset,
+                file_bytes: scan.image.len(),
+            });
+        }
+        self.references.push(Reference {
+            cluster,
+            owner,
+            count,
+            claim,
+        });
+    }
+
+    fn refcount_table(&mut self, scan: &mut Scan<'_>) {
+        let (offset, clusters) = (scan.layout.reftable_offset, scan.layout.reftable_clusters);
+        self.refer(scan, Owner::RefcountTable, offset, clusters);
+        let words = scan.words(offset, clusters * scan.layout.l2_entries());
+        for word in words {
+            let target = word.value & REFTABLE_OFFSET;
+            if is_sound(scan, Table::Refcount, word, !REFTABLE_OFFSET, target) {
+                scan.blocks.push((word.index, target));
+            }
+        }
+        for (index, target) in scan.blocks.clone() {
+            self.refer(scan, Owner::RefcountBlock(index), target, 1);
+        }
+    }
+
+    fn snapshots(&mut self, scan: &mut Scan<'_>) {
+        let start = scan.layout.snapshots_offset;
+        let mut at = start;
+        for index in 0..scan.layout.snapshot_count {
+            let problem = match self.snapshot(scan, index, at) {
+                Ok(end) if end - start <= MAX_SNAPSHOT_TABLE_BYTES => {
+                    at = end;
+                    continue;
+                }
+                Ok(_) => "the snapshot table is longer than the format allows",
+                Err(problem) => problem,
+            };
+            scan.report.find(Finding::Snapshot { index, problem });
+            break;
+        }
+        let clusters = (at - start).div_ceil(scan.layout.cluster_bytes());
+        self.refer(scan, Owner::SnapshotTable, start, clusters);
+    }
+
+    /// Notes a snapshot's L1 table and yields where the next snapshot's entry starts.
+    fn snapshot(&mut self, scan: &mut Scan<'_>, index: u32, at: u64) -> Result<u64, &'static str> {
+        if at >= scan.image.len() {
+            return Err("its entry lies beyond the end of the file");
+        }
+        let mut head = [0; 40];
+        scan.image.read(at, &mut head);
+        let field = |from: usize, len: usize| u64_of(&head[from..from + len]);
+        let (l1_offset, l1_entries) = (field(0, 8), field(8, 4));
+        let (id_bytes, name_bytes, extra_bytes) = (field(12, 2), field(14, 2), field(36, 4));
+        if !l1_offset.is_multiple_of(scan.layout.cluster_bytes()) || l1_entries > MAX_L1_ENTRIES {
+            return Err("its L1 table is unaligned or too long");
+        }
+        let clusters = (l1_entries * 8).div_ceil(scan.layout.cluster_bytes());
+        self.refer(scan, Owner::SnapshotL1Table(index), l1_offset, clusters);
+        self.l1_entries(scan, Tree::Snapshot, l1_offset, l1_entries);
+        Ok(at + (40 + extra_bytes + id_bytes + name_bytes).next_multiple_of(8))
+    }
+
+    fn l1_table(&mut self, scan: &mut Scan<'_>, tree: Tree, offset: u64, entries: u64) {
+        let clusters = (entries * 8).div_ceil(scan.layout.cluster_bytes());
+        self.refer(scan, Owner::L1Table, offset, clusters);
+        self.l1_entries(scan, tree, offset, entries);
+    }
+
+    fn l1_entries(&mut self, scan: &mut Scan<'_>, tree: Tree, offset: u64, entries: u64) {
+        for word in scan.words(offset, entries) {
+            let target = word.value & OFFSET;
+            if !is_sound(scan, Table::L1, word, !(COPIED | OFFSET), target) {
+                continue;
+            }
+            let copied = word.value & COPIED != 0;
+            if target == 0 {
+                if copied {
+                    let (table, at) = (Table::L1, word.at);
+                    scan.report.find(Finding::IdleCopied { table, at });
+                }
+                continue;
+            }
+            self.uses.push(Use {
+                l2_offset: target,
+                l1_index: word.index,
+                tree,
+                copied,
+            });
+        }
+    }
+
+    /// Visits each L2 table once, however many trees share it, so that the work is bounded by the bytes
+    /// of the file. A table that is used at two L1 indices has two owners; only the first is followed.
+    fn l2_tables(&mut self, scan: &mut Scan<'_>) {
+        let mut uses = std::mem::take(&mut self.uses);
+        uses.sort_unstable();
+        for of_table in uses.chunk_by(|one, other| one.l2_offset == other.l2_offset) {
+            for of_index in of_table.chunk_by(|one, other| one.l1_index == other.l1_index) {
+                let cluster = of_index[0].l2_offset >> scan.layout.cluster_bits;
+                let owner = Owner::L2Table(of_index[0].l1_index);
+                self.refer_once(scan, owner, cluster, count_of(of_index), claim_of(of_index));
+            }
+            let first_index = of_table[0].l1_index;
+            let followed = of_table.partition_point(|one| one.l1_index == first_index);
+            self.l2_table(scan, &of_table[..followed]);
+        }
+    }
+
+    /// Follows the entries of the L2 table that `uses` use at one L1 index.
+    fn l2_table(&mut self, scan: &mut Scan<'_>, uses: &[Use]) {
+        let Use {
+            l2_offset,
+            l1_index,
+            ..
+        } = uses[0];
+        let active = claim_of(uses) != Claim::Mute;
+        let first_guest_cluster = l1_index * scan.layout.l2_entries();
+        for word in scan.words(l2_offset, scan.layout.l2_entries()) {
+            let guest_cluster = first_guest_cluster + word.index;
+            let mapping = self.l2_entry(scan, word, guest_cluster, count_of(uses), active);
+            let on_disk = guest_cluster << scan.layout.cluster_bits < scan.layout.virtual_bytes;
+            if let (Some(mapping), true, true) = (mapping, active, on_disk) {
+                scan.report.mapped.push(Mapped {
+                    guest_cluster,
+                    mapping,
+                });
+            }
+        }
+    }
+
+    fn l2_entry(
+        &mut self,
+        scan: &mut Scan<'_>,
+        word: Word,
+        guest_cluster: u64,
+        count: u64,
+        active: bool,
+    ) -> Option<Mapping> {
+        let copied = word.value & COPIED != 0;
+        if word.value & COMPRESSED != 0 {
+            return Some(self.compressed(scan, word, count));
+        }
+        let zero_bit = if scan.layout.version >= 3 { ZERO } else { 0 };
+        let target = word.value & OFFSET;
+        if !is_sound(scan, Table::L2, word, !(COPIED | OFFSET | zero_bit), target) {
+            return Some(Mapping::Bad);
+        }
+        let zero = word.value & zero_bit != 0;
+        if target == 0 {
+            if copied && active {
+                let (table, at) = (Table::L2, word.at);
+                scan.report.find(Finding::IdleCopied { table, at });
+            }
+            return zero.then_some(Mapping::Zero);
+        }
+        let claim = match (active, copied) {
+            (false, _) => Claim::Mute,
+            (true, false) => Claim::Shared,
+            (true, true) => Claim::Sole,
+        };
+        let cluster = target >> scan.layout.cluster_bits;
+        self.refer_once(scan, Owner::Data(guest_cluster), cluster, count, claim);
+        Some(if zero {
+            Mapping::Zero
+        } else {
+            Mapping::Data(target)
+        })
+    }
+
+    fn compressed(&mut self, scan: &mut Scan<'_>, word: Word, count: u64) -> Mapping {
+        if word.value & COPIED != 0 {
+            let (table, at) = (Table::L2, word.at);
+            scan.report.find(Finding::IdleCopied { table, at });
+        }
+        let offset_bits = 62 - (scan.layout.cluster_bits - 8);
+        let offset = word.value & ((1 << offset_bits) - 1);
+        let sectors = ((word.value & !(COPIED | COMPRESSED)) >> offset_bits) + 1;
+        let end = offset / 512 * 512 + sectors * 512;
+        let bits = scan.layout.cluster_bits;
+        for cluster in offset >> bits..=(end - 1) >> bits {
+            let claim = Claim::Mute;
+            self.refer_once(scan, Owner::Compressed, cluster, count, claim);
+        }
+        Mapping::Compressed {
+            offset,
+            len_bytes: end - offset,
+        }
+    }
+}
+
+fn count_of(uses: &[Use]) -> u64 {
+    u64::try_from(uses.len()).expect("a count of entries fits 64 bits")
+}
+
+/// What the active L1 table's entry says, if it is among `uses`.
+fn claim_of(uses: &[Use]) -> Claim {
+    match uses.iter().find(|one| one.tree == Tree::Active) {
+        Some(Use { copied: true, .. }) => Claim::Sole,
+        Some(Use { copied: false, .. }) => Claim::Shared,
+        None => Claim::Mute,
+    }
+}
+
+/// With the dirty bit, the extension of the file may be lost that would hold a mapped cluster. The
+/// refcount table must name a block for it, so that repair finds room to count it.
+fn may_lie_beyond_end(scan: &Scan<'_>, owner: Owner, cluster: u64) -> bool {
+    let block = cluster / scan.layout.counts_per_block();
+    scan.layout.dirty
+        && matches!(owner, Owner::Data(_))
+        && scan
+            .blocks
+            .binary_search_by_key(&block, |(index, _)| *index)
+            .is_ok()
+}
+
+fn is_sound(scan: &mut Scan<'_>, table: Table, word: Word, reserved: u64, target: u64) -> bool {
+    let Word { at, value, .. } = word;
+    let aligned = target.is_multiple_of(scan.layout.cluster_bytes());
+    if value & reserved != 0 {
+        let word = value;
+        scan.report.find(Finding::Reserved { table, at, word });
+    } else if !aligned {
+        let word = value;
+        scan.report.find(Finding::Unaligned { table, at, word });
+    }
+    value & reserved == 0 && aligned
+}
+
+fn u64_of(bytes: &[u8]) -> u64 {
+    bytes
+        .iter()
+        .fold(0, |value, byte| value << 8 | u64::from(*byte))
+}

@@ -1,0 +1,339 @@
+//! The guest's disk as an independent reader finds it, by the tables that the structure walk decoded.
+
+use std::ops::Range;
+use std::rc::Rc;
+
+use engine::device::PageImage;
+use flate2::{Decompress, FlushDecompress};
+
+use super::structure::{Layout, Mapped, Mapping, StructureReport, walk};
+
+/// An image below the one that is judged. It never changes.
+#[derive(Clone, Debug)]
+pub struct Backing {
+    image: PageImage,
+    format: Format,
+}
+
+#[derive(Clone, Debug)]
+enum Format {
+    Raw,
+    Qcow2 {
+        report: Box<StructureReport>,
+        below: Option<Box<Backing>>,
+    },
+}
+
+impl Backing {
+    /// The bytes of the file are those of the disk.
+    pub fn raw(image: PageImage) -> Self {
+        Self {
+            image,
+            format: Format::Raw,
+        }
+    }
+
+    /// A qcow2 image, over another or over nothing.
+    pub fn qcow2(image: PageImage, below: Option<Self>) -> Self {
+        Self {
+            format: Format::Qcow2 {
+                report: Box::new(walk(&image)),
+                below: below.map(Box::new),
+            },
+            image,
+        }
+    }
+
+    /// The bytes of the file.
+    pub fn image(&self) -> &PageImage {
+        &self.image
+    }
+
+    /// Whether the bytes of the file are those of the disk.
+    pub fn is_raw(&self) -> bool {
+        matches!(self.format, Format::Raw)
+    }
+
+    /// The image below this one.
+    pub fn below(&self) -> Option<&Self> {
+        match &self.format {
+            Format::Raw => None,
+            Format::Qcow2 { below, .. } => below.as_deref(),
+        }
+    }
+
+    fn run_from(&self, sector: u64) -> Run<'_> {
+        let (view, sectors) = match &self.format {
+            Format::Raw => (None, self.image.len().div_ceil(512)),
+            Format::Qcow2 { report, below } => {
+                match GuestView::new(&self.image, report, below.as_deref()) {
+                    None => return Run::new(sector..u64::MAX, Source::Unreadable),
+                    Some(view) => {
+                        let sectors = view.layout.virtual_sectors();
+                        (Some(view), sectors)
+                    }
+                }
+            }
+        };
+        if sector >= sectors {
+            return Run::new(sector..u64::MAX, Source::Zeroes);
+        }
+        match view {
+            Some(view) => view.run_from(sector),
+            None => Run::new(
+                sector..sectors,
+                Source::Stored {
+                    image: &self.image,
+                    first: sector,
+                },
+            ),
+        }
+    }
+}
+
+/// A guest's disk.
+#[derive(Clone, Copy, Debug)]
+pub struct GuestView<'a> {
+    image: &'a PageImage,
+    layout: Layout,
+    mapped: &'a [Mapped],
+    backing: Option<&'a Backing>,
+}
+
+/// Consecutive guest sectors with a common source.
+#[derive(Clone, Debug)]
+pub struct Run<'a> {
+    /// The guest sectors.
+    pub sectors: Range<u64>,
+    source: Source<'a>,
+}
+
+#[derive(Clone, Debug)]
+enum Source<'a> {
+    Zeroes,
+    /// In this file, from this sector on.
+    Stored {
+        image: &'a PageImage,
+        first: u64,
+    },
+    /// In these bytes, from this sector on.
+    Inflated {
+        bytes: Rc<[u8]>,
+        first: usize,
+    },
+    /// The tables, or the compressed bytes, cannot be right.
+    Unreadable,
+}
+
+/// Where two disks differ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Difference {
+    /// The first guest sector that differs.
+    pub sector: u64,
+}
+
+impl<'a> GuestView<'a> {
+    /// The disk of `image`, of which `report` is the walk; `None` where the header is illegible.
+    pub fn new(
+        image: &'a PageImage,
+        report: &'a StructureReport,
+        backing: Option<&'a Backing>,
+    ) -> Option<Self> {
+        Some(Self {
+            image,
+            layout: report.layout?,
+            mapped: &report.mapped,
+            backing,
+        })
+    }
+
+    /// The size of the disk in bytes.
+    pub fn virtual_bytes(&self) -> u64 {
+        self.layout.virtual_bytes
+    }
+
+    /// The sectors of the clusters that the image maps, in ascending disjoint ranges, clipped to the disk.
+    pub fn mapped_sectors(&self) -> impl Iterator<Item = Range<u64>> {
+        let sectors = self.layout.cluster_sectors();
+        let end = self.layout.virtual_sectors();
+        self.mapped.iter().map(move |mapped| {
+            let start = mapped.guest_cluster * sectors;
+            start..(start + sectors).min(end)
+        })
+    }
+
+    /// The runs that make up `sectors`, which lie on the disk.
+    pub fn runs(&self, sectors: Range<u64>) -> impl Iterator<Item = Run<'a>> {
+        let view = *self;
+        let mut at = sectors.start;
+        std::iter::from_fn(move || {
+            if at >= sectors.end {
+                return None;
+            }
+            let mut run = view.run_from(at);
+            run.sectors.end = run.sectors.end.min(sectors.end);
+            at = run.sectors.end;
+            Some(run)
+        })
+    }
+
+    /// Where the two disks differ first within `sectors`, which lie on both.
+    pub fn difference(&self, other: &GuestView<'_>, sectors: Range<u64>) -> Option<Difference> {
+        let mut at = sectors.start;
+        while at < sectors.end {
+            let (one, two) = (self.run_from(at), other.run_from(at));
+            let end = one.sectors.end.min(two.sectors.end).min(sectors.end);
+            if !one.same_source(&two) {
+                let differs = |sector: &u64| one.content(*sector) != two.content(*sector);
+                if let Some(sector) = (at..end).find(differs) {
+                    return Some(Difference { sector });
+                }
+            }
+            at = end;
+        }
+        None
+    }
+
+    /// Where the disk differs first from `data`, which somebody read from `sector` on.
+    pub fn difference_to_data(&self, sector: u64, data: &[u8]) -> Option<Difference> {
+        let sectors = data.as_chunks::<512>().0;
+        let count = u64::try_from(sectors.len()).expect("a buffer's length fits 64 bits");
+        let mut rest = sectors.iter();
+        for run in self.runs(sector..sector + count) {
+            for (sector, bytes) in run.sectors.clone().zip(rest.by_ref()) {
+                let stored = match run.content(sector) {
+                    Content::Bytes(stored) => stored == bytes,
+                    Content::Zeroes => *bytes == [0; 512],
+                    Content::Unreadable => false,
+                };
+                if !stored {
+                    return Some(Difference { sector });
+                }
+            }
+        }
+        None
+    }
+
+    fn run_from(&self, sector: u64) -> Run<'a> {
+        let cluster_sectors = self.layout.cluster_sectors();
+        let cluster = sector / cluster_sectors;
+        let index = self
+            .mapped
+            .partition_point(|mapped| mapped.guest_cluster < cluster);
+        let next = self.mapped.get(index);
+        if let Some(mapped) = next
+            && mapped.guest_cluster == cluster
+        {
+            let sectors = sector..(cluster + 1) * cluster_sectors;
+            return Run::new(
+                sectors,
+                self.source(mapped.mapping, sector % cluster_sectors),
+            );
+        }
+        let end = next.map_or(u64::MAX, |next| next.guest_cluster * cluster_sectors);
+        match self.backing {
+            None => Run::new(sector..end, Source::Zeroes),
+            Some(backing) => {
+                let mut run = backing.run_from(sector);
+                run.sectors.end = run.sectors.end.min(end);
+                run
+            }
+        }
+    }
+
+    /// The source of a mapped cluster from its sector `within` on.
+    fn source(&self, mapping: Mapping, within: u64) -> Source<'a> {
+        match mapping {
+            Mapping::Zero => Source::Zeroes,
+            Mapping::Data(offset) => Source::Stored {
+                image: self.image,
+                first: offset / 512 + within,
+            },
+            Mapping::Compressed { offset, len_bytes } => match self.inflate(offset, len_bytes) {
+                Some(bytes) => Source::Inflated {
+                    bytes: bytes.into(),
+                    first: usize::try_from(within).expect("a cluster fits memory"),
+                },
+                None => Source::Unreadable,
+            },
+            Mapping::Bad => Source::Unreadable,
+        }
+    }
+
+    /// Specification: "Compressed clusters": a raw deflate stream that ends where the cluster is full.
+    fn inflate(&self, offset: u64, len_bytes: u64) -> Option<Vec<u8>> {
+        if self.layout.zstd {
+            return None;
+        }
+        let len = usize::try_from(len_bytes).ok()?;
+        let input = self.image.read_vec(offset, len);
+        let full = usize::try_from(self.layout.cluster_bytes()).expect("a cluster fits memory");
+        let mut output = Vec::with_capacity(full);
+        Decompress::new(false)
+            .decompress_vec(&input, &mut output, FlushDecompress::Finish)
+            .ok()?;
+        (output.len() == full).then_some(output)
+    }
+}
+
+/// What a sector holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Content<'a> {
+    /// Zeroes.
+    Zeroes,
+    /// These bytes, which are not all zero.
+    Bytes(&'a [u8; 512]),
+    /// Nobody can tell: the tables, or the compressed bytes, cannot be right.
+    Unreadable,
+}
+
+impl<'a> Run<'a> {
+    fn new(sectors: Range<u64>, source: Source<'a>) -> Self {
+        Self { sectors, source }
+    }
+
+    /// Whether all of it reads zero because nothing is mapped to it.
+    pub fn is_zeroes(&self) -> bool {
+        matches!(self.source, Source::Zeroes)
+    }
+
+    /// What `sector`, one of the run's, holds.
+    pub fn content(&self, sector: u64) -> Content<'_> {
+        let index = sector - self.sectors.start;
+        let bytes = match &self.source {
+            Source::Zeroes => None,
+            Source::Unreadable => return Content::Unreadable,
+            Source::Stored { image, first } => image.sector(first + index),
+            Source::Inflated { bytes, first } => {
+                let index = usize::try_from(index).expect("a cluster fits memory");
+                bytes.as_chunks::<512>().0.get(first + index)
+            }
+        };
+        match bytes {
+            Some(bytes) if *bytes != [0; 512] => Content::Bytes(bytes),
+            Some(_) | None => Content::Zeroes,
+        }
+    }
+
+    /// Whether both are zeroes, so that there is nothing to compare.
+    fn same_source(&self, other: &Run<'_>) -> bool {
+        self.is_zeroes() && other.is_zeroes()
+    }
+}
+
+/// The ranges of `sectors`, which come in any order, merged where they touch, clipped to `end`.
+pub fn merge(mut sectors: Vec<Range<u64>>, end: u64) -> Vec<Range<u64>> {
+    sectors.sort_unstable_by_key(|range| range.start);
+    let mut merged: Vec<Range<u64>> = Vec::with_capacity(sectors.len());
+    for range in sectors {
+        let range = range.start..range.end.min(end);
+        if range.is_empty() {
+            continue;
+        }
+        match merged.last_mut() {
+            Some(last) if last.end >= range.start => last.end = last.end.max(range.end),
+            _ => merged.push(range),
+        }
+    }
+    merged
+}

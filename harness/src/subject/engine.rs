@@ -1,0 +1,208 @@
+//! The project's own engine as a subject.
+
+use std::future::ready;
+use std::ops::Range;
+use std::rc::Rc;
+
+use engine::device::{PageImage, Port, RamDevice, drive};
+use engine::error::{Error, Refused};
+use engine::image::{Access, Image, LocalFuture, Unmap};
+use engine::qcow2::{OpenOptions, Qcow2};
+
+use super::metered::Metered;
+use super::{Attempt, Failure, Repair, Subject, Tally};
+use crate::caught::catch;
+use crate::oracle::view::Backing;
+use crate::workload::ops::{Answer, Happening, Moment, Operation, OperationId};
+use crate::workload::stamp::{Writer, stamp_range};
+
+/// The engine's qcow2 over a disk that answers at once.
+#[derive(Clone, Debug)]
+pub struct EngineSubject {
+    options: OpenOptions,
+    backing: Option<Backing>,
+}
+
+impl EngineSubject {
+    /// The engine with these options, and with this image below the one that is judged.
+    pub fn new(options: OpenOptions, backing: Option<Backing>) -> Self {
+        Self { options, backing }
+    }
+
+    async fn open(&self, file: Port) -> Result<Qcow2, Error> {
+        let backing = match &self.backing {
+            Some(backing) => Some(open_backing(backing).await?),
+            None => None,
+        };
+        Qcow2::open(file, backing, &self.options).await
+    }
+
+    /// Lets `work` loose on a disk with the content of `image`.
+    fn attempt<T, F: Future<Output = Result<T, Error>>>(
+        image: &PageImage,
+        work: impl FnOnce(Rc<Metered>) -> F,
+    ) -> Attempt<T> {
+        let disk = Metered::new(image);
+        let result = match catch(|| drive(work(Rc::clone(&disk)))) {
+            Ok(Some(Ok(value))) => Ok(value),
+            Ok(Some(Err(error))) => Err(failure(&error)),
+            Ok(None) => Err(Failure::Hang {
+                requests: u64::try_from(disk.recording().entries.len())
+                    .expect("a count of requests fits 64 bits"),
+            }),
+            Err(panic) => Err(Failure::Panic(panic)),
+        };
+        Attempt {
+            result,
+            recording: disk.recording(),
+            image: disk.current(),
+        }
+    }
+}
+
+impl Subject for EngineSubject {
+    fn recover(&self, image: &PageImage, reads: &[Range<u64>]) -> Attempt<Vec<Vec<u8>>> {
+        Self::attempt(image, async |disk| {
+            let open = self.open(disk.port()).await?;
+            let mut data = Vec::with_capacity(reads.len());
+            for range in reads {
+                let len = usize::try_from(range.end - range.start).expect("a read fits memory");
+                data.push(open.read(range.start, len).await?);
+            }
+            open.close().await?;
+            Ok(data)
+        })
+    }
+
+    fn check(&self, image: &PageImage, _repair: Repair) -> Attempt<Tally> {
+        Attempt {
+            result: Err(Failure::NotMeasured("the engine has no check yet".into())),
+            recording: Metered::new(image).recording(),
+            image: image.clone(),
+        }
+    }
+
+    fn serve(
+        &self,
+        image: &PageImage,
+        operations: &[(OperationId, Operation)],
+    ) -> Attempt<Vec<Happening>> {
+        Self::attempt(image, async |disk| {
+            let mut open = self.open(disk.port()).await?;
+            let mut history = Vec::with_capacity(operations.len());
+            for (id, operation) in operations {
+                let submitted = Moment(disk.clock().next().0);
+                let answer = if *operation == Operation::Reopen {
+                    open.close().await?;
+                    open = self.open(disk.port()).await?;
+                    Answer::Done
+                } else {
+                    perform(&open, *id, *operation).await?;
+                    Answer::Done
+                };
+                history.push(Happening {
+                    id: *id,
+                    operation: *operation,
+                    submitted,
+                    completed: Some((Moment(disk.clock().next().0), answer)),
+                });
+            }
+            open.close().await?;
+            Ok(history)
+        })
+    }
+}
+
+async fn perform(image: &Qcow2, id: OperationId, operation: Operation) -> Result<(), Error> {
+    match operation {
+        Operation::Read { offset, len_bytes } => {
+            let len = usize::try_from(len_bytes).expect("a read fits memory");
+            image.read(offset, len).await.map(drop)
+        }
+        Operation::Write { offset, len_bytes } => {
+            let data = stamp_range(Writer::Operation(id), offset, len_bytes);
+            image.write(offset, data).await
+        }
+        Operation::WriteZeroes {
+            offset,
+            len_bytes,
+            unmap,
+        } => image.write_zeroes(offset, len_bytes, unmap).await,
+        Operation::Discard { offset, len_bytes } => image.discard(offset, len_bytes).await,
+        Operation::Flush => image.flush().await,
+        Operation::Grow { virtual_bytes } => image.grow(virtual_bytes).await,
+        Operation::Reopen => unreachable!("the caller reopens"),
+    }
+}
+
+async fn open_backing(backing: &Backing) -> Result<Rc<dyn Image>, Error> {
+    if backing.is_raw() {
+        return Ok(Rc::new(Beneath(backing.image().clone())));
+    }
+    let below = match backing.below() {
+        Some(below) => Some(Box::pin(open_backing(below)).await?),
+        None => None,
+    };
+    let file = Port::new(Rc::new(RamDevice::new(backing.image().clone())));
+    let options = OpenOptions {
+        access: Access::ReadOnly,
+        ..OpenOptions::default()
+    };
+    Ok(Rc::new(Qcow2::open(file, below, &options).await?))
+}
+
+/// The bytes of a raw file as a disk that is only read.
+#[derive(Debug)]
+struct Beneath(PageImage);
+
+impl Image for Beneath {
+    fn virtual_bytes(&self) -> u64 {
+        self.0.len().next_multiple_of(512)
+    }
+
+    fn read(&self, offset: u64, len_bytes: usize) -> LocalFuture<'_, Vec<u8>> {
+        Box::pin(ready(Ok(self.0.read_vec(offset, len_bytes))))
+    }
+
+    fn write(&self, _offset: u64, _data: Vec<u8>) -> LocalFuture<'_, ()> {
+        read_only()
+    }
+
+    fn write_zeroes(&self, _offset: u64, _len_bytes: u64, _unmap: Unmap) -> LocalFuture<'_, ()> {
+        read_only()
+    }
+
+    fn discard(&self, _offset: u64, _len_bytes: u64) -> LocalFuture<'_, ()> {
+        read_only()
+    }
+
+    fn flush(&self) -> LocalFuture<'_, ()> {
+        Box::pin(ready(Ok(())))
+    }
+
+    fn grow(&self, _virtual_bytes: u64) -> LocalFuture<'_, ()> {
+        read_only()
+    }
+
+    fn close(&self) -> LocalFuture<'_, ()> {
+        Box::pin(ready(Ok(())))
+    }
+}
+
+fn read_only() -> LocalFuture<'static, ()> {
+    Box::pin(ready(Err(Refused::ReadOnly.into())))
+}
+
+/// The kind by which failure classes name an error, and what it says.
+fn failure(error: &Error) -> Failure {
+    let kind = match error {
+        Error::Device(_) => "device".into(),
+        Error::BadImage(bad) => format!("bad-image in the {}", bad.structure),
+        Error::Unsupported(_) => "unsupported".into(),
+        Error::Refused(_) => "refused".into(),
+    };
+    Failure::Error {
+        kind,
+        message: error.to_string(),
+    }
+}

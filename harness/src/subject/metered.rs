@@ -1,0 +1,71 @@
+//! A disk that answers at once, records, and gives up on whoever asks too much of it.
+
+use std::cell::Cell;
+use std::rc::Rc;
+
+use blkdebug::record::{Clock, Recording};
+use blkdebug::volatile::{Answering, VolatileDisk};
+use engine::device::{Completion, Device, Event, Limits, PageImage, Port, Request};
+
+/// Answers so many requests, and no more: whoever waits for the next one waits for ever.
+#[derive(Debug)]
+pub(super) struct Metered {
+    disk: VolatileDisk,
+    clock: Clock,
+    left: Cell<u64>,
+}
+
+impl Metered {
+    /// A disk with the content of `image`. What a subject may ask of it follows from its length.
+    pub(super) fn new(image: &PageImage) -> Rc<Self> {
+        const FIXED: u64 = 50_000;
+        const PER_SECTOR: u64 = 4;
+        let clock = Clock::default();
+        let sectors = image.len() / 512;
+        Rc::new(Self {
+            disk: VolatileDisk::new(image.clone(), clock.clone(), Answering::AtOnce),
+            clock,
+            left: Cell::new(FIXED + sectors.saturating_mul(PER_SECTOR).min(FIXED * 20)),
+        })
+    }
+
+    pub(super) fn port(self: &Rc<Self>) -> Port {
+        Port::new(Rc::<Self>::clone(self))
+    }
+
+    pub(super) fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
+    pub(super) fn current(&self) -> PageImage {
+        self.disk.current()
+    }
+
+    pub(super) fn recording(&self) -> Recording {
+        self.disk.recording()
+    }
+}
+
+impl Device for Metered {
+    fn submit(&self, request: Request) -> Completion {
+        match self.left.get().checked_sub(1) {
+            None => Completion::pending().0,
+            Some(left) => {
+                self.left.set(left);
+                self.disk.submit(request)
+            }
+        }
+    }
+
+    fn reach(&self, event: Event) -> Completion {
+        self.disk.reach(event)
+    }
+
+    fn len(&self) -> u64 {
+        self.disk.len()
+    }
+
+    fn limits(&self) -> Limits {
+        self.disk.limits()
+    }
+}

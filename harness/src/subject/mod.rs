@@ -1,0 +1,89 @@
+//! What is under test: whoever opens a crash image and works on with it.
+//!
+//! A subject is asked three things, each with an image that it may change as it likes: to recover it,
+//! to check and repair it, and to serve a guest on it. It answers with what came of it and with a
+//! recording of its requests, so that the power can go out in the middle of a repair too. Panics and
+//! hangs are answers like any other.
+
+mod engine;
+mod metered;
+
+use std::ops::Range;
+
+use ::engine::device::PageImage;
+use blkdebug::record::Recording;
+
+use crate::caught::Panic;
+use crate::workload::ops::{Happening, Operation, OperationId};
+
+pub use engine::EngineSubject;
+
+/// What came of asking a subject for something.
+#[derive(Clone, Debug)]
+pub struct Attempt<T> {
+    /// What was asked for, or why it did not come about.
+    pub result: Result<T, Failure>,
+    /// Every request that the subject made; its base is the image that was given.
+    pub recording: Recording,
+    /// The image as the subject left it.
+    pub image: PageImage,
+}
+
+/// Why a subject did not do what it was asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// It said so.
+    Error {
+        /// The kind of error, for failure classes.
+        kind: String,
+        /// What it said.
+        message: String,
+    },
+    /// It panicked.
+    Panic(Panic),
+    /// It waits for ever, or makes requests for ever.
+    Hang {
+        /// How many requests it had made by then.
+        requests: u64,
+    },
+    /// It cannot do that, so nothing can be said.
+    NotMeasured(String),
+}
+
+/// How much a check may repair.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Repair {
+    /// Nothing.
+    None,
+    /// Refcounts that are too high.
+    Leaks,
+    /// Everything.
+    All,
+}
+
+/// What a check found, and what was left of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Errors that remain.
+    pub errors: u64,
+    /// Leaks that remain.
+    pub leaks: u64,
+}
+
+/// An implementation of an image format, over a chain of images below that never changes.
+pub trait Subject {
+    /// Opens the image for reading and writing, with whatever repair the format promises at that;
+    /// reads each of `reads`, ranges of guest bytes; closes it.
+    fn recover(&self, image: &PageImage, reads: &[Range<u64>]) -> Attempt<Vec<Vec<u8>>>;
+
+    /// Checks the image, and repairs it as far as `repair` says.
+    fn check(&self, image: &PageImage, repair: Repair) -> Attempt<Tally>;
+
+    /// Opens the image, carries out the operations one after the other, and closes it. Moments in
+    /// the answer are those of the recording.
+    fn serve(
+        &self,
+        image: &PageImage,
+        operations: &[(OperationId, Operation)],
+    ) -> Attempt<Vec<Happening>>;
+}
