@@ -37,6 +37,7 @@
 
 mod alloc;
 mod cache;
+pub mod check;
 pub mod create;
 pub mod entry;
 pub mod extension;

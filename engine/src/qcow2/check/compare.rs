@@ -1,0 +1,156 @@
+//! Refcounts against references, block by block.
+
+use std::ops::Range;
+
+use super::counts::Counts;
+use super::report::{CheckReport, Kind};
+use super::stored::Block;
+use super::survey::Survey;
+use crate::error::Structure;
+use crate::qcow2::entry::refcount;
+use crate::qcow2::geometry::Geometry;
+
+impl Survey<'_> {
+    /// Notes every cluster whose refcount is not the number of its references, and learns what has to
+    /// be done about it: which blocks are wrong, and whether references are left without a block.
+    pub(super) fn compare(&mut self) {
+        let per_block = self.header.geometry.refcounts_per_block();
+        let dense_blocks = self.counts.dense_end().div_ceil(per_block);
+        let blocks = self.stored.len().max(dense_blocks);
+        let mut end = 0;
+        for index in 0..blocks {
+            end = end.max(self.compare_block(index));
+        }
+        // References beyond both the file and the refcount table.
+        let mut beyond: Vec<u64> = self
+            .counts
+            .sparse(blocks * per_block..u64::MAX)
+            .map(|(cluster, _)| cluster / per_block)
+            .collect();
+        beyond.dedup();
+        for index in beyond {
+            end = end.max(self.compare_block(index));
+        }
+        self.report.totals.image_end_offset = end << self.header.geometry.cluster_bits();
+    }
+
+    /// The end of the last cluster within the file that has a refcount or a reference, or 0.
+    fn compare_block(&mut self, index: u64) -> u64 {
+        let per_block = self.header.geometry.refcounts_per_block();
+        let range = index * per_block..(index + 1) * per_block;
+        let slots = u64::try_from(self.counts.dense(range.start, per_block).len())
+            .expect("the slots are bounded");
+        let found_before = self.report.found;
+        let end = self.compare_slots(index, range.start..range.start + slots);
+        self.compare_rest(index, range.start + slots..range.end);
+        if self.report.found != found_before {
+            self.wrong_blocks.push(index);
+            let lacks_counts = self.report.found.corruptions > found_before.corruptions;
+            if lacks_counts && self.stored.block(index).offset().is_none() {
+                self.rebuild = true;
+            }
+        }
+        end
+    }
+
+    /// Compares clusters that lie within the file.
+    fn compare_slots(&mut self, index: u64, clusters: Range<u64>) -> u64 {
+        let order = self.header.geometry.refcount_order();
+        let count = clusters.end - clusters.start;
+        let mut end = 0;
+        let mut most = 0;
+        let (counts, block, mut ledger) = self.parts(index);
+        let slots = counts.dense(clusters.start, count);
+        let bytes = block.bytes();
+        for ((within, expected), cluster) in slots.iter().enumerate().zip(clusters) {
+            let expected = u64::from(*expected);
+            let found = bytes.map_or(0, |bytes| refcount(bytes, within, order));
+            most = most.max(expected);
+            if found | expected != 0 {
+                end = cluster + 1;
+            }
+            if found != expected {
+                ledger.note(cluster, found, expected);
+            }
+        }
+        self.copied_in_doubt |= most > 1;
+        end
+    }
+
+    /// Compares clusters that have no slot; mostly there is nothing on either side.
+    fn compare_rest(&mut self, index: u64, clusters: Range<u64>) {
+        if clusters.is_empty() {
+            return;
+        }
+        self.copied_in_doubt |= self.lost_end > 0;
+        let geometry = self.header.geometry;
+        let order = geometry.refcount_order();
+        let per_block = geometry.refcounts_per_block();
+        let (counts, block, mut ledger) = self.parts(index);
+        let within =
+            |cluster: u64| usize::try_from(cluster % per_block).expect("a block fits memory");
+        let bytes = block
+            .bytes()
+            .filter(|bytes| !is_rest_zero(bytes, within(clusters.start), order));
+        let Some(bytes) = bytes else {
+            for (cluster, expected) in counts.sparse(clusters) {
+                ledger.note(cluster, 0, u64::from(expected));
+            }
+            return;
+        };
+        for cluster in clusters {
+            let found = refcount(bytes, within(cluster), order);
+            let expected = u64::from(counts.get(cluster));
+            if found != expected {
+                ledger.note(cluster, found, expected);
+            }
+        }
+    }
+
+    /// What is compared, and where the result goes.
+    fn parts(&mut self, index: u64) -> (&Counts, &Block, Ledger<'_>) {
+        let ledger = Ledger {
+            geometry: self.header.geometry,
+            report: &mut self.report,
+            crowded: self.crowded,
+            complete: &mut self.complete,
+            stuck: &mut self.stuck,
+        };
+        (&self.counts, self.stored.block(index), ledger)
+    }
+}
+
+/// Takes down wrong counts.
+struct Ledger<'a> {
+    geometry: Geometry,
+    report: &'a mut CheckReport,
+    crowded: bool,
+    complete: &'a mut bool,
+    stuck: &'a mut u64,
+}
+
+impl Ledger<'_> {
+    fn note(&mut self, cluster: u64, found: u64, expected: u64) {
+        let references = expected;
+        let kind = if expected > self.geometry.max_refcount() || expected >= u64::from(u32::MAX) {
+            if self.crowded {
+                *self.complete = false;
+                *self.stuck += 1;
+            }
+            Kind::TooManyReferences { references }
+        } else if found < expected {
+            Kind::TooLow { found, expected }
+        } else {
+            Kind::Leak { found, expected }
+        };
+        let offset = cluster << self.geometry.cluster_bits();
+        self.report
+            .note(kind, Structure::RefcountBlock, offset, cluster);
+    }
+}
+
+/// Whether every count of a block from the byte on that holds count number `within` is zero.
+fn is_rest_zero(bytes: &[u8], within: usize, refcount_order: u32) -> bool {
+    let from = (within << refcount_order) / 8;
+    bytes[from..].iter().fold(0, |all, byte| all | byte) == 0
+}

@@ -1,0 +1,330 @@
+//! Making the refcounts, the COPIED flags and the file's length agree with what the image refers to.
+//!
+//! No byte that a guest can see changes. Power may fail at any request: every step leaves an image
+//! that the next repair can start from, because
+//! 1. what was read is made durable before anything that follows from it is written;
+//! 2. a file too short for its mappings grows first, while the dirty bit still explains it;
+//! 3. refcounts change in place only where nothing else lives in the block, and without the dirty bit
+//!    they are raised and flushed before any is lowered;
+//! 4. a rebuild writes into clusters that neither the image nor its old refcount structures use, and
+//!    the header switches to it in one sector, after a flush;
+//! 5. COPIED follows once the refcounts are durable;
+//! 6. the dirty and corrupt bits go last, after a flush, and only when nothing is left to say.
+
+use super::report::{CheckReport, Tally};
+use super::survey::Survey;
+use super::walk::is_unaligned_reserve;
+use crate::defect::Defect;
+use crate::device::{DeviceError, Event, Port, SECTOR_BYTES};
+use crate::error::Error;
+use crate::qcow2::entry::{Copied, L1Entry, L1Word, L2Word, Mapping, refcount, set_refcount};
+use crate::qcow2::header::{HeaderSector, be_u64, incompatible};
+use crate::qcow2::unit::HostOffset;
+
+const SECTOR: usize = 512;
+const COPIED: u64 = 1 << 63;
+const MARKS: u64 = incompatible::DIRTY | incompatible::CORRUPT;
+
+/// A refcount block to be written in place.
+struct Change {
+    offset: HostOffset,
+    old: Vec<u8>,
+    new: Vec<u8>,
+}
+
+/// Repairs everything that can be repaired.
+pub(super) async fn repair_all(
+    mut survey: Survey<'_>,
+    mut sector: HeaderSector,
+) -> Result<CheckReport, Error> {
+    let found = survey.report.found;
+    let work = survey.fixable() > 0 || found.leaks > 0;
+    let marked = survey.header.incompatible & MARKS != 0;
+    if !survey.complete || !(work || marked && survey.is_curable()) {
+        return Ok(survey.report);
+    }
+    survey.flush().await?;
+    if survey.planted.has(Defect::RepairCleansEarly) {
+        survey.clear_marks(&mut sector).await?;
+    }
+    if !survey.unaligned_reserves.is_empty() {
+        survey.drop_unaligned_reserves().await?;
+        survey.flush().await?;
+        let findings = survey.report.findings;
+        survey = Survey::take(survey.file, survey.header, survey.planted).await;
+        survey.report.findings = findings;
+        if !survey.complete {
+            return Ok(survey.report);
+        }
+    }
+    survey.lengthen().await?;
+    if survey.rebuild {
+        survey.rebuild_refcounts(&mut sector).await?;
+    } else {
+        survey.correct_refcounts().await?;
+    }
+    if survey.copied_in_doubt {
+        survey.flush().await?;
+        survey.correct_copied().await?;
+    }
+    if marked && survey.is_curable() && !survey.planted.has(Defect::RepairCleansEarly) {
+        survey.flush().await?;
+        survey.clear_marks(&mut sector).await?;
+    }
+    survey.flush().await?;
+    survey.report.found = found;
+    survey.report.fixed = Tally {
+        corruptions: found.corruptions.saturating_sub(survey.stuck),
+        leaks: found.leaks,
+    };
+    Ok(survey.report)
+}
+
+/// Frees what nothing refers to, and leaves everything else as it is. Refcount structures that need a
+/// rebuild may share clusters with data, and are not written.
+pub(super) async fn repair_leaks(mut survey: Survey<'_>) -> Result<CheckReport, Error> {
+    let found = survey.report.found;
+    if !survey.complete || survey.rebuild || found.leaks == 0 {
+        return Ok(survey.report);
+    }
+    survey.flush().await?;
+    for index in std::mem::take(&mut survey.wrong_blocks) {
+        if let Some(mut change) = survey.change(index) {
+            change.new = survey.merged(&change, u64::min);
+            survey.apply(&change).await?;
+        }
+    }
+    survey.flush().await?;
+    if found.corruptions == 0 && survey.copied_in_doubt {
+        survey.correct_copied().await?;
+        survey.flush().await?;
+    }
+    survey.report.fixed.leaks = found.leaks;
+    Ok(survey.report)
+}
+
+impl Survey<'_> {
+    /// Whether nothing is left once everything that can be repaired is.
+    fn is_curable(&self) -> bool {
+        self.complete && self.stuck == 0 && self.report.check_errors == 0
+    }
+
+    pub(super) async fn flush(&self) -> Result<(), DeviceError> {
+        self.file.at(Event::FlushToDisk).flush().await
+    }
+
+    async fn clear_marks(&self, sector: &mut HeaderSector) -> Result<(), DeviceError> {
+        sector.set_incompatible(self.header.incompatible & !MARKS);
+        self.file.at(Event::None).write(0, sector.bytes()).await
+    }
+
+    /// Makes the file long enough for every mapping whose extension was lost.
+    async fn lengthen(&mut self) -> Result<(), DeviceError> {
+        if self.lost_end == 0 || self.planted.has(Defect::RepairKeepsShortFile) {
+            return Ok(());
+        }
+        let len_bytes = self.header.geometry.round_up(self.lost_end);
+        self.file.at(Event::None).set_len(len_bytes).await?;
+        self.flush().await
+    }
+
+    /// Writes the counts into the blocks that are there.
+    async fn correct_refcounts(&mut self) -> Result<(), DeviceError> {
+        let mut indexes = std::mem::take(&mut self.wrong_blocks);
+        if self.planted.has(Defect::RepairSkipsLast) {
+            indexes.pop();
+        }
+        let mut changes: Vec<Change> = indexes.iter().filter_map(|i| self.change(*i)).collect();
+        if !self.header.is_dirty() {
+            for change in &mut changes {
+                let raised = self.merged(change, u64::max);
+                let new = std::mem::replace(&mut change.new, raised);
+                self.apply(change).await?;
+                change.old = std::mem::replace(&mut change.new, new);
+            }
+            self.flush().await?;
+        }
+        for change in &changes {
+            self.apply(change).await?;
+        }
+        Ok(())
+    }
+
+    /// What has to become of the block at `index`.
+    fn change(&self, index: u64) -> Option<Change> {
+        let block = self.stored.block(index);
+        Some(Change {
+            offset: block.offset()?,
+            old: block.bytes().map_or_else(
+                || vec![0; self.header.geometry.cluster_len()],
+                <[u8]>::to_vec,
+            ),
+            new: self.expected_block(index),
+        })
+    }
+
+    /// The block between old and new, with each count chosen from both.
+    fn merged(&self, change: &Change, choose: fn(u64, u64) -> u64) -> Vec<u8> {
+        let order = self.header.geometry.refcount_order();
+        let mut merged = change.new.clone();
+        for within in 0..(merged.len() * 8) >> order {
+            let old = refcount(&change.old, within, order);
+            let new = refcount(&change.new, within, order);
+            if old != new {
+                set_refcount(&mut merged, within, order, choose(old, new));
+            }
+        }
+        merged
+    }
+
+    async fn apply(&self, change: &Change) -> Result<(), DeviceError> {
+        let Change { offset, old, new } = change;
+        write_changed(self.file, Event::RefblockUpdatePart, offset.0, old, new).await
+    }
+
+    /// The bytes of a block that says how often each cluster is referenced.
+    pub(super) fn expected_block(&self, index: u64) -> Vec<u8> {
+        let geometry = self.header.geometry;
+        let order = geometry.refcount_order();
+        let per_block = geometry.refcounts_per_block();
+        let start = index * per_block;
+        let mut bytes = vec![0; geometry.cluster_len()];
+        for (within, count) in self.counts.dense(start, per_block).iter().enumerate() {
+            if *count != 0 {
+                set_refcount(&mut bytes, within, order, (*count).into());
+            }
+        }
+        for (cluster, count) in self.counts.sparse(start..start + per_block) {
+            let within = usize::try_from(cluster - start).expect("a block fits memory");
+            set_refcount(&mut bytes, within, order, count.into());
+        }
+        bytes
+    }
+
+    /// Sets COPIED in the guest's tables exactly where there is one reference.
+    async fn correct_copied(&self) -> Result<(), DeviceError> {
+        let header = self.header;
+        let within = self.file_bytes.saturating_sub(header.l1_offset.0);
+        let len_bytes = (header.l1_entries * 8).min(within);
+        let mut tables = Vec::new();
+        self.rewrite(Event::L1Update, header.l1_offset.0, len_bytes, |word| {
+            let Ok(L1Entry::Table { offset, .. }) = L1Word(word).decode(header.geometry) else {
+                return word;
+            };
+            if offset.0 < self.file_bytes {
+                tables.push(offset);
+            }
+            self.with_copied(word, offset)
+        })
+        .await?;
+        tables.sort_unstable();
+        tables.dedup();
+        let cluster_bytes = header.geometry.cluster_bytes();
+        for table in tables {
+            self.rewrite(
+                Event::L2Update,
+                table.0,
+                cluster_bytes,
+                |word| match L2Word(word).decode(header.geometry, header.version) {
+                    Ok(
+                        Mapping::Data { offset, .. }
+                        | Mapping::Zero {
+                            reserve: Some((offset, _)),
+                        },
+                    ) => self.with_copied(word, offset),
+                    Ok(Mapping::Compressed(_)) => word & !COPIED,
+                    Ok(Mapping::Unallocated | Mapping::Zero { reserve: None }) | Err(_) => word,
+                },
+            )
+            .await?;
+        }
+        Ok(())
+    }
+
+    fn with_copied(&self, word: u64, offset: HostOffset) -> u64 {
+        let cluster = self.header.geometry.cluster_of(offset);
+        let copied = if self.counts.get(cluster.0) == 1 {
+            Copied::Yes
+        } else {
+            Copied::No
+        };
+        match copied {
+            Copied::Yes => word | COPIED,
+            Copied::No => word & !COPIED,
+        }
+    }
+
+    /// Turns entries that keep an unaligned cluster in reserve for zeroes into plain zeroes.
+    async fn drop_unaligned_reserves(&mut self) -> Result<(), DeviceError> {
+        let (geometry, version) = (self.header.geometry, self.header.version);
+        self.unaligned_reserves.dedup();
+        for table in std::mem::take(&mut self.unaligned_reserves) {
+            self.rewrite(Event::L2Update, table.0, geometry.cluster_bytes(), |word| {
+                let decoded = L2Word(word).decode(geometry, version);
+                if is_unaligned_reserve(decoded, L2Word(word), version) {
+                    Mapping::Zero { reserve: None }.encode(geometry).0
+                } else {
+                    word
+                }
+            })
+            .await?;
+        }
+        Ok(())
+    }
+
+    /// Passes every word of a table through `change`, and writes the sectors that differ.
+    async fn rewrite(
+        &self,
+        event: Event,
+        offset: u64,
+        len_bytes: u64,
+        mut change: impl FnMut(u64) -> u64,
+    ) -> Result<(), DeviceError> {
+        let len = usize::try_from(len_bytes).expect("a table fits memory");
+        let old = self
+            .file
+            .at(event)
+            .read(offset, len.next_multiple_of(SECTOR))
+            .await?;
+        let mut new = old.clone();
+        for word in new[..len].chunks_exact_mut(8) {
+            let before = be_u64(word, 0);
+            if before != 0 {
+                word.copy_from_slice(&change(before).to_be_bytes());
+            }
+        }
+        write_changed(self.file, event, offset, &old, &new).await
+    }
+}
+
+/// Writes every run of sectors in which `new` differs from `old`.
+async fn write_changed(
+    file: &Port,
+    event: Event,
+    offset: u64,
+    old: &[u8],
+    new: &[u8],
+) -> Result<(), DeviceError> {
+    let mut run = Vec::new();
+    let mut run_offset = offset;
+    let mut here = offset;
+    for (old, new) in old.chunks(SECTOR).zip(new.chunks(SECTOR)) {
+        if old == new {
+            if !run.is_empty() {
+                file.at(event)
+                    .write(run_offset, std::mem::take(&mut run))
+                    .await?;
+            }
+        } else {
+            if run.is_empty() {
+                run_offset = here;
+            }
+            run.extend_from_slice(new);
+        }
+        here += SECTOR_BYTES;
+    }
+    if !run.is_empty() {
+        file.at(event).write(run_offset, run).await?;
+    }
+    Ok(())
+}

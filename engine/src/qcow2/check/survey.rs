@@ -1,0 +1,215 @@
+//! One pass over everything that an image refers to.
+//!
+//! Nothing is written, nothing is trusted, and nothing ends the pass early: what cannot be followed
+//! is noted, and from then on the survey is not *complete*, which forbids repair to lower any count.
+//! Time and memory are linear in the length of the file: a table that many entries name is walked
+//! once, with its multiplicity.
+
+use super::counts::Counts;
+use super::report::{CheckReport, Kind};
+use super::stored::Stored;
+use crate::defect::Planted;
+use crate::device::{Event, Port};
+use crate::error::Structure;
+use crate::qcow2::header::Header;
+use crate::qcow2::unit::HostOffset;
+
+/// Everything that a check learns and a repair needs.
+#[derive(Debug)]
+pub(super) struct Survey<'a> {
+    pub(super) file: &'a Port,
+    pub(super) header: &'a Header,
+    pub(super) file_bytes: u64,
+    pub(super) planted: Planted,
+    /// What was found.
+    pub(super) report: CheckReport,
+    /// References, those to the refcount structures included.
+    pub(super) counts: Counts,
+    /// Refcounts.
+    pub(super) stored: Stored,
+    /// Whether every reference was followed.
+    pub(super) complete: bool,
+    /// Corruptions that no repair can undo.
+    pub(super) stuck: u64,
+    /// Whether a cluster has more references than a refcount can say, even when those to the refcount
+    /// structures, which a rebuild takes away, are left out.
+    pub(super) crowded: bool,
+    /// Whether the refcount structures must be made anew.
+    pub(super) rebuild: bool,
+    /// Refcount blocks with a wrong count, by index.
+    pub(super) wrong_blocks: Vec<u64>,
+    /// L2 tables with entries that keep an unaligned cluster in reserve for zeroes.
+    pub(super) unaligned_reserves: Vec<HostOffset>,
+    /// Whether COPIED may have to change somewhere: it is clear on a cluster, set on a compressed
+    /// one, or there are clusters with several references.
+    pub(super) copied_in_doubt: bool,
+    /// The end of the furthest mapping beyond the end of the file that a lost extension explains;
+    /// 0 where there is none.
+    pub(super) lost_end: u64,
+    /// Ranges beyond the end of the file, as start and end, that something refers to and nothing
+    /// explains.
+    pub(super) wild: Vec<(u64, u64)>,
+}
+
+/// The entry that makes a reference.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place {
+    pub(super) structure: Structure,
+    pub(super) offset: u64,
+    pub(super) index: u64,
+}
+
+/// What a reference is to, where that decides what damage a crash may do to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Target {
+    /// Guest data: while the dirty bit is set the file may be too short for it.
+    Guest,
+    /// Metadata: durable before anything refers to it.
+    Metadata,
+}
+
+impl<'a> Survey<'a> {
+    /// Reads the whole image.
+    pub(super) async fn take(file: &'a Port, header: &'a Header, planted: Planted) -> Self {
+        let geometry = header.geometry;
+        let file_bytes = file.len();
+        let mut survey = Self {
+            file,
+            header,
+            file_bytes,
+            planted,
+            report: CheckReport::default(),
+            counts: Counts::new(geometry, file_bytes),
+            stored: Stored::none(geometry),
+            complete: true,
+            stuck: 0,
+            crowded: false,
+            rebuild: false,
+            wrong_blocks: Vec::new(),
+            unaligned_reserves: Vec::new(),
+            copied_in_doubt: false,
+            lost_end: 0,
+            wild: Vec::new(),
+        };
+        survey.load_stored().await;
+        survey.counts.add_range(0, geometry.cluster_bytes(), 1);
+        survey.walk_mappings().await;
+        survey.walk_bitmaps().await;
+        survey.count_stored();
+        survey.compare();
+        survey
+    }
+
+    /// Offset and length of the refcount table.
+    pub(super) fn reftable(&self) -> (u64, u64) {
+        let header = self.header;
+        (
+            header.reftable_offset.0,
+            header.reftable_clusters * header.geometry.cluster_bytes(),
+        )
+    }
+
+    /// The corruptions that a repair of everything can undo.
+    pub(super) fn fixable(&self) -> u64 {
+        if self.complete {
+            self.report.found.corruptions - self.stuck
+        } else {
+            0
+        }
+    }
+
+    /// Whether a range ends beyond the end of the file by a cluster or more. The last cluster of a
+    /// file need not be whole.
+    pub(super) fn ends_beyond(&self, offset: u64, len_bytes: u64) -> bool {
+        let end = offset.saturating_add(len_bytes);
+        end.saturating_sub(self.file_bytes) >= self.header.geometry.cluster_bytes()
+    }
+
+    /// Counts `times` references to a range.
+    pub(super) fn refer(
+        &mut self,
+        place: Place,
+        target: Target,
+        (offset, len_bytes): (u64, u64),
+        times: u32,
+    ) {
+        if self.ends_beyond(offset, len_bytes) {
+            self.refer_beyond(place, target, (offset, len_bytes), times);
+        } else {
+            self.counts.add_range(offset, len_bytes, times);
+        }
+    }
+
+    fn refer_beyond(
+        &mut self,
+        place: Place,
+        target: Target,
+        (offset, len_bytes): (u64, u64),
+        times: u32,
+    ) {
+        let kind = Kind::BeyondEnd { offset, len_bytes };
+        let explained = self.header.is_dirty()
+            && target == Target::Guest
+            && self
+                .counts
+                .clusters(offset, len_bytes)
+                .all(|cluster| self.stored.covers(cluster));
+        if explained {
+            self.note(kind, place);
+            self.counts.add_range(offset, len_bytes, times);
+            self.lost_end = self.lost_end.max(offset + len_bytes);
+        } else {
+            self.note_stuck(kind, place);
+            self.wild.push((offset, offset.saturating_add(len_bytes)));
+        }
+    }
+
+    /// Notes what a repair of everything can undo.
+    pub(super) fn note(&mut self, kind: Kind, place: Place) {
+        self.report
+            .note(kind, place.structure, place.offset, place.index);
+    }
+
+    /// Notes what only a person can undo.
+    pub(super) fn note_stuck(&mut self, kind: Kind, place: Place) {
+        self.stuck += 1;
+        self.note(kind, place);
+    }
+
+    /// Notes what a rebuild of the refcount structures undoes.
+    pub(super) fn note_for_rebuild(
+        &mut self,
+        kind: Kind,
+        structure: Structure,
+        offset: u64,
+        index: u64,
+    ) {
+        self.rebuild = true;
+        self.report.note(kind, structure, offset, index);
+    }
+
+    /// Reads a structure, as far as it lies within the file and padded with zeroes to
+    /// whole words.
+    /// `None` if it cannot be read, which is noted.
+    pub(super) async fn read(
+        &mut self,
+        event: Event,
+        structure: Structure,
+        offset: u64,
+        len_bytes: u64,
+    ) -> Option<Vec<u8>> {
+        let within = len_bytes.min(self.file_bytes.saturating_sub(offset));
+        if within == 0 {
+            return Some(Vec::new());
+        }
+        let len = usize::try_from(within.next_multiple_of(8)).ok()?;
+        match self.file.at(event).read(offset, len).await {
+            Ok(bytes) => Some(bytes),
+            Err(error) => {
+                self.complete = false;
+                self.report.note_unreadable(structure, &error);
+                None
+            }
+        }
+    }
+}

@@ -1,0 +1,221 @@
+//! The walk from L1 tables to guest clusters: those of the guest's disk and of every snapshot.
+
+use super::report::Kind;
+use super::survey::{Place, Survey, Target};
+use crate::defect::Defect;
+use crate::device::Event;
+use crate::error::Structure;
+use crate::qcow2::entry::{BadEntry, Copied, L1Entry, L1Word, L2Word, Mapping};
+use crate::qcow2::header::be_u64;
+use crate::qcow2::unit::HostOffset;
+
+/// Whose L1 table names an L2 table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Tree {
+    /// The guest's disk, where COPIED has a meaning.
+    Active,
+    /// A snapshot.
+    Snapshot,
+}
+
+/// The L2 tables to walk, once for every L1 entry that names them.
+pub(super) type Tables = Vec<(HostOffset, Tree)>;
+
+/// An L2 table on the walk.
+struct Table {
+    offset: HostOffset,
+    /// How many L1 entries name it.
+    times: u32,
+    /// Whether one of them belongs to the guest's disk.
+    active: bool,
+    /// Where the host cluster after the last one mapped starts; 0 before the first.
+    next_contiguous: u64,
+}
+
+impl Survey<'_> {
+    /// Counts everything that L1 tables lead to.
+    pub(super) async fn walk_mappings(&mut self) {
+        let header = self.header;
+        let mut tables = Tables::new();
+        let place = Place {
+            structure: Structure::Header,
+            offset: 0,
+            index: 40,
+        };
+        self.report.totals.total_clusters = header.geometry.clusters_for(header.virtual_bytes);
+        let l1 = (header.l1_offset, header.l1_entries * 8);
+        self.walk_l1(place, l1, Tree::Active, &mut tables).await;
+        self.walk_snapshots(&mut tables).await;
+        tables.sort_unstable();
+        for group in tables.chunk_by(|one, other| one.0 == other.0) {
+            let table = Table {
+                offset: group[0].0,
+                times: u32::try_from(group.len()).unwrap_or(u32::MAX),
+                active: group[0].1 == Tree::Active,
+                next_contiguous: 0,
+            };
+            self.walk_l2(table).await;
+        }
+    }
+
+    /// Counts an L1 table and the L2 tables that it names, and hands these on.
+    pub(super) async fn walk_l1(
+        &mut self,
+        place: Place,
+        (offset, len_bytes): (HostOffset, u64),
+        tree: Tree,
+        tables: &mut Tables,
+    ) {
+        self.refer(place, Target::Metadata, (offset.0, len_bytes), 1);
+        let bytes = self
+            .read(Event::None, Structure::L1Table, offset.0, len_bytes)
+            .await;
+        for (word, index) in bytes
+            .iter()
+            .flat_map(|bytes| bytes.chunks_exact(8))
+            .zip(0..)
+        {
+            let word = be_u64(word, 0);
+            if word != 0 {
+                let place = Place {
+                    structure: Structure::L1Table,
+                    offset: offset.0,
+                    index,
+                };
+                tables.extend(self.follow_l1(place, word, tree).map(|table| (table, tree)));
+            }
+        }
+    }
+
+    fn follow_l1(&mut self, place: Place, word: u64, tree: Tree) -> Option<HostOffset> {
+        let geometry = self.header.geometry;
+        let mut decoded = L1Word(word).decode(geometry);
+        if let Err(BadEntry::Reserved(bits)) = decoded {
+            self.note_stuck(Kind::Entry(BadEntry::Reserved(bits)), place);
+            decoded = L1Word(word & !bits).decode(geometry);
+        }
+        let cluster_bytes = geometry.cluster_bytes();
+        match decoded {
+            Ok(L1Entry::Table { offset, copied }) => {
+                self.refer(place, Target::Metadata, (offset.0, cluster_bytes), 1);
+                if tree == Tree::Active {
+                    self.judge_copied(place, offset, copied);
+                }
+                (offset.0 < self.file_bytes).then_some(offset)
+            }
+            Err(BadEntry::Unaligned(offset)) => {
+                // What the table would lead to is not known.
+                self.complete = false;
+                self.note_stuck(Kind::Entry(BadEntry::Unaligned(offset)), place);
+                self.refer(place, Target::Metadata, (offset, cluster_bytes), 1);
+                None
+            }
+            Ok(L1Entry::Empty) | Err(BadEntry::Reserved(_)) => None,
+        }
+    }
+
+    async fn walk_l2(&mut self, mut table: Table) {
+        let cluster_bytes = self.header.geometry.cluster_bytes();
+        let structure = Structure::L2Table;
+        let Some(bytes) = self
+            .read(Event::L2Load, structure, table.offset.0, cluster_bytes)
+            .await
+        else {
+            return;
+        };
+        let mut entries = self.header.geometry.l2_entries();
+        if self.planted.has(Defect::RepairMissesLastEntry) {
+            entries -= 1;
+        }
+        for (word, index) in bytes.chunks_exact(8).zip(0..entries) {
+            let word = be_u64(word, 0);
+            if word != 0 {
+                let place = Place {
+                    structure,
+                    offset: table.offset.0,
+                    index,
+                };
+                self.follow_l2(place, &mut table, L2Word(word));
+            }
+        }
+    }
+
+    fn follow_l2(&mut self, place: Place, table: &mut Table, word: L2Word) {
+        let (geometry, version) = (self.header.geometry, self.header.version);
+        let mut decoded = word.decode(geometry, version);
+        let repairable = is_unaligned_reserve(decoded, word, version);
+        if let Err(BadEntry::Reserved(bits)) = decoded {
+            self.note_stuck(Kind::Entry(BadEntry::Reserved(bits)), place);
+            decoded = L2Word(word.0 & !bits).decode(geometry, version);
+        }
+        match decoded {
+            Ok(Mapping::Unallocated | Mapping::Zero { reserve: None })
+            | Err(BadEntry::Reserved(_)) => {}
+            Ok(
+                Mapping::Data { offset, copied }
+                | Mapping::Zero {
+                    reserve: Some((offset, copied)),
+                },
+            ) => {
+                self.refer_cluster(place, table, offset.0);
+                if table.active {
+                    self.judge_copied(place, offset, copied);
+                }
+            }
+            Ok(Mapping::Compressed(compressed)) => {
+                if word.claims_copied() {
+                    self.copied_in_doubt = true;
+                    self.note(Kind::CompressedCopied, place);
+                }
+                if table.active {
+                    self.report.totals.allocated_clusters += 1;
+                    self.report.totals.compressed_clusters += 1;
+                    self.report.totals.fragmented_clusters += 1;
+                }
+                let range = (compressed.offset.0, compressed.len_bytes);
+                self.refer(place, Target::Guest, range, table.times);
+            }
+            Err(BadEntry::Unaligned(offset)) => {
+                let kind = Kind::Entry(BadEntry::Unaligned(offset));
+                if repairable {
+                    self.unaligned_reserves.push(table.offset);
+                    self.note(kind, place);
+                } else {
+                    self.note_stuck(kind, place);
+                }
+                self.refer_cluster(place, table, offset);
+            }
+        }
+    }
+
+    fn refer_cluster(&mut self, place: Place, table: &mut Table, offset: u64) {
+        let cluster_bytes = self.header.geometry.cluster_bytes();
+        if table.active {
+            self.report.totals.allocated_clusters += 1;
+            if table.next_contiguous != 0 && table.next_contiguous != offset {
+                self.report.totals.fragmented_clusters += 1;
+            }
+            table.next_contiguous = offset + cluster_bytes;
+        }
+        self.refer(place, Target::Guest, (offset, cluster_bytes), table.times);
+    }
+
+    fn judge_copied(&mut self, place: Place, offset: HostOffset, copied: Copied) {
+        let cluster = self.header.geometry.cluster_of(offset);
+        self.copied_in_doubt |= copied == Copied::No;
+        let refcount = self.stored.get(cluster.0);
+        if (refcount == 1) != (copied == Copied::Yes) {
+            self.note(Kind::Copied { refcount }, place);
+        }
+    }
+}
+
+/// Whether an entry says "zeroes" and keeps an unaligned cluster in reserve: the one entry with a
+/// wrong offset whose meaning is not in doubt.
+pub(super) fn is_unaligned_reserve(
+    decoded: Result<Mapping, BadEntry>,
+    word: L2Word,
+    version: u32,
+) -> bool {
+    matches!(decoded, Err(BadEntry::Unaligned(_))) && version >= 3 && word.0 & 1 != 0
+}
