@@ -107,7 +107,6 @@ pub enum RecordedOp {
 }
 
 /// Consecutive sectors of data.
-#[derive(Debug)]
 pub struct SectorRun {
     first: u64,
     bytes: Vec<u8>,
@@ -375,6 +374,14 @@ impl SectorRun {
     /// The hash of sector number `index` of the run, from 0.
     pub fn hash(&self, index: usize) -> SectorHash {
         self.hashes[index]
+    }
+}
+
+impl fmt::Debug for SectorRun {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SectorRun")
+            .field("sectors", &self.sectors())
+            .finish_non_exhaustive()
     }
 }
 

@@ -1,6 +1,7 @@
 //! The crash-consistency harness: workloads, schedules, crash states, oracles, minimiser, campaigns.
 
 pub mod caught;
+pub mod crash;
 pub mod guest;
 pub mod minimise;
 pub mod oracle;

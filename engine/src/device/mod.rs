@@ -22,7 +22,7 @@ mod request;
 pub use completion::{Completer, Completion, Outcome, Reply, drive};
 pub use error::{Cause, DeviceError};
 pub use event::Event;
-pub use page_image::{ContentHash, PageImage, SectorHash, sector_hash};
+pub use page_image::{ContentHash, PageImage, RunningHash, SectorHash, sector_hash};
 pub use port::{At, Port};
 pub use ram::RamDevice;
 pub use request::{Limits, Op, OpKind, Request};

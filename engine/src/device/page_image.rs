@@ -25,6 +25,31 @@ pub type SectorHash = u128;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ContentHash(pub u128);
 
+/// A [`ContentHash`] in the making: it follows changes without the content.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RunningHash {
+    sum: u128,
+    len: u64,
+}
+
+impl RunningHash {
+    /// A sector's contribution changes from `old` to `new`.
+    pub fn replace(&mut self, old: SectorHash, new: SectorHash) {
+        self.sum = self.sum.wrapping_sub(old).wrapping_add(new);
+    }
+
+    /// The length becomes `len` bytes.
+    pub fn set_len(&mut self, len: u64) {
+        self.len = len;
+    }
+
+    /// The hash of what the content is now.
+    pub fn finish(self) -> ContentHash {
+        let len = u128::from(self.len);
+        ContentHash(self.sum ^ len.wrapping_mul(0x9E37_79B9_7F4A_7C15_F39C_C060_5CED_C835))
+    }
+}
+
 /// The hash contribution of `bytes` standing at sector number `index`.
 pub fn sector_hash(index: u64, bytes: &[u8; SECTOR]) -> SectorHash {
     if is_zero(bytes) {
@@ -84,10 +109,24 @@ impl PageImage {
 
     /// The hash of content and length.
     pub fn content_hash(&self) -> ContentHash {
-        ContentHash(
-            self.hash
-                ^ (u128::from(self.len).wrapping_mul(0x9E37_79B9_7F4A_7C15_F39C_C060_5CED_C835)),
-        )
+        self.running_hash().finish()
+    }
+
+    /// The hash of content and length, ready to follow changes.
+    pub fn running_hash(&self) -> RunningHash {
+        RunningHash {
+            sum: self.hash,
+            len: self.len,
+        }
+    }
+
+    /// What sector `index` contributes to the hash.
+    pub fn stored_hash(&self, index: u64) -> SectorHash {
+        let (chunk, page, slot) = locate(index);
+        self.chunks
+            .get(&chunk)
+            .and_then(|chunk| chunk.pages[page].as_ref())
+            .map_or(0, |page| page.hashes[slot])
     }
 
     /// The bytes of sector `index`, or `None` where the image holds zeroes without storing them.
@@ -304,6 +343,20 @@ mod tests {
         let mut longer = other.clone();
         longer.set_len(14001);
         assert_ne!(longer.content_hash(), other.content_hash());
+    }
+
+    #[test]
+    fn a_running_hash_follows_what_is_done_to_an_image() {
+        let mut image = PageImage::from_bytes(&[1; 2048]);
+        let mut hash = image.running_hash();
+        let bytes = [9; SECTOR];
+        hash.replace(image.stored_hash(2), sector_hash(2, &bytes));
+        hash.replace(image.stored_hash(7), sector_hash(7, &bytes));
+        hash.set_len(4096);
+        image.put_sector(2, &bytes, sector_hash(2, &bytes));
+        image.put_sector(7, &bytes, sector_hash(7, &bytes));
+        assert_eq!(hash.finish(), image.content_hash());
+        assert_eq!(image.stored_hash(100), 0);
     }
 
     #[test]

@@ -1,0 +1,238 @@
+//! The crash states of a recording that are worth judging, cheap and telling ones first.
+//!
+//! First every cut is visited by prefixes and single requests. Then the costlier levels take turns,
+//! so that a budget that ends early has seen something of each.
+
+use blkdebug::contract::Contract;
+use blkdebug::record::{Recording, Tick};
+
+use super::cuts::{self, Cut};
+use super::dedupe::Visited;
+use super::forecast::Forecast;
+use super::recipe::{Draw, Kitchen, Recipe};
+use super::state::{CrashState, Level, Survivors};
+
+/// How much to explore.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Budget {
+    /// The most states to hand out.
+    pub states: u64,
+    /// Every subset is visited where there are at most two to the power of this.
+    pub every_parts: u32,
+    /// Sampled subsets a cut, where there are more.
+    pub samples: u32,
+    /// Random masks for each torn request and cut.
+    pub torn_masks: u32,
+}
+
+impl Default for Budget {
+    fn default() -> Self {
+        Self {
+            states: u64::MAX,
+            every_parts: 6,
+            samples: 16,
+            torn_masks: 2,
+        }
+    }
+}
+
+/// How much was explored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Explored {
+    /// Cuts.
+    pub cuts: u64,
+    /// Survivors that were tried.
+    pub generated: u64,
+    /// States that differed, by content or by what may be expected of them.
+    pub distinct: u64,
+}
+
+/// An iterator of the distinct crash states of a recording.
+pub struct Explorer<'a> {
+    contract: Contract,
+    budget: Budget,
+    cuts: Vec<Cut<'a>>,
+    keys: Vec<Option<u128>>,
+    visited: Visited,
+    draw: Option<Box<Draw<'a>>>,
+    expectation: Box<dyn FnMut(Tick) -> u128 + 'a>,
+    passes: Vec<Pass>,
+    turn: usize,
+    handed_out: u64,
+}
+
+/// A way through all cuts by some levels.
+struct Pass {
+    levels: &'static [Level],
+    /// The next cut to open.
+    next: usize,
+    open: Option<Open>,
+}
+
+/// A cut while a pass is at it.
+struct Open {
+    cut: usize,
+    kitchen: Kitchen,
+    forecast: Forecast,
+    plan: std::vec::IntoIter<(Level, Recipe)>,
+    survivors: Survivors,
+}
+
+const FIRST: &[Level] = &[Level::Prefix, Level::Single];
+const THEN: [&[Level]; 4] = [
+    &[Level::Pair],
+    &[Level::Every],
+    &[Level::Sampled],
+    &[Level::Torn],
+];
+
+impl<'a> Explorer<'a> {
+    /// The states of a recording that `contract` allows. `promises` are the moments at which the
+    /// guest was promised something: acknowledged flushes, above all.
+    pub fn new(
+        recording: &'a Recording,
+        contract: Contract,
+        budget: Budget,
+        promises: &[Tick],
+    ) -> Self {
+        let cuts = cuts::plan(recording, promises);
+        Self {
+            contract,
+            budget,
+            keys: vec![None; cuts.len()],
+            cuts,
+            visited: Visited::default(),
+            draw: None,
+            expectation: Box::new(|_| 0),
+            passes: vec![Pass::new(FIRST)],
+            turn: 0,
+            handed_out: 0,
+        }
+    }
+
+    /// The same, sampling with a function that draws any number below its argument. Without one
+    /// nothing is sampled.
+    #[must_use]
+    pub fn with_draw(mut self, draw: impl FnMut(u64) -> u64 + 'a) -> Self {
+        self.draw = Some(Box::new(draw));
+        self
+    }
+
+    /// The same, with a key for what may be expected at each cut, as [`Visited`] wants it. Without
+    /// one the same is expected everywhere.
+    #[must_use]
+    pub fn with_expectation(mut self, expectation: impl FnMut(Tick) -> u128 + 'a) -> Self {
+        self.expectation = Box::new(expectation);
+        self
+    }
+
+    /// How much was explored so far.
+    pub fn explored(&self) -> Explored {
+        Explored {
+            cuts: u64::try_from(self.cuts.len()).expect("cuts can be counted"),
+            generated: self.visited.generated(),
+            distinct: self.visited.distinct(),
+        }
+    }
+
+    /// The next new state of a pass, or `None` at its end.
+    fn advance(&mut self, pass: &mut Pass) -> Option<CrashState> {
+        loop {
+            if pass.open.is_none() {
+                pass.open = Some(self.open(pass)?);
+            }
+            let state = pass.open.as_mut().and_then(|open| self.next_at(open));
+            if state.is_some() {
+                return state;
+            }
+            pass.open = None;
+        }
+    }
+
+    /// Opens the next cut that has anything for a pass.
+    fn open(&self, pass: &mut Pass) -> Option<Open> {
+        while pass.next < self.cuts.len() {
+            let index = pass.next;
+            let cut = &self.cuts[index];
+            pass.next += 1;
+            let kitchen = Kitchen::new(cut, self.contract);
+            let recipes = |level: Level| {
+                let plan = kitchen.plan(level, &self.budget, self.draw.is_some());
+                plan.into_iter().map(move |recipe| (level, recipe))
+            };
+            let plan: Vec<(Level, Recipe)> =
+                pass.levels.iter().copied().flat_map(recipes).collect();
+            if !plan.is_empty() {
+                return Some(Open {
+                    cut: index,
+                    forecast: Forecast::of(&cut.frontier),
+                    plan: plan.into_iter(),
+                    survivors: Survivors::default(),
+                    kitchen,
+                });
+            }
+        }
+        None
+    }
+
+    /// The next new state at an open cut.
+    fn next_at(&mut self, open: &mut Open) -> Option<CrashState> {
+        let frontier = &self.cuts[open.cut].frontier;
+        let cut = frontier.cut();
+        let key = *self.keys[open.cut].get_or_insert_with(|| (self.expectation)(cut));
+        let mut undrawn = |_: u64| unreachable!("without a draw function nothing is sampled");
+        for (level, recipe) in open.plan.by_ref() {
+            let draw: &mut Draw<'_> = match &mut self.draw {
+                Some(draw) => &mut **draw,
+                None => &mut undrawn,
+            };
+            if !open.kitchen.prepare(recipe, &mut open.survivors, draw) {
+                continue;
+            }
+            let hash = open.forecast.hash(frontier, &open.survivors);
+            if self.visited.first_visit(hash, key, cut) {
+                let state = CrashState::at(frontier, open.survivors.clone(), level);
+                debug_assert_eq!(state.hash, hash, "the forecast is of this state");
+                return Some(state);
+            }
+        }
+        None
+    }
+}
+
+impl Iterator for Explorer<'_> {
+    type Item = CrashState;
+
+    fn next(&mut self) -> Option<CrashState> {
+        if self.handed_out >= self.budget.states {
+            return None;
+        }
+        while !self.passes.is_empty() {
+            let mut passes = std::mem::take(&mut self.passes);
+            let turn = self.turn % passes.len();
+            let state = self.advance(&mut passes[turn]);
+            self.passes = passes;
+            if state.is_some() {
+                self.handed_out += 1;
+                self.turn = turn + 1;
+                return state;
+            }
+            let ended = self.passes.remove(turn);
+            self.turn = turn;
+            if ended.levels == FIRST {
+                self.passes = THEN.into_iter().map(Pass::new).collect();
+            }
+        }
+        None
+    }
+}
+
+impl Pass {
+    fn new(levels: &'static [Level]) -> Self {
+        Self {
+            levels,
+            next: 0,
+            open: None,
+        }
+    }
+}

@@ -1,0 +1,517 @@
+//! Which survivors to try at a cut, level by level.
+//!
+//! A plan is a list of small recipes; [`Kitchen::prepare`] turns one into survivors. The contract
+//! decides which requests are free to be lost at all.
+
+use blkdebug::contract::Contract;
+use blkdebug::mask::{SectorMask, Shape};
+
+use super::Class;
+use super::cuts::{Cut, Scope};
+use super::durability::{Standing, Tail};
+use super::explore::Budget;
+use super::state::{Fate, Length, Level, Part, Survivors};
+
+/// With more free requests than this, pairs are left to sampling.
+const MOST_FOR_PAIRS: usize = 48;
+
+/// What becomes of the requests that a recipe does not speak of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Rest {
+    Kept,
+    Lost,
+}
+
+/// How to tear a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum How {
+    Shape(Shape),
+    Drawn,
+}
+
+/// One choice of survivors. Numbers are places among the free requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Recipe {
+    /// The first so many survive.
+    Prefix(usize),
+    /// Of the completed requests the first so many survive, and nothing in flight.
+    Completed(usize),
+    /// One survives.
+    Only(usize),
+    /// One is lost.
+    AllBut(usize),
+    /// Two survive.
+    OnlyTwo(usize, usize),
+    /// Two are lost.
+    AllButTwo(usize, usize),
+    /// Every content survives, and of the lengths those up to this many bytes.
+    LengthsTo(u64),
+    /// No content survives, and every length.
+    OnlyLengths,
+    /// Nothing survives but the length of one.
+    OnlyLengthOf(usize),
+    /// One leaves garbage.
+    Garbage(usize, Rest),
+    /// The survivors of this number, if each request is a digit.
+    Number(u64),
+    /// A sampled subset.
+    Sample,
+    /// One is torn.
+    Tear(usize, How, Rest),
+    /// Some are torn, some lost.
+    TearSample,
+}
+
+/// The draw function that an explorer was given: any number below its argument, which is not 0.
+pub(super) type Draw<'d> = dyn FnMut(u64) -> u64 + 'd;
+
+/// What the levels need to know of a cut.
+#[derive(Debug)]
+pub(super) struct Kitchen {
+    contract: Contract,
+    slots: Vec<Slot>,
+    /// Places among the survivors of those that may be lost.
+    free: Vec<usize>,
+    /// The place among the free of the request that must leave something.
+    newest: Option<usize>,
+    every: Scope,
+}
+
+/// A volatile request.
+#[derive(Debug)]
+struct Slot {
+    in_flight: bool,
+    class: Class,
+    sectors: usize,
+    advisory: bool,
+    lost: Part,
+    whole: Part,
+    /// Where it ends, in bytes, or would set the length.
+    end: u64,
+}
+
+impl Kitchen {
+    pub(super) fn new(cut: &Cut<'_>, contract: Contract) -> Self {
+        let frontier = &cut.frontier;
+        let slots: Vec<Slot> = frontier
+            .volatile()
+            .map(|tail| Slot::of(tail, frontier.entry(tail).op.offset()))
+            .collect();
+        let free: Vec<usize> = (0..slots.len())
+            .filter(|place| is_torn_apart(contract) || slots[*place].in_flight)
+            .collect();
+        let newest = match cut.scope {
+            Scope::Newest(id) => free
+                .iter()
+                .position(|place| slots[*place].lost.request == id),
+            Scope::Full | Scope::Shallow => None,
+        };
+        Self {
+            contract,
+            slots,
+            free,
+            newest,
+            every: cut.scope,
+        }
+    }
+
+    /// The recipes of a level at this cut.
+    pub(super) fn plan(&self, level: Level, budget: &Budget, draws: bool) -> Vec<Recipe> {
+        let deep = self.every != Scope::Shallow;
+        match level {
+            Level::Prefix => self.prefixes(),
+            Level::Single => self.singles(),
+            Level::Pair if deep => self.pairs(),
+            Level::Every if deep => self.numbers(budget),
+            Level::Sampled if deep && draws => self.samples(budget),
+            Level::Torn if deep && self.contract == Contract::EpochTorn => {
+                self.tears(budget, draws)
+            }
+            Level::Pair | Level::Every | Level::Sampled | Level::Torn | Level::Given => Vec::new(),
+        }
+    }
+
+    fn prefixes(&self) -> Vec<Recipe> {
+        let n = self.free.len();
+        let mut plan = vec![Recipe::Prefix(n)];
+        if self.newest.is_none() {
+            plan.extend((0..n).map(Recipe::Prefix));
+            if self.contract == Contract::Prefix {
+                let completed = self.slots.iter().filter(|slot| !slot.in_flight).count();
+                plan.extend((0..completed).map(Recipe::Completed));
+            }
+        }
+        if is_torn_apart(self.contract) && self.places().any(|place| self.slots[place].has_length())
+        {
+            plan.extend([Recipe::LengthsTo(0), Recipe::OnlyLengths]);
+        }
+        plan
+    }
+
+    fn singles(&self) -> Vec<Recipe> {
+        let n = self.free.len();
+        let mut plan = Vec::new();
+        for k in 0..n {
+            if self.newest.is_none_or(|newest| newest == k) {
+                plan.push(Recipe::Only(k));
+            }
+            if self.newest != Some(k) {
+                plan.push(Recipe::AllBut(k));
+            }
+        }
+        if !is_torn_apart(self.contract) {
+            return plan;
+        }
+        for (k, place) in self.places().enumerate() {
+            let slot = &self.slots[place];
+            let alone = self.newest.is_none_or(|newest| newest == k);
+            if slot.has_length() {
+                plan.push(Recipe::LengthsTo(slot.end));
+                plan.extend(alone.then_some(Recipe::OnlyLengthOf(k)));
+            }
+            if slot.advisory {
+                plan.push(Recipe::Garbage(k, Rest::Kept));
+                plan.extend(alone.then_some(Recipe::Garbage(k, Rest::Lost)));
+            }
+        }
+        plan
+    }
+
+    fn pairs(&self) -> Vec<Recipe> {
+        let n = self.free.len();
+        if n > MOST_FOR_PAIRS {
+            return Vec::new();
+        }
+        let pairs = (0..n).flat_map(|b| (0..b).map(move |a| (a, b)));
+        let mut plan = Vec::new();
+        for (a, b) in pairs {
+            let has_newest = self.newest.is_some_and(|newest| newest == a || newest == b);
+            if self.newest.is_none() || has_newest {
+                plan.push(Recipe::OnlyTwo(a, b));
+            }
+            if !has_newest {
+                plan.push(Recipe::AllButTwo(a, b));
+            }
+        }
+        plan
+    }
+
+    fn numbers(&self, budget: &Budget) -> Vec<Recipe> {
+        match self.combinations(budget) {
+            Some(combinations) => (0..combinations).map(Recipe::Number).collect(),
+            None => Vec::new(),
+        }
+    }
+
+    fn samples(&self, budget: &Budget) -> Vec<Recipe> {
+        if self.free.len() < 3 || self.combinations(budget).is_some() {
+            return Vec::new();
+        }
+        (0..budget.samples).map(|_| Recipe::Sample).collect()
+    }
+
+    fn tears(&self, budget: &Budget, draws: bool) -> Vec<Recipe> {
+        let mut plan = Vec::new();
+        let drawn = if draws { budget.torn_masks } else { 0 };
+        for (k, place) in self.places().enumerate() {
+            if self.slots[place].sectors < 2 {
+                continue;
+            }
+            let hows = Shape::ALL
+                .into_iter()
+                .map(How::Shape)
+                .chain((0..drawn).map(|_| How::Drawn));
+            for how in hows {
+                plan.push(Recipe::Tear(k, how, Rest::Kept));
+                if self.newest.is_none_or(|newest| newest == k) {
+                    plan.push(Recipe::Tear(k, how, Rest::Lost));
+                }
+            }
+        }
+        if draws && !plan.is_empty() {
+            plan.extend((0..budget.samples).map(|_| Recipe::TearSample));
+        }
+        plan
+    }
+
+    /// How many survivors there are, requests whole, or `None` where that exceeds the budget.
+    fn combinations(&self, budget: &Budget) -> Option<u64> {
+        let most = 1_u64.checked_shl(budget.every_parts).unwrap_or(u64::MAX);
+        self.places()
+            .try_fold(1_u64, |product, place| {
+                product.checked_mul(self.radix(&self.slots[place]))
+            })
+            .filter(|combinations| *combinations <= most)
+    }
+
+    fn radix(&self, slot: &Slot) -> u64 {
+        if is_torn_apart(self.contract) {
+            slot.content_radix() * slot.length_radix()
+        } else {
+            2
+        }
+    }
+
+    fn places(&self) -> impl Iterator<Item = usize> + '_ {
+        self.free.iter().copied()
+    }
+
+    /// Fills in the survivors of a recipe. `false` where the newest request would leave nothing,
+    /// which an earlier cut has seen.
+    pub(super) fn prepare(
+        &self,
+        recipe: Recipe,
+        survivors: &mut Survivors,
+        draw: &mut Draw<'_>,
+    ) -> bool {
+        if survivors.parts().len() != self.slots.len() {
+            *survivors =
+                Survivors::from_parts(self.slots.iter().map(|slot| slot.whole.clone()).collect());
+        }
+        let parts = survivors.parts_mut();
+        for (part, slot) in parts.iter_mut().zip(&self.slots) {
+            part.clone_from(&slot.whole);
+        }
+        self.fill(recipe, parts, draw);
+        self.newest
+            .is_none_or(|newest| !parts[self.free[newest]].is_lost())
+    }
+
+    fn fill(&self, recipe: Recipe, parts: &mut [Part], draw: &mut Draw<'_>) {
+        match recipe {
+            Recipe::Prefix(count) => self.keep(parts, |k| k < count),
+            Recipe::Completed(count) => {
+                for (place, slot) in self.slots.iter().enumerate() {
+                    if slot.in_flight || place >= count {
+                        parts[place].clone_from(&slot.lost);
+                    }
+                }
+            }
+            Recipe::Only(a) => self.keep(parts, |k| k == a),
+            Recipe::AllBut(a) => self.keep(parts, |k| k != a),
+            Recipe::OnlyTwo(a, b) => self.keep(parts, |k| k == a || k == b),
+            Recipe::AllButTwo(a, b) => self.keep(parts, |k| k != a && k != b),
+            Recipe::LengthsTo(bytes) => self.lengths(parts, |slot| slot.end <= bytes),
+            Recipe::OnlyLengths => {
+                self.keep(parts, |_| false);
+                self.lengths(parts, |_| true);
+            }
+            Recipe::OnlyLengthOf(a) => {
+                self.keep(parts, |_| false);
+                parts[self.free[a]].length = Length::Kept;
+            }
+            Recipe::Garbage(a, rest) => {
+                self.keep(parts, |k| k == a || rest == Rest::Kept);
+                parts[self.free[a]].content = self.slots[self.free[a]].garbage();
+            }
+            Recipe::Number(number) => self.digits(parts, number),
+            Recipe::Sample => self.sample(parts, draw),
+            Recipe::Tear(a, how, rest) => {
+                self.keep(parts, |k| k == a || rest == Rest::Kept);
+                parts[self.free[a]].content = self.slots[self.free[a]].torn(how, draw);
+            }
+            Recipe::TearSample => self.tear_sample(parts, draw),
+        }
+    }
+
+    fn keep(&self, parts: &mut [Part], kept: impl Fn(usize) -> bool) {
+        for (k, place) in self.places().enumerate() {
+            if !kept(k) {
+                parts[place].clone_from(&self.slots[place].lost);
+            }
+        }
+    }
+
+    fn lengths(&self, parts: &mut [Part], kept: impl Fn(&Slot) -> bool) {
+        for place in self.places() {
+            let slot = &self.slots[place];
+            if slot.has_length() {
+                parts[place].length = if kept(slot) {
+                    Length::Kept
+                } else {
+                    Length::Lost
+                };
+            }
+        }
+    }
+
+    fn digits(&self, parts: &mut [Part], mut number: u64) {
+        for place in self.places() {
+            let slot = &self.slots[place];
+            let radix = self.radix(slot);
+            let digit = number % radix;
+            number /= radix;
+            if !is_torn_apart(self.contract) {
+                if digit == 0 {
+                    parts[place].clone_from(&slot.lost);
+                }
+                continue;
+            }
+            let content = digit % slot.content_radix();
+            parts[place].content = match content {
+                0 if slot.sectors > 0 => Fate::Lost,
+                2 => slot.garbage(),
+                _ => Fate::Whole,
+            };
+            if slot.has_length() {
+                let lost = digit / slot.content_radix() == 0;
+                parts[place].length = if lost { Length::Lost } else { Length::Kept };
+                if slot.sectors == 0 && lost {
+                    parts[place].content = Fate::Lost;
+                }
+            }
+        }
+    }
+
+    fn sample(&self, parts: &mut [Part], draw: &mut Draw<'_>) {
+        if !(draw(3) > 0 && self.split_classes(parts, draw)) {
+            self.sample_size(parts, draw);
+        }
+        if let Some(newest) = self.newest {
+            let place = self.free[newest];
+            parts[place].clone_from(&self.slots[place].whole);
+        }
+        if is_torn_apart(self.contract) {
+            self.sample_lengths(parts, draw);
+        }
+    }
+
+    /// Keeps one class, drops another, and tosses a coin for the rest. `false` where there is but
+    /// one class.
+    fn split_classes(&self, parts: &mut [Part], draw: &mut Draw<'_>) -> bool {
+        let mut classes: Vec<Class> = self.places().map(|place| self.slots[place].class).collect();
+        classes.sort_unstable();
+        classes.dedup();
+        if classes.len() < 2 {
+            return false;
+        }
+        let kept = classes.swap_remove(below(draw, classes.len()));
+        let dropped = classes[below(draw, classes.len())];
+        for place in self.places() {
+            let slot = &self.slots[place];
+            let lost = slot.class == dropped || slot.class != kept && draw(2) == 0;
+            if lost {
+                parts[place].clone_from(&slot.lost);
+            }
+        }
+        true
+    }
+
+    /// Drops a number of requests, each number as likely as any other.
+    fn sample_size(&self, parts: &mut [Part], draw: &mut Draw<'_>) {
+        let mut places = self.free.clone();
+        let dropped = below(draw, places.len() + 1);
+        for index in 0..dropped {
+            let other = index + below(draw, places.len() - index);
+            places.swap(index, other);
+            parts[places[index]].clone_from(&self.slots[places[index]].lost);
+        }
+    }
+
+    fn sample_lengths(&self, parts: &mut [Part], draw: &mut Draw<'_>) {
+        let ends: Vec<u64> = self
+            .places()
+            .filter(|place| self.slots[*place].has_length())
+            .map(|place| self.slots[place].end)
+            .collect();
+        if !ends.is_empty() {
+            match draw(4) {
+                0 => self.lengths(parts, |_| true),
+                1 => {
+                    let bytes = ends[below(draw, ends.len())];
+                    self.lengths(parts, |slot| slot.end <= bytes);
+                }
+                _ => {}
+            }
+        }
+        for place in self.places() {
+            if self.slots[place].advisory && draw(3) == 0 {
+                parts[place].content = self.slots[place].garbage();
+            }
+        }
+    }
+
+    fn tear_sample(&self, parts: &mut [Part], draw: &mut Draw<'_>) {
+        for (k, place) in self.places().enumerate() {
+            let slot = &self.slots[place];
+            match draw(4) {
+                0 if self.newest != Some(k) => parts[place].clone_from(&slot.lost),
+                0 | 1 => {}
+                _ if slot.sectors < 2 => {}
+                _ => {
+                    let shape = usize::try_from(draw(16))
+                        .ok()
+                        .and_then(|n| Shape::ALL.get(n));
+                    let how = shape.map_or(How::Drawn, |shape| How::Shape(*shape));
+                    parts[place].content = slot.torn(how, draw);
+                }
+            }
+        }
+        self.sample_lengths(parts, draw);
+    }
+}
+
+impl Slot {
+    fn of(tail: &Tail, offset: u64) -> Self {
+        let sectors = tail.sector_count();
+        let end = if sectors == 0 {
+            offset
+        } else {
+            tail.sectors.end * engine::device::SECTOR_BYTES
+        };
+        Self {
+            in_flight: tail.standing == Standing::InFlight,
+            class: tail.class,
+            sectors,
+            advisory: tail.advisory,
+            lost: Part::lost(tail),
+            whole: Part::whole(tail),
+            end,
+        }
+    }
+
+    fn has_length(&self) -> bool {
+        self.whole.length == Length::Kept
+    }
+
+    fn content_radix(&self) -> u64 {
+        match (self.sectors, self.advisory) {
+            (0, _) => 1,
+            (_, false) => 2,
+            (_, true) => 3,
+        }
+    }
+
+    fn length_radix(&self) -> u64 {
+        if self.has_length() { 2 } else { 1 }
+    }
+
+    fn garbage(&self) -> Fate {
+        Fate::Scattered {
+            zero: SectorMask::none(self.sectors),
+            garbage: SectorMask::from_fn(self.sectors, |_| true),
+        }
+    }
+
+    fn torn(&self, how: How, draw: &mut Draw<'_>) -> Fate {
+        let drawn = |draw: &mut Draw<'_>| SectorMask::from_fn(self.sectors, |_| draw(2) == 0);
+        match how {
+            How::Shape(shape) => Fate::Torn(SectorMask::of_shape(shape, self.sectors)),
+            How::Drawn if self.advisory => Fate::Scattered {
+                zero: drawn(draw),
+                garbage: drawn(draw),
+            },
+            How::Drawn => Fate::Torn(drawn(draw)),
+        }
+    }
+}
+
+/// Whether the contract lets completed requests go one by one, and lengths apart from contents.
+fn is_torn_apart(contract: Contract) -> bool {
+    contract >= Contract::Epoch
+}
+
+fn below(draw: &mut Draw<'_>, len: usize) -> usize {
+    let bound = u64::try_from(len).expect("a length fits 64 bits");
+    usize::try_from(draw(bound)).expect("less than a length")
+}

@@ -1,0 +1,625 @@
+//! The crash model, rule by rule, and the explorer against the model taken literally.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+
+use blkdebug::contract::Contract;
+use blkdebug::mask::{SectorMask, Shape};
+use blkdebug::record::{Clock, Recording, RequestId, Tick};
+use blkdebug::rule::{Fault, Rule, Rules, Tear};
+use blkdebug::volatile::{Answering, VolatileDisk};
+use engine::device::{Cause, ContentHash, Device, Event, Op, OpKind, PageImage, Request};
+use proptest::prelude::*;
+
+use super::durability::{Frontier, Standing};
+use super::explore::{Budget, Explorer};
+use super::reference;
+use super::state::{CrashState, Fate, Length, Level, Part, Survivors};
+
+/// A disk of eight sectors that is told what to do and when.
+struct Tape(Rc<VolatileDisk>);
+
+impl Tape {
+    fn new() -> Self {
+        Self::with_rules(Rules::default())
+    }
+
+    fn with_rules(rules: Rules) -> Self {
+        let base = PageImage::from_bytes(&[0xBB; 8 * 512]);
+        let disk = VolatileDisk::new(base, Clock::default(), Answering::OnCommand);
+        Self(Rc::new(disk.with_rules(rules)))
+    }
+
+    fn submit(&self, op: Op) -> RequestId {
+        let event = match op.kind() {
+            OpKind::Write => Event::WriteAio,
+            OpKind::SetLen => Event::L2Update,
+            OpKind::Read | OpKind::WriteZeroes | OpKind::Discard | OpKind::Flush => Event::None,
+        };
+        let next = RequestId(self.0.recording().entries.len());
+        drop(self.0.submit(Request { event, op }));
+        next
+    }
+
+    fn complete(&self, id: RequestId) {
+        self.0.complete(id);
+    }
+
+    fn done(&self, op: Op) -> RequestId {
+        let id = self.submit(op);
+        self.complete(id);
+        id
+    }
+
+    fn recording(&self) -> Recording {
+        self.0.recording()
+    }
+
+    /// How each request that may be lost stands now.
+    fn volatile(&self) -> Vec<(usize, Standing)> {
+        let recording = self.recording();
+        let frontier = Frontier::at(&recording, recording.end());
+        frontier
+            .volatile()
+            .map(|tail| (tail.request.0, tail.standing))
+            .collect()
+    }
+
+    /// The state at the end with these parts.
+    fn state(&self, parts: Vec<Part>) -> CrashState {
+        let recording = self.recording();
+        CrashState::build(&recording, recording.end(), &Survivors::from_parts(parts)).unwrap()
+    }
+
+    /// The first byte of each sector that the state has.
+    fn bytes(&self, parts: Vec<Part>) -> Vec<u8> {
+        let image = self.state(parts).image;
+        (0..image.len() / 512)
+            .map(|sector| image.read_vec(sector * 512, 1)[0])
+            .collect()
+    }
+}
+
+fn write(sector: u64, fill: u8, count: usize) -> Op {
+    Op::Write {
+        offset: sector * 512,
+        data: vec![fill; count * 512],
+        fua: false,
+    }
+}
+
+fn write_fua(sector: u64, fill: u8, count: usize) -> Op {
+    Op::Write {
+        offset: sector * 512,
+        data: vec![fill; count * 512],
+        fua: true,
+    }
+}
+
+fn whole(request: RequestId) -> Part {
+    Part {
+        request,
+        content: Fate::Whole,
+        length: Length::Kept,
+    }
+}
+
+fn without_length(request: RequestId) -> Part {
+    Part {
+        request,
+        content: Fate::Whole,
+        length: Length::Lost,
+    }
+}
+
+fn only_length(request: RequestId) -> Part {
+    Part {
+        request,
+        content: Fate::Lost,
+        length: Length::Kept,
+    }
+}
+
+#[test]
+fn a_flush_covers_what_had_completed_when_it_was_submitted() {
+    let tape = Tape::new();
+    tape.done(write(0, 1, 1));
+    tape.done(Op::Flush);
+    assert!(tape.volatile().is_empty());
+    assert_eq!(tape.bytes(vec![])[0], 1);
+}
+
+#[test]
+fn a_write_in_flight_when_the_flush_was_submitted_is_not_covered() {
+    let tape = Tape::new();
+    let late = tape.submit(write(0, 1, 1));
+    let flush = tape.submit(Op::Flush);
+    tape.complete(late);
+    tape.complete(flush);
+    assert_eq!(tape.volatile(), [(late.0, Standing::Completed)]);
+    assert_eq!(tape.bytes(vec![])[0], 0xBB);
+}
+
+#[test]
+fn a_flush_covers_nothing_before_it_is_acknowledged_nor_if_it_fails_or_lies() {
+    let tape = Tape::new();
+    let id = tape.done(write(0, 1, 1));
+    tape.submit(Op::Flush);
+    assert_eq!(tape.volatile(), [(id.0, Standing::Completed)]);
+    for fault in [Fault::Fail(Cause::IO), Fault::Drop] {
+        let rule = Rule {
+            kind: Some(OpKind::Flush),
+            ..Rule::new(fault)
+        };
+        let tape = Tape::with_rules(Rules::new(vec![rule], vec![]));
+        let id = tape.done(write(0, 1, 1));
+        tape.done(Op::Flush);
+        assert_eq!(tape.volatile(), [(id.0, Standing::Completed)]);
+        tape.done(Op::Flush);
+        assert!(tape.volatile().is_empty());
+    }
+}
+
+#[test]
+fn fua_is_durable_at_its_completion_and_drains_nothing_else() {
+    let tape = Tape::new();
+    let plain = tape.done(write(0, 1, 1));
+    let forced = tape.submit(write_fua(1, 2, 1));
+    assert_eq!(
+        tape.volatile(),
+        [
+            (plain.0, Standing::Completed),
+            (forced.0, Standing::InFlight)
+        ]
+    );
+    tape.complete(forced);
+    assert_eq!(tape.volatile(), [(plain.0, Standing::Completed)]);
+    assert_eq!(tape.bytes(vec![])[..2], [0xBB, 2]);
+}
+
+#[test]
+fn a_dropped_write_never_happens_and_a_torn_one_in_part() {
+    let hit_by = |fault| Tape::with_rules(Rules::new(vec![Rule::new(fault)], vec![]));
+    let tape = hit_by(Fault::Drop);
+    tape.done(write(0, 1, 1));
+    assert!(tape.volatile().is_empty());
+    tape.done(Op::Flush);
+    assert_eq!(tape.bytes(vec![])[0], 0xBB);
+    let tape = hit_by(Fault::Tear(Tear::Shape(Shape::OnlyLast)));
+    let id = tape.done(write(0, 1, 2));
+    assert_eq!(tape.bytes(vec![whole(id)])[..2], [0xBB, 1]);
+    tape.done(Op::Flush);
+    assert_eq!(tape.bytes(vec![])[..2], [0xBB, 1]);
+}
+
+#[test]
+fn of_one_sector_the_last_survivor_wins() {
+    let tape = Tape::new();
+    let first = tape.done(write(0, 1, 2));
+    let second = tape.done(write(1, 2, 2));
+    assert_eq!(
+        tape.bytes(vec![whole(first), whole(second)])[..3],
+        [1, 2, 2]
+    );
+    assert_eq!(tape.bytes(vec![whole(first)])[..3], [1, 1, 0xBB]);
+    assert_eq!(tape.bytes(vec![whole(second)])[..3], [0xBB, 2, 2]);
+}
+
+#[test]
+fn completion_makes_the_order_and_what_is_in_flight_comes_last() {
+    let tape = Tape::new();
+    let slow = tape.submit(write(0, 1, 1));
+    let fast = tape.submit(write(0, 2, 1));
+    assert_eq!(tape.bytes(vec![whole(slow), whole(fast)])[0], 2);
+    tape.complete(fast);
+    assert_eq!(tape.bytes(vec![whole(slow), whole(fast)])[0], 1);
+    tape.complete(slow);
+    assert_eq!(tape.bytes(vec![whole(slow), whole(fast)])[0], 1);
+}
+
+#[test]
+fn a_volatile_write_before_a_durable_one_of_the_same_sector_does_not_show() {
+    let tape = Tape::new();
+    let early = tape.done(write(0, 1, 2));
+    tape.done(write_fua(0, 2, 1));
+    assert_eq!(tape.bytes(vec![whole(early)])[..2], [2, 1]);
+    assert_eq!(tape.bytes(vec![])[..2], [2, 0xBB]);
+    tape.done(Op::Flush);
+    assert_eq!(tape.bytes(vec![])[..2], [2, 1]);
+}
+
+#[test]
+fn an_extension_is_lost_with_its_data_or_survives_without_them() {
+    let tape = Tape::new();
+    let id = tape.done(write(7, 5, 2));
+    assert_eq!(tape.bytes(vec![whole(id)])[7..], [5, 5]);
+    assert_eq!(tape.bytes(vec![without_length(id)])[7..], [5]);
+    assert_eq!(tape.bytes(vec![only_length(id)])[7..], [0xBB, 0]);
+    assert_eq!(tape.bytes(vec![])[7..], [0xBB]);
+}
+
+#[test]
+fn a_later_extension_brings_back_the_data_below_it() {
+    let tape = Tape::new();
+    let first = tape.done(write(8, 5, 1));
+    let second = tape.done(write(9, 6, 1));
+    let parts = vec![without_length(first), only_length(second)];
+    assert_eq!(tape.bytes(parts)[8..], [5, 0]);
+}
+
+#[test]
+fn a_durable_write_is_within_the_length() {
+    let tape = Tape::new();
+    let lost = tape.done(write(8, 5, 2));
+    tape.done(write_fua(8, 6, 1));
+    assert_eq!(tape.bytes(vec![])[8..], [6]);
+    assert_eq!(tape.bytes(vec![only_length(lost)])[8..], [6, 0]);
+}
+
+#[test]
+fn a_change_of_length_is_volatile_too() {
+    let tape = Tape::new();
+    let shrink = tape.done(Op::SetLen { len_bytes: 2 * 512 });
+    let grow = tape.done(Op::SetLen { len_bytes: 4 * 512 });
+    assert_eq!(tape.bytes(vec![]).len(), 8);
+    assert_eq!(tape.bytes(vec![whole(shrink)]), [0xBB; 2]);
+    assert_eq!(tape.bytes(vec![whole(grow)]), [0xBB; 4]);
+    let both = tape.bytes(vec![whole(shrink), whole(grow)]);
+    assert_eq!(both, [0xBB, 0xBB, 0, 0]);
+    tape.done(Op::Flush);
+    assert_eq!(tape.bytes(vec![]), [0xBB, 0xBB, 0, 0]);
+}
+
+#[test]
+fn a_discard_leaves_old_zero_or_garbage_until_it_is_flushed() {
+    for op in [
+        Op::Discard {
+            offset: 0,
+            len_bytes: 1536,
+        },
+        Op::WriteZeroes {
+            offset: 0,
+            len_bytes: 1536,
+            unmap: true,
+        },
+    ] {
+        let tape = Tape::new();
+        let id = tape.done(op);
+        let mask = |picked: usize| SectorMask::from_fn(3, |sector| sector == picked);
+        let part = Part {
+            request: id,
+            content: Fate::Scattered {
+                zero: mask(0),
+                garbage: mask(1),
+            },
+            length: Length::Untouched,
+        };
+        let image = tape.state(vec![part]).image;
+        assert_eq!(image.read_vec(0, 512), [0; 512]);
+        let garbage = image.read_vec(512, 512);
+        assert!(garbage != [0; 512] && garbage != [0xBB; 512]);
+        assert_eq!(image.read_vec(1024, 512), [0xBB; 512]);
+        tape.done(Op::Flush);
+        assert_eq!(tape.bytes(vec![])[..4], [0, 0, 0, 0xBB]);
+    }
+}
+
+#[test]
+fn zeroes_that_keep_the_space_are_a_write() {
+    let tape = Tape::new();
+    let id = tape.done(Op::WriteZeroes {
+        offset: 0,
+        len_bytes: 512,
+        unmap: false,
+    });
+    let recording = tape.recording();
+    let scattered = Part {
+        request: id,
+        content: Fate::Scattered {
+            zero: SectorMask::none(1),
+            garbage: SectorMask::none(1),
+        },
+        length: Length::Untouched,
+    };
+    let survivors = Survivors::from_parts(vec![scattered]);
+    let built = CrashState::build(&recording, recording.end(), &survivors);
+    assert_eq!(
+        built.map(drop).unwrap_err(),
+        super::state::Mismatch::NotAdvice(id)
+    );
+    assert_eq!(tape.bytes(vec![whole(id)])[..2], [0, 0xBB]);
+}
+
+#[test]
+fn survivors_that_the_cut_cannot_have_are_refused() {
+    let tape = Tape::new();
+    let id = tape.done(write(0, 1, 1));
+    tape.done(Op::Flush);
+    let recording = tape.recording();
+    let survivors = Survivors::from_parts(vec![whole(id)]);
+    let built = CrashState::build(&recording, recording.end(), &survivors);
+    assert_eq!(
+        built.map(drop).unwrap_err(),
+        super::state::Mismatch::NotVolatile(id)
+    );
+    assert!(CrashState::build(&recording, Tick(2), &survivors).is_ok());
+}
+
+#[test]
+fn survivors_say_what_became_of_each_request() {
+    let tape = Tape::new();
+    let first = tape.done(write(0, 1, 1));
+    tape.done(write(8, 1, 2));
+    let recording = tape.recording();
+    let frontier = Frontier::at(&recording, recording.end());
+    let survivors = Survivors::from_parts(vec![whole(first)])
+        .fit(&frontier)
+        .unwrap();
+    assert_eq!(
+        survivors.describe(&recording),
+        "write_aio write #0 (host offset 0x0): survived\n\
+         write_aio write #1 (host offset 0x1000): lost, its length lost\n"
+    );
+}
+
+/// What a script does next. Places and counts are in sectors.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Write(u64, u8, usize),
+    WriteFua(u64, u8, usize),
+    Zero(u64, u64),
+    Unmap(u64, u64),
+    Discard(u64, u64),
+    SetLen(u64),
+    Flush,
+    /// Completes one of those in flight.
+    Complete(usize),
+}
+
+impl Step {
+    fn op(self) -> Option<Op> {
+        let zeroes = |sector, count, unmap| Op::WriteZeroes {
+            offset: sector * 512,
+            len_bytes: count * 512,
+            unmap,
+        };
+        Some(match self {
+            Self::Write(sector, fill, count) => write(sector, fill, count),
+            Self::WriteFua(sector, fill, count) => write_fua(sector, fill, count),
+            Self::Zero(sector, count) => zeroes(sector, count, false),
+            Self::Unmap(sector, count) => zeroes(sector, count, true),
+            Self::Discard(sector, count) => Op::Discard {
+                offset: sector * 512,
+                len_bytes: count * 512,
+            },
+            Self::SetLen(sectors) => Op::SetLen {
+                len_bytes: sectors * 512,
+            },
+            Self::Flush => Op::Flush,
+            Self::Complete(_) => return None,
+        })
+    }
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let place = || 0_u64..12;
+    prop_oneof![
+        3 => (place(), 1_u8..9, 1_usize..3).prop_map(|(s, fill, n)| Step::Write(s, fill, n)),
+        1 => (place(), 1_u8..9, 1_usize..3).prop_map(|(s, fill, n)| Step::WriteFua(s, fill, n)),
+        1 => (place(), 1_u64..3).prop_map(|(s, n)| Step::Zero(s, n)),
+        1 => (place(), 1_u64..3).prop_map(|(s, n)| Step::Unmap(s, n)),
+        1 => (place(), 1_u64..3).prop_map(|(s, n)| Step::Discard(s, n)),
+        1 => place().prop_map(Step::SetLen),
+        2 => Just(Step::Flush),
+        8 => (0_usize..4).prop_map(Step::Complete),
+    ]
+}
+
+/// Scripts with few enough changes to take the model literally.
+fn script() -> impl Strategy<Value = Script> {
+    let steps = prop::collection::vec(step(), 1..16);
+    (steps, prop::option::weighted(0.2, 0_u64..4)).prop_map(|(steps, torn)| Script { steps, torn })
+}
+
+#[derive(Clone, Debug)]
+struct Script {
+    steps: Vec<Step>,
+    /// Which change the disk tears on its own.
+    torn: Option<u64>,
+}
+
+fn run(script: &Script) -> Recording {
+    let tear = |skip| Rule {
+        skip,
+        ..Rule::new(Fault::Tear(Tear::Shape(Shape::OnlyLast)))
+    };
+    let tape = Tape::with_rules(Rules::new(
+        script.torn.into_iter().map(tear).collect(),
+        vec![],
+    ));
+    let mut changes = 0;
+    for step in &script.steps {
+        match (step.op(), step) {
+            (None, Step::Complete(which)) => {
+                if let Some(pending) = tape.0.in_flight().get(*which) {
+                    tape.complete(pending.id);
+                }
+            }
+            (Some(Op::Flush), _) => {
+                tape.submit(Op::Flush);
+            }
+            (Some(op), _) if changes < 4 => {
+                changes += 1;
+                tape.submit(op);
+            }
+            _ => {}
+        }
+    }
+    tape.recording()
+}
+
+/// A draw function that anyone can repeat.
+fn draws(mut seed: u64) -> impl FnMut(u64) -> u64 {
+    move |bound| {
+        seed = seed
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (seed >> 33) % bound
+    }
+}
+
+/// Expectations that change at each promise.
+fn key(promises: &[Tick], cut: Tick) -> u128 {
+    promises
+        .iter()
+        .filter(|promise| **promise <= cut)
+        .map(|promise| u128::from(promise.0))
+        .sum()
+}
+
+const THOROUGH: Budget = Budget {
+    states: u64::MAX,
+    every_parts: 30,
+    samples: 10,
+    torn_masks: 3,
+};
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(96))]
+
+    /// Nothing is visited that the contract does not allow.
+    #[test]
+    fn every_explored_state_is_one_that_the_contract_allows(
+        script in script(), every_parts in 0_u32..6, seed: u64,
+    ) {
+        let recording = run(&script);
+        let budget = Budget { every_parts, ..THOROUGH };
+        for contract in Contract::ALL {
+            let mut known = BTreeMap::new();
+            let explorer = Explorer::new(&recording, contract, budget, &[recording.end()]);
+            for state in explorer.with_draw(draws(seed)) {
+                let allowed = known
+                    .entry(state.cut)
+                    .or_insert_with(|| reference::states(&recording, state.cut, contract));
+                prop_assert!(
+                    allowed.contains(&state.hash),
+                    "{contract} at {:?} by {}:\n{}",
+                    state.cut, state.level.name(), state.survivors.describe(&recording)
+                );
+                let again = CrashState::build(&recording, state.cut, &state.survivors).unwrap();
+                prop_assert_eq!(again.hash, state.hash);
+            }
+        }
+    }
+
+    /// Whatever may be left at any moment was visited, and no later than then under the same
+    /// expectation.
+    #[test]
+    fn every_allowed_state_is_explored_as_early_as_it_is_expected_to_be_legal(
+        script in script(), promises in prop::collection::vec((1_u64..20).prop_map(Tick), 0..3),
+    ) {
+        let recording = run(&script);
+        for contract in [Contract::Perfect, Contract::Prefix, Contract::Epoch] {
+            let explorer = Explorer::new(&recording, contract, THOROUGH, &promises)
+                .with_expectation(|cut| key(&promises, cut));
+            let explored: Vec<(ContentHash, Tick)> =
+                explorer.map(|state| (state.hash, state.cut)).collect();
+            for cut in (0..=recording.end().0).map(Tick) {
+                let now = key(&promises, cut);
+                let seen: BTreeSet<ContentHash> = explored
+                    .iter()
+                    .filter(|(_, at)| *at <= cut && key(&promises, *at) == now)
+                    .map(|(hash, _)| *hash)
+                    .collect();
+                let allowed = reference::states(&recording, cut, contract);
+                prop_assert!(
+                    allowed.is_subset(&seen),
+                    "{contract} at {cut:?}: {} of {} seen",
+                    allowed.intersection(&seen).count(), allowed.len()
+                );
+            }
+        }
+    }
+
+    /// Each contract allows what the weaker one allows.
+    #[test]
+    fn contracts_grow(script in script()) {
+        let recording = run(&script);
+        for cut in (0..=recording.end().0).map(Tick) {
+            for pair in Contract::ALL.windows(2) {
+                let weaker = reference::states(&recording, cut, pair[0]);
+                let stronger = reference::states(&recording, cut, pair[1]);
+                prop_assert!(weaker.is_subset(&stronger), "{} within {}", pair[0], pair[1]);
+            }
+        }
+    }
+
+    #[test]
+    fn the_same_recording_is_explored_the_same_way(script in script(), seed: u64) {
+        let recording = run(&script);
+        let explore = || -> Vec<(Tick, Survivors, Level)> {
+            let budget = Budget { every_parts: 2, ..THOROUGH };
+            Explorer::new(&recording, Contract::EpochTorn, budget, &[])
+                .with_draw(draws(seed))
+                .map(|state| (state.cut, state.survivors, state.level))
+                .collect()
+        };
+        prop_assert_eq!(explore(), explore());
+    }
+
+    /// A frontier that moved is the frontier that was made on the spot.
+    #[test]
+    fn a_frontier_that_moved_stands_where_it_would_have_started(script in script()) {
+        let recording = run(&script);
+        let mut moving = Frontier::start(&recording);
+        for cut in (0..=recording.end().0).map(Tick) {
+            moving.advance(cut);
+            let fresh = Frontier::at(&recording, cut);
+            prop_assert_eq!(moving.settled(), fresh.settled());
+            let stands = |frontier: &Frontier<'_>| -> Vec<(RequestId, Standing, bool)> {
+                frontier.tail().iter().map(|tail| (tail.request, tail.standing, tail.has_length)).collect()
+            };
+            prop_assert_eq!(stands(&moving), stands(&fresh));
+        }
+    }
+}
+
+#[test]
+fn a_budget_ends_the_exploration() {
+    let tape = Tape::new();
+    for sector in 0..6 {
+        tape.done(write(sector, 1, 1));
+    }
+    let recording = tape.recording();
+    let count = |states: u64| {
+        let budget = Budget {
+            states,
+            ..Budget::default()
+        };
+        Explorer::new(&recording, Contract::Epoch, budget, &[]).count()
+    };
+    assert_eq!(count(10), 10);
+    assert_eq!(count(u64::MAX), 64);
+}
+
+#[test]
+fn what_tears_is_torn_and_what_survives_is_sampled() {
+    let tape = Tape::new();
+    for sector in 0..4 {
+        tape.done(write(2 * sector, 9, 2));
+    }
+    let recording = tape.recording();
+    let budget = Budget {
+        every_parts: 0,
+        ..Budget::default()
+    };
+    let levels = |contract| -> BTreeSet<Level> {
+        Explorer::new(&recording, contract, budget, &[])
+            .with_draw(draws(1))
+            .map(|state| state.level)
+            .collect()
+    };
+    assert!(levels(Contract::EpochTorn).contains(&Level::Torn));
+    assert!(!levels(Contract::Epoch).contains(&Level::Torn));
+    assert!(levels(Contract::Epoch).contains(&Level::Pair));
+}
