@@ -109,6 +109,11 @@ impl Ledger {
         self.initial_bytes
     }
 
+    /// A number that no operation of this history has.
+    pub fn next_id(&self) -> OperationId {
+        OperationId(self.submissions.last().map_or(0, |(id, _)| id.0 + 1))
+    }
+
     /// What is legal where no power was lost, and everything is over.
     pub fn expect_served(&self) -> Expectation<'_> {
         Expectation::new(self, Some(Moment(u64::MAX)), Moment(u64::MAX))

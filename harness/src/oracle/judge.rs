@@ -464,3 +464,6 @@ fn read_plan(view: &GuestView<'_>, sectors: &[Range<u64>]) -> Vec<Range<u64>> {
         })
         .collect()
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,9 +6,13 @@
 
 mod explain;
 pub mod judge;
+#[cfg(test)]
+pub(crate) mod sample;
+mod service;
 pub mod structure;
 pub mod verdict;
 pub mod view;
 
 pub use judge::{Judge, Judgement, Observer, Stage, Witness};
+pub use service::Service;
 pub use verdict::{FailureClass, Oracle, Verdict, Violation};

@@ -152,6 +152,23 @@ impl<'a> GuestView<'a> {
         self.layout.virtual_bytes
     }
 
+    /// Sectors in a cluster.
+    pub fn cluster_sectors(&self) -> u64 {
+        self.layout.cluster_sectors()
+    }
+
+    /// The first sector of the first cluster that the image does not map, which may lie beyond the disk.
+    pub fn first_unmapped(&self) -> u64 {
+        let gap = self
+            .mapped
+            .iter()
+            .zip(0u64..)
+            .find(|(mapped, cluster)| mapped.guest_cluster != *cluster)
+            .map(|(_, cluster)| cluster);
+        let all = u64::try_from(self.mapped.len()).expect("a count fits 64 bits");
+        gap.unwrap_or(all) * self.layout.cluster_sectors()
+    }
+
     /// The sectors of the clusters that the image maps, in ascending disjoint ranges, clipped to the disk.
     pub fn mapped_sectors(&self) -> impl Iterator<Item = Range<u64>> {
         let sectors = self.layout.cluster_sectors();
@@ -337,3 +354,6 @@ pub fn merge(mut sectors: Vec<Range<u64>>, end: u64) -> Vec<Range<u64>> {
     }
     merged
 }
+
+#[cfg(test)]
+mod tests;

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use engine::device::{PageImage, Port, RamDevice, drive};
 use engine::error::{Error, Refused};
 use engine::image::{Access, Image, LocalFuture, Unmap};
-use engine::qcow2::{OpenOptions, Qcow2};
+use engine::qcow2::{OpenOptions, Qcow2, check};
 
 use super::metered::Metered;
 use super::{Attempt, Failure, Repair, Subject, Tally};
@@ -74,12 +74,22 @@ impl Subject for EngineSubject {
         })
     }
 
-    fn check(&self, image: &PageImage, _repair: Repair) -> Attempt<Tally> {
-        Attempt {
-            result: Err(Failure::NotMeasured("the engine has no check yet".into())),
-            recording: Metered::new(image).recording(),
-            image: image.clone(),
-        }
+    fn check(&self, image: &PageImage, repair: Repair) -> Attempt<Tally> {
+        let repair = match repair {
+            Repair::None => check::Repair::None,
+            Repair::Leaks => check::Repair::Leaks,
+            Repair::All => check::Repair::All,
+        };
+        let options = check::CheckOptions {
+            planted: self.options.planted,
+        };
+        Self::attempt(image, async |disk| {
+            let report = check::check(&disk.port(), repair, &options).await?;
+            Ok(Tally {
+                errors: report.errors_remaining(),
+                leaks: report.remaining().leaks,
+            })
+        })
     }
 
     fn serve(
@@ -206,3 +216,6 @@ fn failure(error: &Error) -> Failure {
         message: error.to_string(),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,164 @@
+//! Work after recovery: the recovered image must serve a guest as if nothing had happened.
+//!
+//! A short fixed workload writes over old and fresh places, discards, zeroes and flushes. Then the image
+//! is closed and the same oracles look at it. The recording and the ledger of that work are handed back,
+//! so that the caller can lose power in it again.
+
+use std::ops::Range;
+
+use blkdebug::record::Recording;
+use engine::image::Unmap;
+
+use super::explain;
+use super::judge::{Ended, Judge, Stage, Witness, check_guest, check_structure, interest};
+use super::verdict::{Oracle, Verdict, Violation};
+use super::view::GuestView;
+use crate::guest::{Content, Expectation, Ledger};
+use crate::workload::ops::{Happening, Operation, OperationId};
+
+/// What came of work after recovery.
+#[derive(Clone, Debug)]
+pub struct Service {
+    /// The verdict.
+    pub verdict: Verdict,
+    /// What the subject wrote; its base is the recovered image.
+    pub recording: Recording,
+    /// The guest's history on the recovered disk, in moments of the recording; `None` if there is none
+    /// because the work did not come to its end.
+    pub ledger: Option<Ledger>,
+}
+
+impl Judge<'_> {
+    /// Lets the subject work on what recovery left, and judges what it made of it. `expectation` is that
+    /// of the state that was recovered; it tells where the guest's content lies.
+    pub fn judge_service(&self, recovered: &Witness, expectation: &Expectation<'_>) -> Service {
+        self.observer.begin(Stage::Serve);
+        let Some(view) = recovered.view(self.backing) else {
+            let why = "a recovered image has no guest view";
+            return Service {
+                verdict: Verdict::HarnessBroken(why.into()),
+                recording: Recording::default(),
+                ledger: None,
+            };
+        };
+        let first_id = expectation.ledger().next_id();
+        let operations = workload(&view, first_id);
+        let attempt = self.subject.serve(&recovered.image, &operations);
+        let recording = attempt.recording;
+        let history = match attempt.result {
+            Ok(history) => history,
+            Err(failure) => {
+                let verdict = explain::failure(&failure, "work after recovery", Oracle::Service);
+                return Service {
+                    verdict,
+                    recording,
+                    ledger: None,
+                };
+            }
+        };
+        let ledger = carry_on(&view, expectation, &history);
+        let verdict = match self.judge_served(recovered, &Witness::new(attempt.image), &ledger) {
+            Ok(()) => Verdict::Survived,
+            Err(verdict) => as_service(*verdict),
+        };
+        Service {
+            verdict,
+            recording,
+            ledger: Some(ledger),
+        }
+    }
+
+    fn judge_served(
+        &self,
+        before: &Witness,
+        after: &Witness,
+        ledger: &Ledger,
+    ) -> Result<(), Ended> {
+        let when = "after further work and a clean close";
+        check_structure(&after.report, when)?;
+        if before.report.is_perfect() && !after.report.is_perfect() {
+            return Err(explain::imperfect(Oracle::Service, when, &after.report).into());
+        }
+        let expectation = ledger.expect_served();
+        let Some(view) = after.view(self.backing) else {
+            let why = "an image that passed the structure oracle has no guest view";
+            return Err(Box::new(Verdict::HarnessBroken(why.into())));
+        };
+        check_guest(&view, &expectation, &interest(&view, &expectation), None)
+    }
+}
+
+/// The same complaint, in the name of this oracle.
+fn as_service(verdict: Verdict) -> Verdict {
+    match verdict {
+        Verdict::Violated(violation) => Verdict::Violated(Violation {
+            class: super::FailureClass {
+                oracle: Oracle::Service,
+                ..violation.class
+            },
+            ..violation
+        }),
+        Verdict::Survived | Verdict::NotMeasured(_) | Verdict::HarnessBroken(_) => verdict,
+    }
+}
+
+/// The history that starts with what the recovered disk shows.
+fn carry_on(view: &GuestView<'_>, expectation: &Expectation<'_>, history: &[Happening]) -> Ledger {
+    let mut values = Vec::new();
+    for run in interest(view, expectation)
+        .into_iter()
+        .flat_map(|range| view.runs(range))
+        .filter(|run| !run.is_zeroes())
+    {
+        let sectors = run.sectors.clone();
+        values.extend(sectors.map(|sector| (sector, explain::value(run.content(sector)))));
+    }
+    Ledger::new(Content::from_values(values), view.virtual_bytes(), history)
+}
+
+/// A little of everything, at the places where recovery may have gone wrong: a cluster that is mapped,
+/// one that is not, and the end of the disk.
+fn workload(view: &GuestView<'_>, first: OperationId) -> Vec<(OperationId, Operation)> {
+    let disk = 0..view.virtual_bytes() / 512;
+    let cluster = view.cluster_sectors();
+    let old = view.mapped_sectors().next().map_or(0, |range| range.start);
+    let fresh = view.first_unmapped();
+    let write = |sectors: Range<u64>| {
+        clip(&sectors, &disk).map(|(offset, len_bytes)| Operation::Write { offset, len_bytes })
+    };
+    let discard = |sectors: Range<u64>| {
+        clip(&sectors, &disk).map(|(offset, len_bytes)| Operation::Discard { offset, len_bytes })
+    };
+    let zero = |sectors: Range<u64>| {
+        clip(&sectors, &disk).map(|(offset, len_bytes)| Operation::WriteZeroes {
+            offset,
+            len_bytes,
+            unmap: Unmap::Allow,
+        })
+    };
+    let across = old + cluster.div_ceil(2);
+    let operations = [
+        write(across..across + cluster.min(LONGEST)),
+        write(fresh + cluster - 1..fresh + cluster),
+        Some(Operation::Flush),
+        discard(old..old + cluster),
+        write(old..old + 1),
+        zero(fresh..fresh + cluster),
+        write(disk.end.saturating_sub(2)..disk.end),
+        Some(Operation::Flush),
+        write(fresh..fresh + 1),
+    ];
+    (first.0..)
+        .map(OperationId)
+        .zip(operations.into_iter().flatten())
+        .collect()
+}
+
+/// No write is longer, in sectors.
+const LONGEST: u64 = 128;
+
+/// Offset and length in bytes of what of `sectors` lies on the disk, if anything does.
+fn clip(sectors: &Range<u64>, disk: &Range<u64>) -> Option<(u64, u64)> {
+    let (start, end) = (sectors.start, sectors.end.min(disk.end));
+    (start < end).then(|| (start * 512, (end - start) * 512))
+}

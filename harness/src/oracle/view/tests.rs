@@ -1,0 +1,147 @@
+use std::io::Write as _;
+
+use flate2::Compression;
+use flate2::write::DeflateEncoder;
+
+use super::*;
+use crate::oracle::sample::{COMPRESSED, COPIED, Sample};
+
+/// The first byte of each guest sector of the view.
+fn firsts(image: &PageImage, backing: Option<&Backing>) -> Vec<Option<u8>> {
+    let report = walk(image);
+    let view = GuestView::new(image, &report, backing).unwrap();
+    view.runs(0..view.virtual_bytes() / 512)
+        .flat_map(|run| {
+            let sectors = run.sectors.clone();
+            sectors
+                .map(|sector| match run.content(sector) {
+                    Content::Zeroes => Some(0),
+                    Content::Bytes(bytes) => Some(bytes[0]),
+                    Content::Unreadable => None,
+                })
+                .collect::<Vec<_>>()
+        })
+        .collect()
+}
+
+/// One value a sector, eight of each.
+fn clusters(values: [u8; 8]) -> Vec<Option<u8>> {
+    values.iter().flat_map(|value| [Some(*value); 8]).collect()
+}
+
+#[test]
+fn mapped_clusters_show_their_bytes_and_the_rest_zeroes() {
+    let mut sample = Sample::new();
+    sample.map(6, 6);
+    let zero = sample.map(3, 9);
+    sample.entry(3, sample.offset(zero) | COPIED | 1);
+    sample.map(1, 1);
+    assert_eq!(
+        firsts(&sample.image, None),
+        clusters([0, 1, 0, 0, 0, 0, 6, 0])
+    );
+}
+
+#[test]
+fn what_is_beyond_the_end_of_the_file_reads_zero() {
+    let mut sample = Sample::new();
+    let data = sample.map(0, 5);
+    sample.image.set_len(sample.offset(data) + 512);
+    let mut expected = clusters([0; 8]);
+    expected[0] = Some(5);
+    assert_eq!(firsts(&sample.image, None), expected);
+}
+
+#[test]
+fn unmapped_clusters_show_the_backing_file_as_far_as_it_goes() {
+    let mut sample = Sample::new();
+    sample.map(1, 1);
+    sample.entry(2, 1);
+    let mut below = PageImage::from_bytes(&[7; 4096 * 3 + 512]);
+    below.write(0, &[0; 4096]);
+    let backing = Backing::raw(below);
+    let mut expected = clusters([0, 1, 0, 0, 0, 0, 0, 0]);
+    expected[3 * 8] = Some(7);
+    assert_eq!(firsts(&sample.image, Some(&backing)), expected);
+    let mut middle = Sample::new();
+    middle.map(5, 5);
+    let chain = Backing::qcow2(middle.image, Some(backing));
+    expected[5 * 8..6 * 8].fill(Some(5));
+    assert_eq!(firsts(&sample.image, Some(&chain)), expected);
+}
+
+#[test]
+fn compressed_clusters_are_inflated() {
+    let mut sample = Sample::new();
+    let host = sample.cluster();
+    let mut encoder = DeflateEncoder::new(Vec::new(), Compression::default());
+    encoder.write_all(&[3; 4096]).unwrap();
+    let packed = encoder.finish().unwrap();
+    assert!(packed.len() < 400);
+    sample.image.write(sample.offset(host) + 100, &packed);
+    sample.entry(4, COMPRESSED | (sample.offset(host) + 100));
+    assert_eq!(
+        firsts(&sample.image, None),
+        clusters([0, 0, 0, 0, 3, 0, 0, 0])
+    );
+    sample.image.write(sample.offset(host) + 100, &[255; 20]);
+    assert_eq!(firsts(&sample.image, None)[4 * 8], None);
+}
+
+#[test]
+fn a_bad_entry_is_unreadable_and_not_zero() {
+    let mut sample = Sample::new();
+    sample.entry(0, 512);
+    assert_eq!(firsts(&sample.image, None)[0], None);
+}
+
+#[test]
+fn disks_are_compared_by_what_they_show() {
+    let mut one = Sample::new();
+    one.map(1, 4);
+    one.map(2, 0);
+    let mut other = Sample::new();
+    let cluster = (other.cluster(), other.map(1, 4)).1;
+    let differ = |other: &Sample| {
+        let (a, b) = (walk(&one.image), walk(&other.image));
+        let one = GuestView::new(&one.image, &a, None).unwrap();
+        let two = GuestView::new(&other.image, &b, None).unwrap();
+        assert_eq!(one.difference(&two, 0..64), two.difference(&one, 0..64));
+        one.difference(&two, 0..64).map(|found| found.sector)
+    };
+    assert_eq!(differ(&other), None);
+    other
+        .image
+        .write(other.offset(cluster) + 3 * 512 + 511, &[5]);
+    assert_eq!(differ(&other), Some(8 + 3));
+    other.entry(1, 0);
+    assert_eq!(differ(&other), Some(8));
+}
+
+#[test]
+fn data_that_somebody_read_are_compared_sector_by_sector() {
+    let mut sample = Sample::new();
+    sample.map(1, 4);
+    let report = walk(&sample.image);
+    let view = GuestView::new(&sample.image, &report, None).unwrap();
+    let mut data = [vec![0; 1024], vec![4; 4096], vec![0; 512]].concat();
+    assert_eq!(view.difference_to_data(6, &data), None);
+    data[1024 + 4096] = 1;
+    assert_eq!(
+        view.difference_to_data(6, &data),
+        Some(Difference { sector: 16 })
+    );
+    data[1024 + 512] = 1;
+    assert_eq!(
+        view.difference_to_data(6, &data),
+        Some(Difference { sector: 9 })
+    );
+}
+
+#[test]
+fn ranges_merge_where_they_touch() {
+    assert_eq!(
+        merge(vec![5..7, 0..2, 2..3, 6..20, 9..9], 10),
+        [0..3, 5..10]
+    );
+}

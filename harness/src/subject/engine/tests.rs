@@ -1,0 +1,221 @@
+use blkdebug::record::{RecordedOp, Recording, SectorContent};
+use engine::device::Event;
+use engine::error::Refused;
+use engine::qcow2::LazyRefcounts;
+use engine::qcow2::create::{self, BackingFormat, CreateOptions};
+
+use super::*;
+use crate::guest::{Content, Ledger};
+use crate::oracle::judge::{Judge, Witness};
+use crate::oracle::verdict::Verdict;
+
+const VIRTUAL_BYTES: u64 = 256 * 1024;
+
+fn fresh(cluster_bits: u32, backed: bool) -> PageImage {
+    let disk = Rc::new(RamDevice::default());
+    let options = CreateOptions {
+        virtual_bytes: VIRTUAL_BYTES,
+        cluster_bits,
+        backing: backed.then(|| create::Backing {
+            name: "below".into(),
+            format: BackingFormat::Raw,
+        }),
+        ..CreateOptions::default()
+    };
+    let port = Port::new(Rc::<RamDevice>::clone(&disk));
+    drive(create::create(&port, &options)).unwrap().unwrap();
+    disk.snapshot()
+}
+
+fn subject(lazy: LazyRefcounts, backing: Option<Backing>) -> EngineSubject {
+    let options = OpenOptions {
+        lazy_refcounts: Some(lazy),
+        ..OpenOptions::default()
+    };
+    EngineSubject::new(options, backing)
+}
+
+fn workload() -> Vec<(OperationId, Operation)> {
+    let write = |offset, len_bytes| Operation::Write { offset, len_bytes };
+    let operations = [
+        write(512, 1024),
+        write(60 * 1024, 9 * 1024),
+        Operation::Flush,
+        write(512, 512),
+        Operation::Discard {
+            offset: 60 * 1024,
+            len_bytes: 8 * 1024,
+        },
+        write(200 * 1024, 4096),
+        Operation::WriteZeroes {
+            offset: 0,
+            len_bytes: 64 * 1024,
+            unmap: Unmap::Allow,
+        },
+        write(61 * 1024, 1024),
+        Operation::Flush,
+        Operation::Grow {
+            virtual_bytes: VIRTUAL_BYTES * 3,
+        },
+        write(VIRTUAL_BYTES * 3 - 1024, 1024),
+    ];
+    (0..).map(OperationId).zip(operations).collect()
+}
+
+/// Every state that a disk without a cache could leave, with the moment of its cut.
+fn prefixes(recording: &Recording) -> Vec<(Moment, PageImage)> {
+    let mut image = recording.base.clone();
+    let mut states = vec![(Moment(0), image.clone())];
+    for entry in recording.entries.iter().filter(|e| e.changes_content()) {
+        if let RecordedOp::SetLen { len_bytes } = entry.op {
+            image.set_len(len_bytes);
+        }
+        for (sector, index) in entry.op.sectors().zip(0..) {
+            match entry.op.content(index) {
+                SectorContent::Zero => image.write_zeroes(sector * 512, 512),
+                SectorContent::Bytes(bytes, hash) => image.put_sector(sector, bytes, hash),
+            }
+        }
+        states.push((Moment(entry.completed.unwrap().0.0), image.clone()));
+    }
+    states
+}
+
+fn every_prefix_survives(subject: &EngineSubject, base: &PageImage, initial: &Content) {
+    let served = subject.serve(base, &workload());
+    let history = served.result.unwrap();
+    let ledger = Ledger::new(initial.clone(), VIRTUAL_BYTES, &history);
+    let judge = Judge {
+        subject,
+        backing: subject.backing.as_ref(),
+        accept: None,
+        observer: &(),
+    };
+    let states = prefixes(&served.recording);
+    assert!(states.len() > 10);
+    for (cut, image) in states {
+        let expectation = ledger.expect(cut);
+        let judgement = judge.judge(image, &expectation, None);
+        assert_eq!(judgement.verdict, Verdict::Survived, "cut {cut:?}");
+        for (_, inside) in judgement.repairs.iter().flat_map(prefixes) {
+            let inner = judge.judge(inside, &expectation, Some(&judgement.state));
+            assert_eq!(
+                inner.verdict,
+                Verdict::Survived,
+                "inside the repair of cut {cut:?}"
+            );
+        }
+        let recovered = judgement.recovered.unwrap_or(judgement.state);
+        let service = judge.judge_service(&recovered, &expectation);
+        assert_eq!(
+            service.verdict,
+            Verdict::Survived,
+            "service after cut {cut:?}"
+        );
+    }
+    let end = ledger.expect_served();
+    let closed = judge.judge_closed(served.image, &end);
+    assert_eq!(closed.verdict, Verdict::Survived);
+}
+
+#[test]
+fn every_prefix_of_a_run_survives() {
+    for cluster_bits in [9, 12, 16] {
+        let subject = subject(LazyRefcounts::Off, None);
+        every_prefix_survives(&subject, &fresh(cluster_bits, false), &Content::zeroes());
+    }
+}
+
+#[test]
+fn every_prefix_of_a_run_over_a_backing_file_survives() {
+    let below = stamp_range(Writer::Backing, 0, 128 * 1024);
+    let mut initial = Content::zeroes();
+    initial.stamp(0..256, Writer::Backing);
+    let backing = Backing::raw(PageImage::from_bytes(&below));
+    let subject = subject(LazyRefcounts::Off, Some(backing));
+    every_prefix_survives(&subject, &fresh(12, true), &initial);
+}
+
+#[test]
+fn service_that_loses_a_write_is_a_violation() {
+    let subject = subject(LazyRefcounts::Off, None);
+    let ledger = Ledger::new(Content::zeroes(), VIRTUAL_BYTES, &[]);
+    let expectation = ledger.expect(Moment(0));
+    let judge = Judge {
+        subject: &Forgetful(subject),
+        backing: None,
+        accept: None,
+        observer: &(),
+    };
+    let recovered = Witness::new(fresh(12, false));
+    let service = judge.judge_service(&recovered, &expectation);
+    let Verdict::Violated(violation) = service.verdict else {
+        panic!("a lost write is a violation");
+    };
+    assert_eq!(violation.class.to_string(), "service/lost/");
+}
+
+/// Forgets the last write it is asked for, and says that it is done.
+struct Forgetful(EngineSubject);
+
+impl Subject for Forgetful {
+    fn recover(&self, image: &PageImage, reads: &[Range<u64>]) -> Attempt<Vec<Vec<u8>>> {
+        self.0.recover(image, reads)
+    }
+
+    fn check(&self, image: &PageImage, repair: Repair) -> Attempt<Tally> {
+        self.0.check(image, repair)
+    }
+
+    fn serve(
+        &self,
+        image: &PageImage,
+        operations: &[(OperationId, Operation)],
+    ) -> Attempt<Vec<Happening>> {
+        let mut attempt = self.0.serve(image, &operations[..operations.len() - 1]);
+        if let Ok(history) = &mut attempt.result {
+            let (id, operation) = operations[operations.len() - 1];
+            let last = history[history.len() - 1];
+            history.push(Happening {
+                id,
+                operation,
+                submitted: Moment(last.submitted.0 + 2),
+                completed: Some((Moment(last.submitted.0 + 3), Answer::Done)),
+            });
+        }
+        attempt
+    }
+}
+
+#[test]
+fn errors_panics_and_hangs_are_answers() {
+    let image = PageImage::zeroed(4096);
+    let refused = EngineSubject::attempt::<(), _>(&image, async |_| Err(Refused::ReadOnly.into()));
+    assert!(matches!(refused.result, Err(Failure::Error { kind, .. }) if kind == "refused"));
+    let panicked = EngineSubject::attempt::<(), _>(&image, async |_| panic!("oh"));
+    let Err(Failure::Panic(panic)) = panicked.result else {
+        panic!("a panic is an answer");
+    };
+    assert_eq!(panic.message, "oh");
+    assert!(panic.place.contains("tests.rs:"));
+    let endless = EngineSubject::attempt::<(), _>(&image, async |disk| {
+        loop {
+            disk.port().at(Event::None).flush().await?;
+        }
+    });
+    assert!(matches!(endless.result, Err(Failure::Hang { requests }) if requests > 1000));
+    let stuck = EngineSubject::attempt::<(), _>(&image, async |_| std::future::pending().await);
+    assert_eq!(stuck.result, Err(Failure::Hang { requests: 0 }));
+}
+
+#[test]
+fn what_was_written_is_there_even_where_the_work_failed() {
+    let image = PageImage::zeroed(4096);
+    let attempt = EngineSubject::attempt::<(), _>(&image, async |disk| {
+        disk.port().at(Event::None).write(0, vec![1; 512]).await?;
+        Err(Refused::ReadOnly.into())
+    });
+    assert_eq!(attempt.image.read_vec(0, 1), [1]);
+    assert_eq!(attempt.recording.entries.len(), 1);
+    assert_eq!(image.read_vec(0, 1), [0], "the state itself is not written");
+}
