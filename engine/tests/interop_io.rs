@@ -243,3 +243,62 @@ fn qemu_img_repairs_an_image_that_we_left_dirty() {
         );
     }
 }
+
+#[test]
+fn opening_repairs_an_image_that_a_killed_qemu_io_left_dirty() {
+    if !have("qemu-io") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let (theirs, raw) = (
+        folder.path().join("killed.qcow2"),
+        folder.path().join("model.raw"),
+    );
+    for cluster_bits in CLUSTER_BITS {
+        let options = format!("cluster_size={},lazy_refcounts=on", 1 << cluster_bits);
+        must(
+            "qemu-img",
+            &["create", "-f", "qcow2", "-o", &options, text(&theirs), "8M"],
+        );
+        let commands = [
+            "write -P 1 0 100k",
+            "write -P 2 5M 300k",
+            "flush",
+            "sigraise 9",
+        ];
+        let mut arguments = vec!["-t", "writeback", "-f", "qcow2"];
+        for command in &commands {
+            arguments.extend(["-c", command]);
+        }
+        arguments.push(text(&theirs));
+        assert!(
+            !call("qemu-io", &arguments).status.success(),
+            "it was killed"
+        );
+        let before = must("qemu-img", &["info", text(&theirs)]);
+        assert!(before.contains("cleanly shut down: no"), "{before}");
+
+        let ram = Ram::load(&theirs);
+        let image = run(Qcow2::open(ram.port.clone(), None, &OpenOptions::default())).unwrap();
+        run(image.close()).unwrap();
+        ram.save(&theirs);
+        let mut model = vec![0; 8 << 20];
+        model[..100 << 10].fill(1);
+        model[5 << 20..(5 << 20) + (300 << 10)].fill(2);
+        std::fs::write(&raw, &model).unwrap();
+        let after = must("qemu-img", &["check", text(&theirs)]);
+        assert!(after.contains("No errors"), "{after}");
+        must(
+            "qemu-img",
+            &[
+                "compare",
+                "-f",
+                "qcow2",
+                "-F",
+                "raw",
+                text(&theirs),
+                text(&raw),
+            ],
+        );
+    }
+}

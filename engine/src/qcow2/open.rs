@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use super::cache::Cache;
+use super::check::{CheckOptions, Repair, check};
 use super::entry::{L1Entry, L1Word, ReftableWord};
 use super::geometry::Geometry;
 use super::header::{self, Header, HeaderSector};
@@ -126,7 +127,22 @@ async fn prepare_for_writing(
         .into());
     }
     if header.is_dirty() {
-        let _ = (file, options);
+        // What lazy refcounts promise: the dirty bit is gone when this returns.
+        let check_options = CheckOptions {
+            planted: options.planted,
+        };
+        let report = check(file, Repair::All, &check_options).await?;
+        let errors = report.errors_remaining();
+        if errors > 0 {
+            let (structure, problem) = (Structure::Header, Problem::Unrepaired { errors });
+            return Err(BadImage {
+                structure,
+                offset: 0,
+                index: None,
+                problem,
+            }
+            .into());
+        }
     }
     Ok(())
 }
