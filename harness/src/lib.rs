@@ -6,6 +6,7 @@ pub mod guest;
 pub mod minimise;
 pub mod oracle;
 pub mod prng;
+pub mod run;
 pub mod sim;
 pub mod subject;
 pub mod trace;

@@ -3,6 +3,7 @@
 pub mod chooser;
 mod client;
 pub mod executor;
+pub mod stage;
 pub mod world;
 
 pub use client::{Failure, Opener, Read};

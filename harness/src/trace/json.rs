@@ -14,9 +14,9 @@ use engine::qcow2::geometry::Geometry;
 use serde::{Deserialize, Serialize};
 
 use super::text::{self, BadText};
-use super::{BadTrace, Crash, Cut, Expected, Loader, MAJOR, MINOR, Trace, bytes};
+use super::{BadTrace, Crash, Cut, Expected, Loader, MAJOR, MINOR, RepairCrash, Trace, bytes};
 use crate::workload::shape::{
-    Backing, BackingFormat, CacheShape, Given, ImageShape, Scenario, Start,
+    Backing, CacheShape, Given, ImageShape, Scenario, Start, backing_format,
 };
 
 const FORMAT: &str = "qrash-trace";
@@ -110,6 +110,7 @@ struct GivenJson {
 struct CachesJson {
     l2_slices: usize,
     refcount_slices: usize,
+    slice_bytes: u64,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -151,7 +152,14 @@ struct CrashJson {
     moment: u64,
     survivors: Vec<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    in_repair: Option<Box<Self>>,
+    in_repair: Option<RepairJson>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RepairJson {
+    attempt: usize,
+    crash: Box<CrashJson>,
 }
 
 pub(super) fn write(trace: &Trace) -> String {
@@ -180,6 +188,7 @@ pub(super) fn write(trace: &Trace) -> String {
         caches: CachesJson {
             l2_slices: scenario.caches.l2_slices,
             refcount_slices: scenario.caches.refcount_slices,
+            slice_bytes: scenario.caches.slice_bytes,
         },
         operations: scenario
             .operations
@@ -255,10 +264,10 @@ fn write_crash(crash: &Crash) -> CrashJson {
         cut: text::cut_text(&crash.cut),
         moment: crash.cut.moment,
         survivors: crash.survivors.iter().map(text::survivor_text).collect(),
-        in_repair: crash
-            .in_repair
-            .as_deref()
-            .map(|inner| Box::new(write_crash(inner))),
+        in_repair: crash.in_repair.as_ref().map(|repair| RepairJson {
+            attempt: repair.attempt,
+            crash: Box::new(write_crash(&repair.crash)),
+        }),
     }
 }
 
@@ -320,6 +329,7 @@ fn read_scenario(json: &TraceJson, loader: Loader<'_>) -> Result<Scenario, BadTr
         caches: CacheShape {
             l2_slices: json.caches.l2_slices,
             refcount_slices: json.caches.refcount_slices,
+            slice_bytes: json.caches.slice_bytes,
         },
         operations,
         concurrency: json.concurrency,
@@ -355,11 +365,7 @@ fn read_shape(json: &NewJson) -> Result<ImageShape, BadTrace> {
         virtual_bytes: json.virtual_bytes,
         backing: match &json.backing {
             Some(backing) => Some(Backing {
-                format: known(
-                    "image.new.backing.format",
-                    &backing.format,
-                    BackingFormat::from_name,
-                )?,
+                format: known("image.new.backing.format", &backing.format, backing_format)?,
                 virtual_bytes: backing.virtual_bytes,
             }),
             None => None,
@@ -437,7 +443,7 @@ fn read_crash(field: &str, json: CrashJson) -> Result<Crash, BadTrace> {
         let field = format!("{field}.survivors[{index}]");
         survivors.push(text::survivor(survivor).map_err(|bad| meaning(&field, &bad))?);
     }
-    let field = format!("{field}.in_repair");
+    let field = format!("{field}.in_repair.crash");
     Ok(Crash {
         cut: Cut {
             before,
@@ -445,7 +451,10 @@ fn read_crash(field: &str, json: CrashJson) -> Result<Crash, BadTrace> {
         },
         survivors,
         in_repair: match json.in_repair {
-            Some(inner) => Some(Box::new(read_crash(&field, *inner)?)),
+            Some(repair) => Some(RepairCrash {
+                attempt: repair.attempt,
+                crash: Box::new(read_crash(&field, *repair.crash)?),
+            }),
             None => None,
         },
     })

@@ -9,12 +9,14 @@
 
 mod bytes;
 mod json;
+mod locate;
 mod text;
 
 use engine::device::{Event, OpKind, PageImage};
 
 use crate::workload::shape::Scenario;
 
+pub use locate::Misplaced;
 pub use text::{BadText, operation_text};
 
 /// The major version of the format that is read and written here.
@@ -57,7 +59,16 @@ pub struct Crash {
     /// What of the volatile requests survived; the others are lost.
     pub survivors: Vec<Survivor>,
     /// A second power loss while the image was being repaired.
-    pub in_repair: Option<Box<Crash>>,
+    pub in_repair: Option<RepairCrash>,
+}
+
+/// A power loss during a repair.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RepairCrash {
+    /// Which of the attempts that wrote something, from 0.
+    pub attempt: usize,
+    /// When, among the requests of that attempt, and what survived.
+    pub crash: Box<Crash>,
 }
 
 /// The moment of a power loss: just before something would have happened on the device.
@@ -94,8 +105,35 @@ pub struct RequestRef {
 pub struct Survivor {
     /// Which request.
     pub request: RequestRef,
-    /// Which of its sectors, from 0; `None` for the whole request.
-    pub sectors: Option<Vec<usize>>,
+    /// What is left of its content.
+    pub content: Left,
+    /// What became of the file's new length, where the request changes it.
+    pub length: LengthLeft,
+}
+
+/// What is left of a request's content. Sectors are counted from the request's first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Left {
+    /// All of it.
+    Whole,
+    /// These sectors, ascending.
+    Sectors(Vec<usize>),
+    /// Of a discard: these sectors read zero, and those read garbage.
+    Scattered {
+        /// Ascending.
+        zero: Vec<usize>,
+        /// Ascending.
+        garbage: Vec<usize>,
+    },
+}
+
+/// What became of a change of the file's length.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LengthLeft {
+    /// It survived with what is left of the content.
+    Kept,
+    /// It is lost, and the content beyond it with it.
+    Lost,
 }
 
 /// Why a trace cannot be used.

@@ -29,10 +29,20 @@ fn request() -> impl Strategy<Value = RequestRef> {
 
 fn crash() -> impl Strategy<Value = Crash> {
     let edge = prop_oneof![Just(Edge::Submission), Just(Edge::Completion)];
-    let sectors = prop::collection::btree_set(0usize..100, 0..20);
-    let survivor = (request(), prop::option::of(sectors)).prop_map(|(request, sectors)| Survivor {
+    let sectors = || {
+        prop::collection::btree_set(0usize..100, 0..20)
+            .prop_map(|set| set.into_iter().collect::<Vec<_>>())
+    };
+    let content = prop_oneof![
+        Just(Left::Whole),
+        sectors().prop_map(Left::Sectors),
+        (sectors(), sectors()).prop_map(|(zero, garbage)| Left::Scattered { zero, garbage }),
+    ];
+    let length = prop_oneof![Just(LengthLeft::Kept), Just(LengthLeft::Lost)];
+    let survivor = (request(), content, length).prop_map(|(request, content, length)| Survivor {
         request,
-        sectors: sectors.map(|set| set.into_iter().collect()),
+        content,
+        length,
     });
     let power_loss = (
         prop::option::of((edge, request())),
@@ -46,7 +56,10 @@ fn crash() -> impl Strategy<Value = Crash> {
         })
         .boxed();
     (power_loss.clone(), prop::option::of(power_loss)).prop_map(|(outer, inner)| Crash {
-        in_repair: inner.map(Box::new),
+        in_repair: inner.map(|inner| RepairCrash {
+            attempt: 1,
+            crash: Box::new(inner),
+        }),
         ..outer
     })
 }

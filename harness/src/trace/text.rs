@@ -5,7 +5,7 @@ use std::fmt;
 use engine::device::{Event, OpKind};
 use engine::image::Unmap;
 
-use super::{Cut, Edge, RequestRef, Survivor};
+use super::{Cut, Edge, Left, LengthLeft, RequestRef, Survivor};
 use crate::workload::ops::Operation;
 use crate::workload::shape::Extent;
 
@@ -158,29 +158,53 @@ pub(super) fn cut(text: &str) -> Parsed<Option<(Edge, RequestRef)>> {
 }
 
 pub(super) fn survivor_text(survivor: &Survivor) -> String {
-    match &survivor.sectors {
-        None => survivor.request.to_string(),
-        Some(sectors) => format!("{} sectors {}", survivor.request, sectors_text(sectors)),
+    let mut text = survivor.request.to_string();
+    match &survivor.content {
+        Left::Whole => {}
+        Left::Sectors(sectors) => {
+            text.push_str(" sectors ");
+            text.push_str(&sectors_text(sectors));
+        }
+        Left::Scattered { zero, garbage } => {
+            text.push_str(" zero ");
+            text.push_str(&sectors_text(zero));
+            text.push_str(" garbage ");
+            text.push_str(&sectors_text(garbage));
+        }
     }
+    if survivor.length == LengthLeft::Lost {
+        text.push_str(" length lost");
+    }
+    text
 }
 
 pub(super) fn survivor(text: &str) -> Parsed<Survivor> {
     let words: Vec<&str> = text.split_ascii_whitespace().collect();
-    let parsed = match words[..] {
-        [_, _, _] => request(&words).map(|request| (request, None)),
-        [_, _, _, "sectors", list] => {
-            let sectors = sectors(list)?;
-            request(&words[..3]).map(|request| (request, Some(sectors)))
-        }
+    let (words, length) = match words[..] {
+        [ref rest @ .., "length", "lost"] => (rest, LengthLeft::Lost),
+        ref rest => (rest, LengthLeft::Kept),
+    };
+    let (name, rest) = words.split_at_checked(3).unwrap_or((&[], &[]));
+    let content = match rest {
+        [] => Some(Left::Whole),
+        ["sectors", list] => Some(Left::Sectors(sectors(list)?)),
+        ["zero", zero, "garbage", garbage] => Some(Left::Scattered {
+            zero: sectors(zero)?,
+            garbage: sectors(garbage)?,
+        }),
         _ => None,
     };
-    let (request, sectors) = parsed.ok_or_else(|| {
+    let (request, content) = request(name).zip(content).ok_or_else(|| {
         BadText(format!(
             "`{text}` is no survivor: expected for example `write_aio write #0` or `write_aio write #0 \
              sectors 0-3,7`"
         ))
     })?;
-    Ok(Survivor { request, sectors })
+    Ok(Survivor {
+        request,
+        content,
+        length,
+    })
 }
 
 /// Ascending sector numbers as ranges: `0-3,7`; nothing is `none`.

@@ -8,13 +8,12 @@
 
 use blkdebug::contract::Contract;
 use engine::image::Unmap;
+use engine::qcow2::create::BackingFormat;
 use engine::qcow2::geometry::Geometry;
 
 use super::ops::Operation;
 use super::pin::Pins;
-use super::shape::{
-    Backing, BackingFormat, CacheShape, Extent, Given, ImageShape, Scenario, Start,
-};
+use super::shape::{Backing, CacheShape, Extent, Given, ImageShape, Scenario, Start};
 use crate::prng::Prng;
 
 const SECTOR: u64 = 512;
@@ -178,8 +177,9 @@ fn filled(draw: &mut Prng, virtual_bytes: u64, geometry: Geometry) -> Vec<Extent
 
 fn caches(draw: &mut Prng) -> CacheShape {
     CacheShape {
-        l2_slices: *draw.pick(&[2, 3, 4, 16]),
-        refcount_slices: *draw.pick(&[2, 3, 4, 16]),
+        l2_slices: *draw.pick(&[1, 2, 3, 16]),
+        refcount_slices: *draw.pick(&[1, 2, 3, 16]),
+        slice_bytes: *draw.pick(&[512, 512, 1024, 4096]),
     }
 }
 

@@ -2,9 +2,10 @@
 
 use std::fmt;
 
+use engine::qcow2::create::BackingFormat;
 use engine::qcow2::geometry::Geometry;
 
-use super::shape::BackingFormat;
+use super::shape::backing_format;
 
 /// The values that are not drawn. A field that is `None` is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -90,7 +91,7 @@ impl Pins {
                 });
             }
             "backing" => {
-                self.backing = Some(match (value, BackingFormat::from_name(value)) {
+                self.backing = Some(match (value, backing_format(value)) {
                     ("none", _) => None,
                     (_, Some(format)) => Some(format),
                     (_, None) => return Err(wrong("raw, qcow2 or none")),

@@ -10,6 +10,7 @@ use blkdebug::contract::Contract;
 use blkdebug::rule::Rule;
 use engine::defect::Defect;
 use engine::device::PageImage;
+use engine::qcow2::create::BackingFormat;
 use engine::qcow2::geometry::Geometry;
 
 use super::ops::Operation;
@@ -79,30 +80,11 @@ pub struct Backing {
     pub virtual_bytes: u64,
 }
 
-/// The formats of backing files.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BackingFormat {
-    /// Guest offset equals host offset.
-    Raw,
-    /// A qcow2 image of 4 KiB clusters.
-    Qcow2,
-}
-
-impl BackingFormat {
-    /// The name used in traces and options.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Raw => "raw",
-            Self::Qcow2 => "qcow2",
-        }
-    }
-
-    /// The format of that name.
-    pub fn from_name(name: &str) -> Option<Self> {
-        [Self::Raw, Self::Qcow2]
-            .into_iter()
-            .find(|format| format.name() == name)
-    }
+/// The format of that name, as traces and options spell it.
+pub fn backing_format(name: &str) -> Option<BackingFormat> {
+    [BackingFormat::Raw, BackingFormat::Qcow2]
+        .into_iter()
+        .find(|format| format.name() == name)
 }
 
 /// A range of the guest's disk, in bytes and multiples of 512.
@@ -121,6 +103,8 @@ pub struct CacheShape {
     pub l2_slices: usize,
     /// How many slices of refcount blocks are kept.
     pub refcount_slices: usize,
+    /// Bytes in a slice: a power of two from 512 up; a cluster is the most that is used.
+    pub slice_bytes: u64,
 }
 
 /// Why a scenario cannot be run.
@@ -217,6 +201,11 @@ impl Scenario {
         }
         if self.caches.l2_slices == 0 || self.caches.refcount_slices == 0 {
             return Err(BadScenario("a cache needs at least one slice".into()));
+        }
+        if !self.caches.slice_bytes.is_power_of_two() || self.caches.slice_bytes < 512 {
+            return Err(BadScenario(
+                "a cache slice is a power of two from 512 bytes up".into(),
+            ));
         }
         if self.concurrency == 0 {
             return Err(BadScenario("concurrency is at least 1".into()));

@@ -1,0 +1,219 @@
+//! The life of a case up to the end of its workload, and what is wrong with that alone.
+
+use std::rc::Rc;
+
+use blkdebug::record::{Clock, Recording};
+use blkdebug::rule::Rules;
+use blkdebug::volatile::{Answering, VolatileDisk};
+use engine::defect::Planted;
+use engine::device::{PageImage, Port};
+use engine::error::{Error, Refused};
+
+use super::{Case, Schedule};
+use crate::guest::Ledger;
+use crate::oracle::{Oracle, Violation};
+use crate::sim::Failure;
+use crate::sim::chooser::{Chooser, Random, Replay};
+use crate::sim::stage::{Disks, Stage, StageError, open_options};
+use crate::sim::world::{Ending, Lived, World};
+use crate::trace::operation_text;
+use crate::workload::ops::Operation;
+use crate::workload::shape::Scenario;
+
+/// A case that has lived.
+#[derive(Debug)]
+pub struct Life {
+    /// What it started from.
+    pub stage: Stage,
+    /// What happened.
+    pub lived: Lived,
+    /// The history of the guest's disk.
+    pub ledger: Ledger,
+    /// The image as it stands at the end.
+    pub last: PageImage,
+    /// How many requests went wrong by rule.
+    pub faults: u64,
+}
+
+/// Lets a case live to the end of its workload.
+pub fn live(case: &Case) -> Result<Life, StageError> {
+    let stage = Stage::prepare(&case.scenario.image)?;
+    let clock = Clock::default();
+    let disk = |image: &PageImage, rules: Rules| {
+        let disk = VolatileDisk::new(image.clone(), clock.clone(), Answering::OnCommand);
+        Rc::new(disk.with_rules(rules))
+    };
+    let rules = Rules::new(case.scenario.faults.clone(), Vec::new());
+    let file = disk(&stage.image, rules);
+    let mut disks = vec![Rc::clone(&file)];
+    let backing = stage.backing.as_ref().map(|backing| {
+        let disk = disk(&backing.bytes, Rules::default());
+        disks.push(Rc::clone(&disk));
+        (backing.format, Port::new(disk))
+    });
+    let opener = Disks {
+        file: Port::new(Rc::<VolatileDisk>::clone(&file)),
+        backing,
+        options: open_options(case.scenario.caches, planted(&case.scenario)),
+    };
+    let mut chooser: Box<dyn Chooser> = match &case.schedule {
+        Schedule::Drawn(prng) => Box::new(Random::new((**prng).clone())),
+        Schedule::Given(choices) => Box::new(Replay::new(choices.clone())),
+    };
+    let lived = World {
+        clock: clock.clone(),
+        disks,
+        opener: Box::new(opener),
+        operations: &case.scenario.operations,
+        concurrency: case.scenario.concurrency,
+        budget_steps: budget_steps(&case.scenario),
+    }
+    .live(&mut *chooser);
+    Ok(Life {
+        ledger: Ledger::new(stage.content.clone(), stage.virtual_bytes, &lived.history),
+        last: file.current(),
+        faults: file.hits(),
+        stage,
+        lived,
+    })
+}
+
+/// The defect of a scenario: none in a build that cannot plant any, which whoever runs a case with a
+/// defect finds out beforehand.
+pub(super) fn planted(scenario: &Scenario) -> Planted {
+    #[cfg(feature = "defects")]
+    if let Some(defect) = scenario.defect {
+        return Planted::one(defect);
+    }
+    let _ = scenario;
+    Planted::NONE
+}
+
+/// More steps than any workload needs: a request for each sector that it names, many times over.
+fn budget_steps(scenario: &Scenario) -> u64 {
+    const FIXED: u64 = 100_000;
+    const PER_SECTOR: u64 = 200;
+    let sectors: u64 = scenario
+        .operations
+        .iter()
+        .map(|operation| match *operation {
+            Operation::Read { len_bytes, .. }
+            | Operation::Write { len_bytes, .. }
+            | Operation::WriteZeroes { len_bytes, .. }
+            | Operation::Discard { len_bytes, .. } => len_bytes / 512,
+            Operation::Flush | Operation::Grow { .. } | Operation::Reopen => 0,
+        })
+        .sum();
+    FIXED + PER_SECTOR * sectors
+}
+
+impl Life {
+    /// What happened on the image's disk.
+    pub fn recording(&self) -> &Recording {
+        &self.lived.recordings[0]
+    }
+
+    /// What is wrong with the run itself, whatever a power loss would have left.
+    pub fn violations(&self) -> Vec<Violation> {
+        let mut violations: Vec<Violation> = self.ending().into_iter().collect();
+        if self.faults == 0 {
+            violations.extend(self.failures());
+        }
+        violations.extend(self.misreads());
+        violations.extend(self.backing_writes());
+        violations
+    }
+
+    /// Whether the workload ended with everything answered, and the image closed at the very end.
+    pub fn ends_closed(&self, operations: &[Operation]) -> bool {
+        self.lived.ending == Ending::Finished
+            && self.lived.failures.is_empty()
+            && operations.last() == Some(&Operation::Reopen)
+    }
+
+    fn ending(&self) -> Option<Violation> {
+        let (kind, site, line) = match &self.lived.ending {
+            Ending::Finished => return None,
+            Ending::Stuck { unfinished } => (
+                "hang",
+                String::new(),
+                format!("{unfinished} operations wait for something that never happens"),
+            ),
+            Ending::Endless => (
+                "endless",
+                String::new(),
+                format!(
+                    "the workload has not ended after {} steps",
+                    self.lived.steps
+                ),
+            ),
+            Ending::Panicked(panic) => (
+                "panic",
+                panic.place.clone(),
+                format!("while the workload ran, the engine {panic}"),
+            ),
+        };
+        let mut lines = vec![line];
+        let waiting = self.lived.history.iter().filter(|h| h.completed.is_none());
+        lines.extend(waiting.map(|happening| {
+            let text = operation_text(happening.operation);
+            format!("operation {} is not answered: {text}", happening.id.0)
+        }));
+        Some(Violation::new(Oracle::Progress, kind, site, lines))
+    }
+
+    /// Operations that failed on a disk that never did.
+    fn failures(&self) -> Option<Violation> {
+        let unfounded = |failure: &&Failure| {
+            !matches!(failure.error, Error::Refused(Refused::OutOfRange { .. }))
+        };
+        let failure = self.lived.failures.iter().find(unfounded)?;
+        let what = match failure.id {
+            None => "opening the image".to_owned(),
+            Some(id) => {
+                let operation = self.lived.history.iter().find(|h| h.id == id)?.operation;
+                format!("operation {} ({})", id.0, operation_text(operation))
+            }
+        };
+        let line = format!("{what} failed although the disk did not: {}", failure.error);
+        let site = match &failure.error {
+            Error::Device(_) => "device",
+            Error::BadImage(_) => "bad-image",
+            Error::Unsupported(_) => "unsupported",
+            Error::Refused(_) => "refused",
+        };
+        Some(Violation::new(Oracle::Progress, "failed", site, vec![line]))
+    }
+
+    /// The first read that yielded what it cannot have seen.
+    fn misreads(&self) -> Option<Violation> {
+        self.lived.reads.iter().find_map(|read| {
+            let happening = self.lived.history.iter().find(|h| h.id == read.id)?;
+            let wrong = self.ledger.check_read(happening, &read.data);
+            let worst = wrong.iter().max_by_key(|violation| violation.level)?;
+            let line = format!(
+                "operation {} ({}) read {} from guest sector {}",
+                read.id.0,
+                operation_text(happening.operation),
+                worst.found,
+                worst.sector
+            );
+            let legal = worst.legal.iter().map(|value| format!("legal: {value}"));
+            let lines = std::iter::once(line).chain(legal).collect();
+            let kind = worst.level.name();
+            Some(Violation::new(Oracle::Guest, kind, "live-read", lines))
+        })
+    }
+
+    fn backing_writes(&self) -> Option<Violation> {
+        let recording = self.lived.recordings.get(1)?;
+        let entry = recording.entries.iter().find(|e| e.changes_content())?;
+        let line = format!("the backing file was written to: {}", entry.name());
+        Some(Violation::new(
+            Oracle::Guest,
+            "backing-written",
+            "",
+            vec![line],
+        ))
+    }
+}

@@ -1,0 +1,192 @@
+//! One run: a case lives through its workload, and each crash state that it could have left is judged.
+//!
+//! scenario -> stage -> world -> recording -> crash states -> verdicts. Everything is a function of the
+//! case and of the effort; nothing is drawn but from the case's own generator.
+
+mod examine;
+mod live;
+mod replay;
+
+use crate::caught::Panic;
+use crate::crash::explore::Budget;
+use crate::oracle::Violation;
+use crate::prng::Prng;
+use crate::trace::Crash;
+use crate::workload::shape::Scenario;
+
+pub use live::{Life, live};
+pub use replay::{Replayed, Step, replay};
+
+/// What is run: a scenario and who decides its schedule.
+#[derive(Clone, Debug)]
+pub struct Case {
+    /// What the run starts from.
+    pub scenario: Scenario,
+    /// Who decides.
+    pub schedule: Schedule,
+}
+
+/// Who decides about the order of steps.
+#[derive(Clone, Debug)]
+pub enum Schedule {
+    /// Draws from this generator.
+    Drawn(Box<Prng>),
+    /// These choices, and then the plainest step.
+    Given(Vec<u32>),
+}
+
+/// How much of a run's crash states is judged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Effort {
+    /// How the states of the workload's recording are explored.
+    pub states: Budget,
+    /// How the states of one repair's recording are explored.
+    pub repair_states: Budget,
+    /// Of so many repaired states one has its repair interrupted; the first always.
+    pub repair_every: u64,
+    /// Of so many surviving states one serves a guest afterwards; the first always.
+    pub serve_every: u64,
+    /// Exploring ends at the first violation.
+    pub first_only: bool,
+}
+
+/// What came of a run.
+#[derive(Clone, Debug, Default)]
+pub struct Outcome {
+    /// What was done.
+    pub counts: Counts,
+    /// What is wrong: the first violation of each class.
+    pub findings: Vec<Finding>,
+    /// Why some states could not be judged; the first few.
+    pub not_measured: Vec<String>,
+    /// How the harness contradicted itself; the first few.
+    pub broken: Vec<String>,
+    /// The choices that were made.
+    pub choices: Vec<u32>,
+    /// Folds every step, every byte written, and every state with its verdict.
+    pub digest: u128,
+}
+
+/// A violation, and when the power went out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// What is wrong.
+    pub violation: Violation,
+    /// The power loss; `None` where the run itself went wrong.
+    pub crash: Option<Crash>,
+}
+
+/// What was done, in numbers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Workloads that lived to their end.
+    pub workloads: u64,
+    /// Steps of all schedules.
+    pub steps: u64,
+    /// Moments at which the power was cut.
+    pub cuts: u64,
+    /// Crash states that were generated, equal ones included.
+    pub states_generated: u64,
+    /// Crash states that differed, by content or by what may be expected of them.
+    pub states_distinct: u64,
+    /// Distinct states that were judged, those inside repairs included.
+    pub states_judged: u64,
+    /// Judged states that were left by a power loss inside a repair.
+    pub states_nested: u64,
+    /// Judged states that recovery had to repair.
+    pub repairs: u64,
+    /// Judged states on which work went on after recovery.
+    pub served: u64,
+    /// States that could not be judged.
+    pub not_measured: u64,
+    /// Requests of the image's disk that went wrong by rule.
+    pub faults: u64,
+    /// Violations, those of a class already reported included.
+    pub violations: u64,
+}
+
+impl Effort {
+    /// What campaigns do.
+    pub fn campaign() -> Self {
+        Self {
+            states: Budget {
+                states: 400,
+                every_parts: 4,
+                samples: 4,
+                torn_masks: 1,
+            },
+            repair_states: Budget {
+                states: 24,
+                every_parts: 3,
+                samples: 2,
+                torn_masks: 1,
+            },
+            repair_every: 32,
+            serve_every: 64,
+            first_only: false,
+        }
+    }
+
+    /// What a minimiser does with each candidate.
+    pub fn minimise() -> Self {
+        Self {
+            states: Budget {
+                states: 4000,
+                every_parts: 6,
+                samples: 8,
+                torn_masks: 1,
+            },
+            repair_every: 4,
+            ..Self::campaign()
+        }
+    }
+}
+
+impl Counts {
+    /// Adds what another run did.
+    pub fn add(&mut self, other: &Self) {
+        let Self {
+            workloads,
+            steps,
+            cuts,
+            states_generated,
+            states_distinct,
+            states_judged,
+            states_nested,
+            repairs,
+            served,
+            not_measured,
+            faults,
+            violations,
+        } = other;
+        self.workloads += workloads;
+        self.steps += steps;
+        self.cuts += cuts;
+        self.states_generated += states_generated;
+        self.states_distinct += states_distinct;
+        self.states_judged += states_judged;
+        self.states_nested += states_nested;
+        self.repairs += repairs;
+        self.served += served;
+        self.not_measured += not_measured;
+        self.faults += faults;
+        self.violations += violations;
+    }
+}
+
+/// Runs a case. A panic of the harness itself comes back as one.
+pub fn run(case: &Case, effort: &Effort) -> Result<Outcome, Panic> {
+    crate::caught::catch(|| examine::examine(case, effort, &mut |_| effort.first_only))
+}
+
+/// Runs a case until a violation is found that `wanted` recognises.
+pub fn find(
+    case: &Case,
+    effort: &Effort,
+    wanted: &mut dyn FnMut(&Violation) -> bool,
+) -> Result<Outcome, Panic> {
+    crate::caught::catch(|| examine::examine(case, effort, wanted))
+}
+
+#[cfg(test)]
+mod tests;

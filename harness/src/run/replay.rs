@@ -1,0 +1,254 @@
+//! Running a trace again: the one crash that it names, or every crash state of its run.
+
+use blkdebug::record::{Entry, RequestName, Tick};
+use engine::device::PageImage;
+
+use super::live::{Life, live, planted};
+use super::{Case, Effort, Schedule, find};
+use crate::caught::{Panic, catch};
+use crate::crash::durability::Frontier;
+use crate::crash::state::{CrashState, Mismatch, Survivors};
+use crate::oracle::view::Backing;
+use crate::oracle::{Judge, Judgement, Verdict};
+use crate::sim::stage::{BackingFile, StageError, open_options};
+use crate::subject::EngineSubject;
+use crate::trace::{Crash, Expected, Misplaced, Trace, operation_text};
+use crate::workload::ops::{Happening, Moment};
+
+/// What came of a trace.
+#[derive(Debug)]
+pub struct Replayed {
+    /// The verdict.
+    pub verdict: Verdict,
+    /// Whether the run was the one that the trace was written from, byte by byte; `None` where the trace
+    /// does not say.
+    pub same_run: Option<bool>,
+    /// The digest of the run.
+    pub digest: u128,
+    /// What happened, in order, up to the power loss.
+    pub steps: Vec<Step>,
+    /// What became of each volatile request, one line each.
+    pub survivors: String,
+    /// What the power loss left.
+    pub crashed: Option<PageImage>,
+    /// What recovery made of that.
+    pub recovered: Option<PageImage>,
+}
+
+/// Something that happened in a run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// When.
+    pub moment: u64,
+    /// What.
+    pub text: String,
+}
+
+/// Why a trace could not be run.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unreplayable {
+    /// The engine cannot make what the run starts with.
+    #[error("the image of the trace cannot be made: {0}")]
+    Stage(#[from] StageError),
+    /// The run no longer does what the trace names.
+    #[error("the trace no longer fits the engine: {0}")]
+    Misplaced(#[from] Misplaced),
+    /// The survivors do not fit.
+    #[error("the trace no longer fits the engine: {0}")]
+    Mismatch(#[from] Mismatch),
+    /// The first power loss leaves nothing to repair any more.
+    #[error("the trace no longer fits the engine: recovery makes no attempt {0} that writes")]
+    NoRepair(usize),
+    /// This build has no defects to plant.
+    #[error("the trace needs the defect {0} planted, and this build has none")]
+    NoDefects(&'static str),
+    /// The harness itself panicked.
+    #[error("the harness {0}")]
+    Panic(Panic),
+}
+
+impl Replayed {
+    /// Whether this is what the trace expects.
+    pub fn is_as(&self, expected: &Expected) -> bool {
+        match (&self.verdict, expected) {
+            (Verdict::Survived, Expected::Survived) => true,
+            (Verdict::Violated(violation), Expected::Violated(class)) => {
+                violation.class.to_string() == *class
+            }
+            _ => false,
+        }
+    }
+}
+
+/// Runs a trace.
+pub fn replay(trace: &Trace) -> Result<Replayed, Unreplayable> {
+    if let Some(defect) = trace.scenario.defect
+        && !cfg!(feature = "defects")
+    {
+        return Err(Unreplayable::NoDefects(defect.name()));
+    }
+    catch(|| replay_caught(trace)).map_err(Unreplayable::Panic)?
+}
+
+fn replay_caught(trace: &Trace) -> Result<Replayed, Unreplayable> {
+    let case = Case {
+        scenario: trace.scenario.clone(),
+        schedule: Schedule::Given(trace.choices.clone()),
+    };
+    let life = live(&case)?;
+    let mut replayed = Replayed {
+        verdict: Verdict::Survived,
+        same_run: trace.digest.map(|digest| digest == life.lived.digest),
+        digest: life.lived.digest,
+        steps: Vec::new(),
+        survivors: String::new(),
+        crashed: None,
+        recovered: None,
+    };
+    if let Some(crash) = &trace.crash {
+        judge_crash(&case, &life, crash, &mut replayed)?;
+    } else {
+        replayed.steps = steps(&life, Tick(u64::MAX));
+        replayed.verdict = judge_run(&case, &life, &trace.expected)?;
+    }
+    Ok(replayed)
+}
+
+/// Judges the run itself and every crash state of it.
+fn judge_run(case: &Case, life: &Life, expected: &Expected) -> Result<Verdict, Unreplayable> {
+    if let Some(violation) = life.violations().into_iter().next() {
+        return Ok(violation.into());
+    }
+    let mut wanted = |violation: &_| is_expected(violation, expected);
+    let outcome = find(case, &Effort::minimise(), &mut wanted).map_err(Unreplayable::Panic)?;
+    if let Some(how) = outcome.broken.into_iter().next() {
+        return Ok(Verdict::HarnessBroken(how));
+    }
+    let mut violations: Vec<_> = outcome.findings.into_iter().map(|f| f.violation).collect();
+    let asked_for = violations.iter().position(|v| is_expected(v, expected));
+    if !violations.is_empty() {
+        return Ok(violations.swap_remove(asked_for.unwrap_or(0)).into());
+    }
+    Ok(match outcome.not_measured.into_iter().next() {
+        Some(why) => Verdict::NotMeasured(why),
+        None => Verdict::Survived,
+    })
+}
+
+fn is_expected(violation: &crate::oracle::Violation, expected: &Expected) -> bool {
+    match expected {
+        Expected::Survived => true,
+        Expected::Violated(class) => violation.class.to_string() == *class,
+    }
+}
+
+/// Judges the state that one crash leaves.
+fn judge_crash(
+    case: &Case,
+    life: &Life,
+    crash: &Crash,
+    replayed: &mut Replayed,
+) -> Result<(), Unreplayable> {
+    let backing = life.stage.backing.as_ref().map(BackingFile::view);
+    let options = open_options(case.scenario.caches, planted(&case.scenario));
+    let subject = EngineSubject::new(options, backing.clone());
+    let judge = judge(&subject, backing.as_ref());
+    let (cut, survivors) = crash.find(life.recording())?;
+    let expectation = life.ledger.expect(Moment(cut.0));
+    let state = CrashState::build(life.recording(), cut, &survivors)?;
+    replayed.steps = steps(life, cut);
+    replayed.survivors = describe(life.recording(), cut, &survivors)?;
+    let mut judgement = judge.judge(state.image, &expectation, None);
+    if let Some(inner) = &crash.in_repair {
+        let recording = judgement.repairs.get(inner.attempt);
+        let recording = recording.ok_or(Unreplayable::NoRepair(inner.attempt))?;
+        let (cut, survivors) = inner.crash.find(recording)?;
+        let state = CrashState::build(recording, cut, &survivors)?;
+        let entries = recording.entries.iter();
+        let repair = entries.flat_map(request_steps).map(|step| Step {
+            text: format!("repair: {}", step.text),
+            ..step
+        });
+        replayed.steps.extend(sorted(repair, cut));
+        replayed.survivors = describe(recording, cut, &survivors)?;
+        judgement = judge.judge(state.image, &expectation, Some(&judgement.state));
+    }
+    let Judgement {
+        verdict,
+        state,
+        recovered,
+        ..
+    } = judgement;
+    replayed.verdict = verdict;
+    replayed.crashed = Some(state.image);
+    replayed.recovered = recovered.map(|witness| witness.image);
+    Ok(())
+}
+
+fn judge<'a>(subject: &'a EngineSubject, backing: Option<&'a Backing>) -> Judge<'a> {
+    Judge {
+        subject,
+        backing,
+        accept: None,
+        observer: &(),
+    }
+}
+
+fn describe(
+    recording: &blkdebug::record::Recording,
+    cut: Tick,
+    survivors: &Survivors,
+) -> Result<String, Unreplayable> {
+    let frontier = Frontier::at(recording, cut);
+    Ok(survivors.fit(&frontier)?.describe(recording))
+}
+
+/// What happened up to `cut`, in order.
+fn steps(life: &Life, cut: Tick) -> Vec<Step> {
+    let requests = life.recording().entries.iter().flat_map(request_steps);
+    let operations = life.lived.history.iter().flat_map(operation_steps);
+    sorted(requests.chain(operations), cut)
+}
+
+fn sorted(steps: impl Iterator<Item = Step>, cut: Tick) -> Vec<Step> {
+    let mut steps: Vec<Step> = steps.filter(|step| step.moment <= cut.0).collect();
+    steps.sort_by_key(|step| step.moment);
+    steps
+}
+
+fn request_steps(entry: &Entry) -> Vec<Step> {
+    let name: RequestName = entry.name();
+    let sectors = match entry.op.sector_count() {
+        0 => String::new(),
+        count => format!(", {count} sectors"),
+    };
+    let submission = Step {
+        moment: entry.submitted.0,
+        text: format!("{name}{sectors}: submitted"),
+    };
+    let completion = entry.completed.map(|(tick, answer)| Step {
+        moment: tick.0,
+        text: match answer {
+            Ok(()) => format!("{name}: completed"),
+            Err(cause) => format!("{name}: failed, {cause}"),
+        },
+    });
+    std::iter::once(submission).chain(completion).collect()
+}
+
+fn operation_steps(happening: &Happening) -> Vec<Step> {
+    let name = format!(
+        "operation {} ({})",
+        happening.id.0,
+        operation_text(happening.operation)
+    );
+    let submission = Step {
+        moment: happening.submitted.0,
+        text: format!("{name}: submitted"),
+    };
+    let completion = happening.completed.map(|(moment, answer)| Step {
+        moment: moment.0,
+        text: format!("{name}: {answer:?}").to_lowercase(),
+    });
+    std::iter::once(submission).chain(completion).collect()
+}

@@ -1,0 +1,342 @@
+//! The disks as they are before a run, and what a guest finds on them.
+
+use std::future::ready;
+use std::rc::Rc;
+
+use engine::defect::Planted;
+use engine::device::{Event, PageImage, Port, RamDevice, drive};
+use engine::error::{Error, Refused};
+use engine::image::{Access, Image, LocalFuture, Unmap};
+use engine::qcow2::create::{self, BackingFormat, CreateOptions};
+use engine::qcow2::geometry::Geometry;
+use engine::qcow2::{CacheSizes, OpenOptions, Qcow2};
+
+use super::client::Opener;
+use crate::guest::Content;
+use crate::oracle::structure::walk;
+use crate::oracle::view::{self, Content as SectorContent, GuestView, merge};
+use crate::workload::shape::{Backing, CacheShape, ImageShape, Start};
+use crate::workload::stamp::{SectorValue, Writer, identify, stamp_range};
+
+/// The disks as they are before a run.
+#[derive(Clone, Debug)]
+pub struct Stage {
+    /// The image's file.
+    pub image: PageImage,
+    /// The file of what lies beneath.
+    pub backing: Option<BackingFile>,
+    /// What a guest finds.
+    pub content: Content,
+    /// How large its disk is.
+    pub virtual_bytes: u64,
+    /// Cluster size and refcount width.
+    pub geometry: Geometry,
+}
+
+/// The file of what lies beneath an image.
+#[derive(Clone, Debug)]
+pub struct BackingFile {
+    /// Its format.
+    pub format: BackingFormat,
+    /// Its bytes.
+    pub bytes: PageImage,
+}
+
+/// Why there is nothing to start from.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StageError {
+    /// The engine could not make or open the image on a disk without faults.
+    #[error("{0}")]
+    Engine(#[from] Error),
+    /// The engine waits for something that cannot happen.
+    #[error("the engine hangs on a disk that completes every request at once")]
+    Hang,
+    /// There is nothing that the oracles could go by.
+    #[error("the image's header cannot be read")]
+    Illegible,
+}
+
+impl BackingFile {
+    /// The same as the oracles read it.
+    pub fn view(&self) -> view::Backing {
+        match self.format {
+            BackingFormat::Raw => view::Backing::raw(self.bytes.clone()),
+            BackingFormat::Qcow2 => view::Backing::qcow2(self.bytes.clone(), None),
+        }
+    }
+}
+
+impl Stage {
+    /// Makes the image that a run starts with.
+    pub fn prepare(start: &Start) -> Result<Self, StageError> {
+        match start {
+            Start::New(shape) => new_image(shape),
+            Start::Given(given) => given_image(&given.bytes),
+        }
+    }
+}
+
+fn new_image(shape: &ImageShape) -> Result<Stage, StageError> {
+    let backing = match shape.backing {
+        Some(backing) => Some(BackingFile {
+            format: backing.format,
+            bytes: backing_file(backing)?,
+        }),
+        None => None,
+    };
+    let file = Rc::new(RamDevice::default());
+    let options = CreateOptions {
+        virtual_bytes: shape.virtual_bytes,
+        version: shape.version,
+        cluster_bits: shape.geometry.cluster_bits(),
+        refcount_order: shape.geometry.refcount_order(),
+        lazy_refcounts: shape.lazy_refcounts,
+        backing: shape.backing.map(|backing| create::Backing {
+            name: "backing".into(),
+            format: backing.format,
+        }),
+    };
+    at_once(create::create(&port(&file), &options))?;
+    if !shape.filled.is_empty() {
+        at_once(fill(&file, backing.as_ref(), shape))?;
+    }
+    Ok(Stage {
+        image: file.snapshot(),
+        backing,
+        content: shape.content(),
+        virtual_bytes: shape.virtual_bytes,
+        geometry: shape.geometry,
+    })
+}
+
+/// An image whose content is known only to itself.
+fn given_image(bytes: &PageImage) -> Result<Stage, StageError> {
+    let report = walk(bytes);
+    let view = GuestView::new(bytes, &report, None).ok_or(StageError::Illegible)?;
+    let mut values = Vec::new();
+    for sectors in merge(view.mapped_sectors().collect(), view.virtual_bytes() / 512) {
+        for run in view.runs(sectors) {
+            let values_of = |sector| (sector, value(run.content(sector)));
+            values.extend(run.sectors.clone().map(values_of));
+        }
+    }
+    let options = OpenOptions {
+        access: Access::ReadOnly,
+        ..OpenOptions::default()
+    };
+    let geometry = at_once(async {
+        let image = Qcow2::open(ram_port(bytes), None, &options).await?;
+        Ok(image.geometry())
+    })?;
+    Ok(Stage {
+        image: bytes.clone(),
+        backing: None,
+        content: Content::from_values(values),
+        virtual_bytes: view.virtual_bytes(),
+        geometry,
+    })
+}
+
+async fn fill(
+    file: &Rc<RamDevice>,
+    backing: Option<&BackingFile>,
+    shape: &ImageShape,
+) -> Result<(), Error> {
+    let disks = Disks {
+        file: port(file),
+        backing: backing.map(|backing| (backing.format, ram_port(&backing.bytes))),
+        options: OpenOptions::default(),
+    };
+    let image = disks.open().await?;
+    for extent in &shape.filled {
+        let data = stamp_range(Writer::Image, extent.offset, extent.len_bytes);
+        image.write(extent.offset, data).await?;
+    }
+    image.close().await
+}
+
+fn backing_file(backing: Backing) -> Result<PageImage, StageError> {
+    let data = stamp_range(Writer::Backing, 0, backing.virtual_bytes);
+    if backing.format == BackingFormat::Raw {
+        return Ok(PageImage::from_bytes(&data));
+    }
+    let file = Rc::new(RamDevice::default());
+    let options = CreateOptions {
+        virtual_bytes: backing.virtual_bytes,
+        cluster_bits: 12,
+        ..CreateOptions::default()
+    };
+    at_once(async {
+        create::create(&port(&file), &options).await?;
+        let image = Qcow2::open(port(&file), None, &OpenOptions::default()).await?;
+        image.write(0, data).await?;
+        image.close().await
+    })?;
+    Ok(file.snapshot())
+}
+
+/// Opens the image under test over its backing file.
+#[derive(Clone, Debug)]
+pub struct Disks {
+    /// The image's file.
+    pub file: Port,
+    /// What lies beneath.
+    pub backing: Option<(BackingFormat, Port)>,
+    /// How the image is opened.
+    pub options: OpenOptions,
+}
+
+impl Opener for Disks {
+    fn open(&self) -> LocalFuture<'static, Rc<dyn Image>> {
+        let disks = self.clone();
+        Box::pin(async move {
+            let backing = match disks.backing {
+                Some((format, port)) => Some(open_backing(format, port).await?),
+                None => None,
+            };
+            let image = Qcow2::open(disks.file, backing, &disks.options).await?;
+            let image: Rc<dyn Image> = Rc::new(image);
+            Ok(image)
+        })
+    }
+}
+
+async fn open_backing(format: BackingFormat, port: Port) -> Result<Rc<dyn Image>, Error> {
+    let read_only = OpenOptions {
+        access: Access::ReadOnly,
+        ..OpenOptions::default()
+    };
+    Ok(match format {
+        BackingFormat::Raw => Rc::new(Beneath(port)),
+        BackingFormat::Qcow2 => Rc::new(Qcow2::open(port, None, &read_only).await?),
+    })
+}
+
+/// The options of a run's image.
+pub fn open_options(caches: CacheShape, planted: Planted) -> OpenOptions {
+    OpenOptions {
+        caches: CacheSizes {
+            l2_slices: caches.l2_slices,
+            refcount_slices: caches.refcount_slices,
+            slice_bytes: caches.slice_bytes,
+        },
+        planted,
+        ..OpenOptions::default()
+    }
+}
+
+fn at_once<T>(future: impl Future<Output = Result<T, Error>>) -> Result<T, StageError> {
+    Ok(drive(future).ok_or(StageError::Hang)??)
+}
+
+fn port(file: &Rc<RamDevice>) -> Port {
+    Port::new(Rc::<RamDevice>::clone(file))
+}
+
+fn ram_port(bytes: &PageImage) -> Port {
+    Port::new(Rc::new(RamDevice::new(bytes.clone())))
+}
+
+/// A raw file that is only read.
+#[derive(Debug)]
+struct Beneath(Port);
+
+impl Image for Beneath {
+    fn virtual_bytes(&self) -> u64 {
+        self.0.len().next_multiple_of(512)
+    }
+
+    fn read(&self, offset: u64, len_bytes: usize) -> LocalFuture<'_, Vec<u8>> {
+        let at = self.0.at(Event::ReadAio);
+        Box::pin(async move { Ok(at.read(offset, len_bytes).await?) })
+    }
+
+    fn write(&self, _: u64, _: Vec<u8>) -> LocalFuture<'_, ()> {
+        read_only()
+    }
+
+    fn write_zeroes(&self, _: u64, _: u64, _: Unmap) -> LocalFuture<'_, ()> {
+        read_only()
+    }
+
+    fn discard(&self, _: u64, _: u64) -> LocalFuture<'_, ()> {
+        read_only()
+    }
+
+    fn flush(&self) -> LocalFuture<'_, ()> {
+        Box::pin(ready(Ok(())))
+    }
+
+    fn grow(&self, _: u64) -> LocalFuture<'_, ()> {
+        read_only()
+    }
+
+    fn close(&self) -> LocalFuture<'_, ()> {
+        Box::pin(ready(Ok(())))
+    }
+}
+
+fn read_only() -> LocalFuture<'static, ()> {
+    Box::pin(ready(Err(Refused::ReadOnly.into())))
+}
+
+fn value(content: SectorContent<'_>) -> SectorValue {
+    match content {
+        SectorContent::Zeroes => SectorValue::Zero,
+        SectorContent::Bytes(bytes) => identify(bytes),
+        // No value of its own: the judge finds it unreadable as well.
+        SectorContent::Unreadable => SectorValue::Other(0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::prng::Prng;
+    use crate::workload::generate::scenario;
+    use crate::workload::pin::Pins;
+    use crate::workload::shape::Given;
+
+    #[test]
+    fn the_engine_and_the_oracles_find_what_the_shape_says() {
+        for seed in 0..200 {
+            let start = scenario(&Prng::from_seed(seed), &Pins::default()).image;
+            let stage = Stage::prepare(&start).unwrap();
+            let backing = stage.backing.as_ref().map(BackingFile::view);
+            let report = walk(&stage.image);
+            assert!(report.is_perfect(), "{start:?}");
+            let view = GuestView::new(&stage.image, &report, backing.as_ref()).unwrap();
+            assert_eq!(view.virtual_bytes(), stage.virtual_bytes);
+            for range in stage.content.ranges() {
+                for run in view.runs(range) {
+                    for sector in run.sectors.clone() {
+                        assert_eq!(value(run.content(sector)), stage.content.value(sector));
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn an_image_from_outside_starts_with_what_it_holds() {
+        let pins = Pins::parse("backing=none").unwrap();
+        for seed in 0..200 {
+            let start = scenario(&Prng::from_seed(seed), &pins).image;
+            let made = Stage::prepare(&start).unwrap();
+            let given = Stage::prepare(&Start::Given(Given {
+                path: "given.qcow2".into(),
+                bytes: Arc::new(made.image),
+            }))
+            .unwrap();
+            assert_eq!(given.virtual_bytes, made.virtual_bytes);
+            assert_eq!(given.geometry, made.geometry);
+            for sector in made.content.ranges().flatten() {
+                assert_eq!(given.content.value(sector), made.content.value(sector));
+            }
+            let held = |content: &Content| content.ranges().flatten().count();
+            assert_eq!(held(&given.content), held(&made.content));
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! Between the names of a trace and the requests of a recording.
+//!
+//! A crash is found by its moment where the same thing stands at it, and by name otherwise: an engine
+//! that has learned to write something more moves every later moment, and no name.
+
+use std::fmt;
+
+use blkdebug::mask::SectorMask;
+use blkdebug::record::{Entry, Recording, Tick};
+
+use super::{Crash, Cut, Edge, Left, LengthLeft, RequestRef, Survivor};
+use crate::crash::durability::Frontier;
+use crate::crash::state::{Fate, Length, Mismatch, Part, Survivors};
+
+/// A crash that a recording does not have.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Misplaced {
+    /// The request is not in the recording.
+    #[error("the run makes no request {0}")]
+    NoRequest(RequestRef),
+    /// The request was never answered.
+    #[error("the run ends before {0} completes")]
+    NeverCompleted(RequestRef),
+    /// The survivors do not fit the cut.
+    #[error("the survivors do not fit the cut: {0}")]
+    Survivors(#[from] Mismatch),
+}
+
+impl RequestRef {
+    fn of(entry: &Entry) -> Self {
+        Self {
+            event: entry.event,
+            kind: entry.op.kind(),
+            ordinal: entry.ordinal,
+        }
+    }
+
+    fn find(self, recording: &Recording) -> Result<&Entry, Misplaced> {
+        recording
+            .find(self.event, self.kind, self.ordinal)
+            .ok_or(Misplaced::NoRequest(self))
+    }
+}
+
+impl Cut {
+    /// The cut at a moment of a recording.
+    pub fn at(recording: &Recording, moment: Tick) -> Self {
+        let next = recording
+            .entries
+            .iter()
+            .flat_map(|entry| {
+                let request = RequestRef::of(entry);
+                let submission = (entry.submitted, Edge::Submission, request);
+                let completion = entry
+                    .completed
+                    .map(|(tick, _)| (tick, Edge::Completion, request));
+                [Some(submission), completion]
+            })
+            .flatten()
+            .filter(|(tick, _, _)| *tick > moment)
+            .min_by_key(|(tick, _, _)| *tick);
+        Self {
+            before: next.map(|(_, edge, request)| (edge, request)),
+            moment: moment.0,
+        }
+    }
+
+    /// The moment of this cut in a recording.
+    pub fn find(&self, recording: &Recording) -> Result<Tick, Misplaced> {
+        let counted = Tick(self.moment);
+        if Self::at(recording, counted) == *self {
+            return Ok(counted);
+        }
+        let Some((edge, request)) = self.before else {
+            return Ok(recording.end());
+        };
+        let entry = request.find(recording)?;
+        let next = match edge {
+            Edge::Submission => entry.submitted,
+            Edge::Completion => {
+                let completed = entry.completed.ok_or(Misplaced::NeverCompleted(request))?;
+                completed.0
+            }
+        };
+        Ok(Tick(next.0 - 1))
+    }
+}
+
+impl Crash {
+    /// The crash with this cut and these survivors, by name.
+    pub fn of(recording: &Recording, moment: Tick, survivors: &Survivors) -> Self {
+        let named = survivors
+            .parts()
+            .iter()
+            .filter(|part| !part.is_lost())
+            .filter_map(|part| Some((recording.entry(part.request)?, part)))
+            .map(|(entry, part)| Survivor {
+                request: RequestRef::of(entry),
+                content: match &part.content {
+                    Fate::Lost => Left::Sectors(Vec::new()),
+                    Fate::Whole => Left::Whole,
+                    Fate::Torn(mask) => Left::Sectors(mask.iter().collect()),
+                    Fate::Scattered { zero, garbage } => Left::Scattered {
+                        zero: zero.iter().collect(),
+                        garbage: garbage.iter().collect(),
+                    },
+                },
+                length: match part.length {
+                    Length::Untouched | Length::Kept => LengthLeft::Kept,
+                    Length::Lost => LengthLeft::Lost,
+                },
+            });
+        Self {
+            cut: Cut::at(recording, moment),
+            survivors: named.collect(),
+            in_repair: None,
+        }
+    }
+
+    /// The moment and the survivors of this crash in a recording; a crash inside the repair is left to
+    /// the recording of the repair.
+    pub fn find(&self, recording: &Recording) -> Result<(Tick, Survivors), Misplaced> {
+        let moment = self.cut.find(recording)?;
+        let parts = self
+            .survivors
+            .iter()
+            .map(|survivor| {
+                let entry = survivor.request.find(recording)?;
+                Ok(Part {
+                    request: entry.id,
+                    content: survivor.content.fate(entry.op.sector_count()),
+                    length: match survivor.length {
+                        LengthLeft::Kept => Length::Kept,
+                        LengthLeft::Lost => Length::Lost,
+                    },
+                })
+            })
+            .collect::<Result<Vec<_>, Misplaced>>()?;
+        let frontier = Frontier::at(recording, moment);
+        Ok((moment, Survivors::from_parts(parts).fit(&frontier)?))
+    }
+}
+
+impl Left {
+    /// The same for a request of `count` sectors; sectors that it does not have are left out.
+    fn fate(&self, count: usize) -> Fate {
+        let mask = |sectors: &[usize]| {
+            SectorMask::from_fn(count, |sector| sectors.binary_search(&sector).is_ok())
+        };
+        match self {
+            Self::Whole => Fate::Whole,
+            Self::Sectors(sectors) if sectors.is_empty() => Fate::Lost,
+            Self::Sectors(sectors) => Fate::Torn(mask(sectors)),
+            Self::Scattered { zero, garbage } => Fate::Scattered {
+                zero: mask(zero),
+                garbage: mask(garbage),
+            },
+        }
+    }
+}
+
+impl fmt::Display for Cut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&super::text::cut_text(self))
+    }
+}
