@@ -112,7 +112,7 @@ impl Survey<'_> {
         let ledger = Ledger {
             geometry: self.header.geometry,
             report: &mut self.report,
-            crowded: self.crowded,
+            crowded: !can_say(self.header.geometry, self.most_references.into()),
             complete: &mut self.complete,
             stuck: &mut self.stuck,
         };
@@ -124,6 +124,7 @@ impl Survey<'_> {
 struct Ledger<'a> {
     geometry: Geometry,
     report: &'a mut CheckReport,
+    /// Whether some cluster has more references than a refcount can say, even after a rebuild.
     crowded: bool,
     complete: &'a mut bool,
     stuck: &'a mut u64,
@@ -132,7 +133,7 @@ struct Ledger<'a> {
 impl Ledger<'_> {
     fn note(&mut self, cluster: u64, found: u64, expected: u64) {
         let references = expected;
-        let kind = if expected > self.geometry.max_refcount() || expected >= u64::from(u32::MAX) {
+        let kind = if !can_say(self.geometry, references) {
             if self.crowded {
                 *self.complete = false;
                 *self.stuck += 1;
@@ -147,6 +148,11 @@ impl Ledger<'_> {
         self.report
             .note(kind, Structure::RefcountBlock, offset, cluster);
     }
+}
+
+/// Whether a refcount can say that many references, and they were counted to the end.
+fn can_say(geometry: Geometry, references: u64) -> bool {
+    references <= geometry.max_refcount() && references < u64::from(u32::MAX)
 }
 
 /// Whether every count of a block from the byte on that holds count number `within` is zero.

@@ -17,6 +17,7 @@ mod walk;
 
 pub use report::{CheckReport, Finding, Kind, MAX_FINDINGS, Severity, Tally, Totals};
 
+use self::survey::Survey;
 use super::header;
 use crate::defect::Planted;
 use crate::device::Port;
@@ -50,17 +51,14 @@ pub async fn check(
     repair: Repair,
     options: &CheckOptions,
 ) -> Result<CheckReport, Error> {
-    let (header, sector) = header::load(file).await?;
-    if repair == Repair::None {
-        return Ok(survey::Survey::take(file, &header, Planted::NONE)
-            .await
-            .report);
+    if repair == Repair::All {
+        return repair::repair_all(file, options.planted).await;
     }
-    header.require_writable()?;
-    let survey = survey::Survey::take(file, &header, options.planted).await;
-    match repair {
-        Repair::None => Ok(survey.report),
-        Repair::Leaks => repair::repair_leaks(survey).await,
-        Repair::All => repair::repair_all(survey, sector).await,
+    let header = header::read(file).await?;
+    if repair == Repair::Leaks {
+        header.require_writable()?;
+        let survey = Survey::take(file, &header, options.planted).await;
+        return repair::repair_leaks(survey).await;
     }
+    Ok(Survey::take(file, &header, Planted::NONE).await.report)
 }

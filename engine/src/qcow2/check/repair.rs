@@ -14,11 +14,11 @@
 use super::report::{CheckReport, Tally};
 use super::survey::Survey;
 use super::walk::is_unaligned_reserve;
-use crate::defect::Defect;
+use crate::defect::{Defect, Planted};
 use crate::device::{DeviceError, Event, Port, SECTOR_BYTES};
 use crate::error::Error;
 use crate::qcow2::entry::{Copied, L1Entry, L1Word, L2Word, Mapping, refcount, set_refcount};
-use crate::qcow2::header::{HeaderSector, be_u64, incompatible};
+use crate::qcow2::header::{self, HeaderSector, be_u64, incompatible};
 use crate::qcow2::unit::HostOffset;
 
 const SECTOR: usize = 512;
@@ -32,52 +32,51 @@ struct Change {
     new: Vec<u8>,
 }
 
+/// Rounds of repair before an image is given up that has something new to repair after each.
+const MAX_ROUNDS: u32 = 16;
+
 /// Repairs everything that can be repaired.
-pub(super) async fn repair_all(
-    mut survey: Survey<'_>,
-    mut sector: HeaderSector,
-) -> Result<CheckReport, Error> {
-    let found = survey.report.found;
-    let work = survey.fixable() > 0 || found.leaks > 0;
-    let marked = survey.header.incompatible & MARKS != 0;
-    if !survey.complete || !(work || marked && survey.is_curable()) {
-        return Ok(survey.report);
-    }
-    survey.flush().await?;
-    if survey.planted.has(Defect::RepairCleansEarly) {
-        survey.clear_marks(&mut sector).await?;
-    }
-    if !survey.unaligned_reserves.is_empty() {
-        survey.drop_unaligned_reserves().await?;
-        survey.flush().await?;
-        let findings = survey.report.findings;
-        survey = Survey::take(survey.file, survey.header, survey.planted).await;
-        survey.report.findings = findings;
-        if !survey.complete {
-            return Ok(survey.report);
+///
+/// One round is enough, but where something stays that cannot be repaired: a file that grows may then
+/// reach what was beyond its end, so that there is a look at what came of it.
+pub(super) async fn repair_all(file: &Port, planted: Planted) -> Result<CheckReport, Error> {
+    let mut first = None;
+    let mut remaining = Tally::default();
+    let mut check_errors = 0;
+    for _ in 0..MAX_ROUNDS {
+        let (header, mut sector) = header::load(file).await?;
+        header.require_writable()?;
+        let mut survey = Survey::take(file, &header, planted).await;
+        let work = survey.work();
+        remaining = survey.report.found;
+        check_errors = survey.report.check_errors;
+        first.get_or_insert_with(|| std::mem::take(&mut survey.report));
+        match work {
+            Work::Nothing => break,
+            Work::Entries => survey.drop_unaligned_reserves().await?,
+            Work::Counts => {
+                survey.repair(&mut sector).await?;
+                if survey.stuck == 0 {
+                    remaining = Tally::default();
+                    break;
+                }
+            }
         }
     }
-    survey.lengthen().await?;
-    if survey.rebuild {
-        survey.rebuild_refcounts(&mut sector).await?;
-    } else {
-        survey.correct_refcounts().await?;
-    }
-    if survey.copied_in_doubt {
-        survey.flush().await?;
-        survey.correct_copied().await?;
-    }
-    if marked && survey.is_curable() && !survey.planted.has(Defect::RepairCleansEarly) {
-        survey.flush().await?;
-        survey.clear_marks(&mut sector).await?;
-    }
-    survey.flush().await?;
-    survey.report.found = found;
-    survey.report.fixed = Tally {
-        corruptions: found.corruptions.saturating_sub(survey.stuck),
-        leaks: found.leaks,
-    };
-    Ok(survey.report)
+    let mut report = first.unwrap_or_default().repaired_to(remaining);
+    report.check_errors = check_errors;
+    Ok(report)
+}
+
+/// What a repair has to do next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Work {
+    /// There is nothing to repair, or nothing that can be.
+    Nothing,
+    /// L2 entries go first: they decide what is referenced.
+    Entries,
+    /// Everything else.
+    Counts,
 }
 
 /// Frees what nothing refers to, and leaves everything else as it is. Refcount structures that need a
@@ -99,11 +98,51 @@ pub(super) async fn repair_leaks(mut survey: Survey<'_>) -> Result<CheckReport, 
         survey.correct_copied().await?;
         survey.flush().await?;
     }
-    survey.report.fixed.leaks = found.leaks;
-    Ok(survey.report)
+    let remaining = Tally { leaks: 0, ..found };
+    Ok(survey.report.repaired_to(remaining))
 }
 
 impl Survey<'_> {
+    fn work(&self) -> Work {
+        let wrong = self.fixable() > 0 || self.report.found.leaks > 0;
+        let marked = self.is_marked() && self.is_curable();
+        if !self.complete || !(wrong || marked) {
+            Work::Nothing
+        } else if self.unaligned_reserves.is_empty() {
+            Work::Counts
+        } else {
+            Work::Entries
+        }
+    }
+
+    async fn repair(&mut self, sector: &mut HeaderSector) -> Result<(), Error> {
+        self.flush().await?;
+        let clears = self.is_marked() && self.is_curable();
+        let too_early = self.planted.has(Defect::RepairCleansEarly);
+        if clears && too_early {
+            self.clear_marks(sector).await?;
+        }
+        self.lengthen().await?;
+        if self.rebuild {
+            self.rebuild_refcounts(sector).await?;
+        } else {
+            self.correct_refcounts().await?;
+        }
+        if self.copied_in_doubt {
+            self.flush().await?;
+            self.correct_copied().await?;
+        }
+        if clears && !too_early {
+            self.flush().await?;
+            self.clear_marks(sector).await?;
+        }
+        Ok(self.flush().await?)
+    }
+
+    fn is_marked(&self) -> bool {
+        self.header.incompatible & MARKS != 0
+    }
+
     /// Whether nothing is left once everything that can be repaired is.
     fn is_curable(&self) -> bool {
         self.complete && self.stuck == 0 && self.report.check_errors == 0
@@ -257,6 +296,7 @@ impl Survey<'_> {
     /// Turns entries that keep an unaligned cluster in reserve for zeroes into plain zeroes.
     async fn drop_unaligned_reserves(&mut self) -> Result<(), DeviceError> {
         let (geometry, version) = (self.header.geometry, self.header.version);
+        self.flush().await?;
         self.unaligned_reserves.dedup();
         for table in std::mem::take(&mut self.unaligned_reserves) {
             self.rewrite(Event::L2Update, table.0, geometry.cluster_bytes(), |word| {
@@ -269,7 +309,7 @@ impl Survey<'_> {
             })
             .await?;
         }
-        Ok(())
+        self.flush().await
     }
 
     /// Passes every word of a table through `change`, and writes the sectors that differ.

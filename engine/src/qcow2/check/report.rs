@@ -194,6 +194,8 @@ pub struct CheckReport {
     pub found: Tally,
     /// What of it was repaired.
     pub fixed: Tally,
+    /// What is still wrong.
+    pub remaining: Tally,
     /// Structures that could not be read.
     pub check_errors: u64,
     /// Sizes.
@@ -201,28 +203,38 @@ pub struct CheckReport {
 }
 
 impl CheckReport {
-    /// What is still wrong.
-    pub fn remaining(&self) -> Tally {
-        Tally {
-            corruptions: self.found.corruptions - self.fixed.corruptions,
-            leaks: self.found.leaks - self.fixed.leaks,
-        }
-    }
-
     /// Corruptions and check errors that are left: what makes an image unfit for writing.
     pub fn errors_remaining(&self) -> u64 {
-        self.remaining().corruptions + self.check_errors
+        self.remaining.corruptions + self.check_errors
+    }
+
+    /// This report, of the state that a repair started from, with what the repair left.
+    pub(super) fn repaired_to(self, remaining: Tally) -> Self {
+        Self {
+            fixed: Tally {
+                corruptions: self.found.corruptions.saturating_sub(remaining.corruptions),
+                leaks: self.found.leaks.saturating_sub(remaining.leaks),
+            },
+            remaining,
+            ..self
+        }
     }
 
     /// Whether nothing at all is left to say against the image.
     pub fn is_clean(&self) -> bool {
-        self.errors_remaining() == 0 && self.remaining().leaks == 0
+        self.errors_remaining() == 0 && self.remaining.leaks == 0
     }
 
     pub(super) fn note(&mut self, kind: Kind, structure: Structure, offset: u64, index: u64) {
         match kind.severity() {
-            Severity::Leak => self.found.leaks += 1,
-            Severity::Corruption => self.found.corruptions += 1,
+            Severity::Leak => {
+                self.found.leaks += 1;
+                self.remaining.leaks += 1;
+            }
+            Severity::Corruption => {
+                self.found.corruptions += 1;
+                self.remaining.corruptions += 1;
+            }
             Severity::CheckError => self.check_errors += 1,
         }
         if self.findings.len() < MAX_FINDINGS {

@@ -174,15 +174,18 @@ impl Survey<'_> {
         match bytes {
             None => Block::Bad,
             Some(bytes) if bytes.iter().all(|byte| *byte == 0) => Block::Zero(offset),
-            Some(bytes) => Block::Full(offset, bytes),
+            Some(mut bytes) => {
+                // The last cluster of a file need not be whole.
+                bytes.resize(geometry.cluster_len(), 0);
+                Block::Full(offset, bytes)
+            }
         }
     }
 
     /// Counts the references to the refcount structures. Comes last: a piece that is referenced more
     /// than once cannot be written without destroying something else.
     pub(super) fn count_stored(&mut self) {
-        let most = self.counts.most();
-        self.crowded = most == u32::MAX || u64::from(most) > self.header.geometry.max_refcount();
+        self.most_references = self.counts.most();
         let table = self.reftable();
         for (offset, len_bytes) in self.stored.pieces(table) {
             self.counts.add_range(offset, len_bytes, 1);

@@ -31,9 +31,9 @@ pub(super) struct Survey<'a> {
     pub(super) complete: bool,
     /// Corruptions that no repair can undo.
     pub(super) stuck: u64,
-    /// Whether a cluster has more references than a refcount can say, even when those to the refcount
-    /// structures, which a rebuild takes away, are left out.
-    pub(super) crowded: bool,
+    /// The most references that a cluster has, those to the refcount structures left out: a rebuild
+    /// takes these away.
+    pub(super) most_references: u32,
     /// Whether the refcount structures must be made anew.
     pub(super) rebuild: bool,
     /// Refcount blocks with a wrong count, by index.
@@ -83,7 +83,7 @@ impl<'a> Survey<'a> {
             stored: Stored::none(geometry),
             complete: true,
             stuck: 0,
-            crowded: false,
+            most_references: 0,
             rebuild: false,
             wrong_blocks: Vec::new(),
             unaligned_reserves: Vec::new(),
