@@ -2,7 +2,8 @@
 //!
 //! Nothing here runs engine code. A state is a function of the recording, the moment of the cut and
 //! which of the volatile requests survived; [`durability`] says which are volatile, [`state`] builds
-//! the content, [`explore`] chooses, [`dedupe`] knows what was seen.
+//! the content, [`explore`] chooses, [`dedupe`] knows what was seen, [`explain`] names the pair of
+//! requests that a failing state has in the wrong order.
 //!
 //! The rules, and where they are enforced:
 //! 1. A flush that succeeded makes durable what had completed when it was submitted. What was in
@@ -21,6 +22,7 @@ mod class;
 mod cuts;
 pub mod dedupe;
 pub mod durability;
+pub mod explain;
 pub mod explore;
 mod forecast;
 mod recipe;
