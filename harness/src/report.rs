@@ -1,0 +1,111 @@
+//! The numbers of a campaign as programs read them: `summary.json`.
+
+use serde::Serialize;
+
+use crate::campaign::Campaign;
+use crate::run::Counts;
+
+/// A campaign in numbers. The fields are the keys of `summary.json`; they are added to, and never
+/// change their meaning.
+#[derive(Clone, Debug, Serialize)]
+pub struct Summary {
+    /// The seed.
+    pub seed: u64,
+    /// Runs done; the same seed with so many runs comes to the same digest.
+    pub runs: u64,
+    /// Workloads that lived to their end.
+    pub workloads: u64,
+    /// Steps of all schedules.
+    pub steps: u64,
+    /// Moments at which the power was cut.
+    pub cuts: u64,
+    /// Crash states that were generated, equal ones included.
+    pub states_generated: u64,
+    /// Crash states that differed, by content or by what may be expected of them.
+    pub states_distinct: u64,
+    /// Distinct crash states that were judged, those inside repairs included.
+    pub states_judged: u64,
+    /// Judged states that were left by a power loss inside a repair.
+    pub states_nested: u64,
+    /// Judged states that recovery had to repair.
+    pub repairs: u64,
+    /// Judged states on which work went on after recovery.
+    pub served: u64,
+    /// States that could not be judged.
+    pub not_measured: u64,
+    /// Device requests that went wrong by rule.
+    pub faults: u64,
+    /// Violations, those of one class in one run included.
+    pub violations: u64,
+    /// How long it took; not part of the digest.
+    pub seconds: f64,
+    /// Judged states a second.
+    pub states_per_second: f64,
+    /// Folds every step and every byte of the campaign, in hexadecimal.
+    pub digest: String,
+    /// The classes of the violations, in order of discovery.
+    pub classes: Vec<String>,
+    /// Where the minimised traces are.
+    pub traces: Vec<String>,
+}
+
+impl Summary {
+    /// The numbers of a campaign that took so many seconds.
+    pub fn new(seed: u64, campaign: &Campaign, seconds: f64) -> Self {
+        let Counts {
+            workloads,
+            steps,
+            cuts,
+            states_generated,
+            states_distinct,
+            states_judged,
+            states_nested,
+            repairs,
+            served,
+            not_measured,
+            faults,
+            violations,
+        } = campaign.progress.counts;
+        let mut classes: Vec<String> = Vec::new();
+        for found in &campaign.found {
+            let class = found.finding.violation.class.to_string();
+            if !classes.contains(&class) {
+                classes.push(class);
+            }
+        }
+        Self {
+            seed,
+            runs: campaign.progress.runs,
+            workloads,
+            steps,
+            cuts,
+            states_generated,
+            states_distinct,
+            states_judged,
+            states_nested,
+            repairs,
+            served,
+            not_measured,
+            faults,
+            violations,
+            seconds,
+            states_per_second: rate(states_judged, seconds),
+            digest: format!("{:032x}", campaign.digest),
+            classes,
+            traces: Vec::new(),
+        }
+    }
+
+    /// The summary as text.
+    pub fn to_json(&self) -> String {
+        let mut text = serde_json::to_string_pretty(self).expect("numbers and texts are JSON");
+        text.push('\n');
+        text
+    }
+}
+
+/// How many a second; 0 where there was no time to tell.
+pub fn rate(count: u64, seconds: f64) -> f64 {
+    let count = u32::try_from(count).map_or(f64::from(u32::MAX), f64::from);
+    if seconds > 0.0 { count / seconds } else { 0.0 }
+}
