@@ -14,6 +14,7 @@
 mod completion;
 mod error;
 mod event;
+mod file;
 mod page_image;
 mod port;
 mod ram;
@@ -22,6 +23,7 @@ mod request;
 pub use completion::{Completer, Completion, Outcome, Reply, drive};
 pub use error::{Cause, DeviceError};
 pub use event::Event;
+pub use file::FileDevice;
 pub use page_image::{ContentHash, PageImage, RunningHash, SectorHash, sector_hash};
 pub use port::{At, Port};
 pub use ram::RamDevice;

@@ -58,7 +58,9 @@ fn perform(image: &mut PageImage, request: &Request) -> Outcome {
         } => image.write_zeroes(*offset, *len_bytes),
         Op::Discard { offset, len_bytes } => {
             let end = (offset + len_bytes).min(image.len());
-            image.write_zeroes(*offset, end.saturating_sub(*offset));
+            if *offset < end {
+                image.write_zeroes(*offset, end - offset);
+            }
         }
         Op::Flush => {}
         Op::SetLen { len_bytes } => image.set_len(*len_bytes),

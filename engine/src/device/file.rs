@@ -1,0 +1,302 @@
+//! A real file, or a block device.
+//!
+//! Every request is carried out before its completion is handed back. Flush is `fdatasync`; once that
+//! has failed, the operating system may have dropped what it could not write, so that every later
+//! flush fails as well. Where a file system cannot punch holes or zero ranges, zeroes are written.
+//!
+//! A file that is open for writing here is locked with `flock` against a second program that locks
+//! like this; QEMU's own locks are of another kind and are not seen.
+
+use std::cell::Cell;
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{self, ErrorKind, Seek, SeekFrom};
+use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::path::Path;
+
+use rustix::fs::{FallocateFlags, fallocate};
+use rustix::io::Errno;
+
+use super::{Cause, Completion, Device, DeviceError, Op, OpKind, Outcome, Reply, Request};
+
+/// Zeroes are written in pieces of this many bytes.
+static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
+
+/// A file behind the [`Device`] seam.
+#[derive(Debug)]
+pub struct FileDevice {
+    file: File,
+    mode: Mode,
+    len: Cell<u64>,
+    /// What the first failed flush said.
+    lost: Cell<Option<Cause>>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mode {
+    ReadOnly,
+    ReadWrite,
+}
+
+impl FileDevice {
+    /// Opens a file for reading only.
+    pub fn open_read_only(path: &Path) -> io::Result<Self> {
+        require_seekable(path)?;
+        Self::new(File::open(path)?, Mode::ReadOnly)
+    }
+
+    /// Opens a file for reading and writing, and locks it.
+    pub fn open_read_write(path: &Path) -> io::Result<Self> {
+        require_seekable(path)?;
+        let file = OpenOptions::new().read(true).write(true).open(path)?;
+        lock(&file)?;
+        Self::new(file, Mode::ReadWrite)
+    }
+
+    /// Creates a file that must not exist yet, and locks it.
+    pub fn create_new(path: &Path) -> io::Result<Self> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(path)?;
+        lock(&file)?;
+        Self::new(file, Mode::ReadWrite)
+    }
+
+    fn new(mut file: File, mode: Mode) -> io::Result<Self> {
+        // The end, where a seek finds it: a block device has no length of its own.
+        let len = Cell::new(file.seek(SeekFrom::End(0))?);
+        Ok(Self {
+            file,
+            mode,
+            len,
+            lost: Cell::new(None),
+        })
+    }
+
+    fn perform(&self, op: &Op) -> Result<Reply, Cause> {
+        let (offset, len_bytes) = op.range();
+        let end = offset.checked_add(len_bytes);
+        let Some(end) = end.filter(|end| i64::try_from(*end).is_ok()) else {
+            return Err(Cause::BadRequest);
+        };
+        if let Op::Read { offset, len_bytes } = op {
+            return self.read(*offset, *len_bytes).map(Reply::Data);
+        }
+        if self.mode == Mode::ReadOnly {
+            return if op.kind() == OpKind::Flush {
+                Ok(Reply::Done)
+            } else {
+                Err(Cause::ReadOnly)
+            };
+        }
+        self.change(op, end).map(|()| Reply::Done)
+    }
+
+    fn change(&self, op: &Op, end: u64) -> Result<(), Cause> {
+        match op {
+            Op::Read { .. } => Ok(()),
+            Op::Write { offset, data, fua } => {
+                self.file
+                    .write_all_at(data, *offset)
+                    .map_err(|error| cause(&error))?;
+                self.grown_to(end);
+                if *fua { self.flush() } else { Ok(()) }
+            }
+            Op::WriteZeroes { offset, unmap, .. } => self.write_zeroes(*offset, end, *unmap),
+            Op::Discard { offset, .. } => {
+                // Giving space back is a favour: not being able to is no error.
+                self.punch(*offset, end.min(self.len.get())).map(drop)
+            }
+            Op::Flush => self.flush(),
+            Op::SetLen { len_bytes } => {
+                self.file
+                    .set_len(*len_bytes)
+                    .map_err(|error| cause(&error))?;
+                self.len.set(*len_bytes);
+                Ok(())
+            }
+        }
+    }
+
+    /// What lies beyond the end is zero.
+    fn read(&self, offset: u64, len_bytes: usize) -> Result<Vec<u8>, Cause> {
+        let mut data = vec![0; len_bytes];
+        let mut done = 0;
+        while done < len_bytes {
+            match self.file.read_at(&mut data[done..], offset + to_u64(done)) {
+                Ok(0) => break,
+                Ok(count) => done += count,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(cause(&error)),
+            }
+        }
+        Ok(data)
+    }
+
+    fn flush(&self) -> Result<(), Cause> {
+        if let Some(lost) = self.lost.get() {
+            return Err(lost);
+        }
+        self.file.sync_data().map_err(|error| {
+            let lost = cause(&error);
+            self.lost.set(Some(lost));
+            lost
+        })
+    }
+
+    fn write_zeroes(&self, offset: u64, end: u64, unmap: bool) -> Result<(), Cause> {
+        let within = end.min(self.len.get());
+        let done = if unmap {
+            self.punch(offset, within)?
+        } else {
+            self.allocate(FallocateFlags::ZERO_RANGE, offset, end)?
+        };
+        if done == Done::Unsupported {
+            self.write_zero_bytes(offset, within)?;
+        }
+        if end > self.len.get() {
+            if done == Done::Unsupported || unmap {
+                self.file.set_len(end).map_err(|error| cause(&error))?;
+            }
+            self.grown_to(end);
+        }
+        Ok(())
+    }
+
+    fn write_zero_bytes(&self, offset: u64, end: u64) -> Result<(), Cause> {
+        let mut here = offset;
+        while here < end {
+            let piece = usize::try_from(end - here).unwrap_or(usize::MAX);
+            let piece = &ZEROES[..piece.min(ZEROES.len())];
+            self.file
+                .write_all_at(piece, here)
+                .map_err(|error| cause(&error))?;
+            here += to_u64(piece.len());
+        }
+        Ok(())
+    }
+
+    fn punch(&self, offset: u64, end: u64) -> Result<Done, Cause> {
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        self.allocate(flags, offset, end)
+    }
+
+    fn allocate(&self, flags: FallocateFlags, offset: u64, end: u64) -> Result<Done, Cause> {
+        if offset >= end {
+            return Ok(Done::Yes);
+        }
+        loop {
+            return match fallocate(&self.file, flags, offset, end - offset) {
+                Ok(()) => Ok(Done::Yes),
+                Err(Errno::INTR) => continue,
+                Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::NODEV) => Ok(Done::Unsupported),
+                Err(errno) => Err(Cause::Os(errno.raw_os_error())),
+            };
+        }
+    }
+
+    fn grown_to(&self, end: u64) {
+        self.len.set(self.len.get().max(end));
+    }
+
+    /// After a failure nobody knows how far a request got.
+    fn learn_len(&self) {
+        if let Ok(len) = (&self.file).seek(SeekFrom::End(0)) {
+            self.len.set(len);
+        }
+    }
+}
+
+/// Whether the file system did it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Done {
+    Yes,
+    Unsupported,
+}
+
+impl Device for FileDevice {
+    fn submit(&self, request: Request) -> Completion {
+        let outcome: Outcome = self.perform(&request.op).map_err(|cause| {
+            self.learn_len();
+            DeviceError::new(request.event, &request.op, cause)
+        });
+        Completion::ready(outcome)
+    }
+
+    fn len(&self) -> u64 {
+        self.len.get()
+    }
+}
+
+/// Refuses what cannot be read at a position; opening a pipe would wait for its other end.
+fn require_seekable(path: &Path) -> io::Result<()> {
+    let kind = std::fs::metadata(path)?.file_type();
+    if kind.is_file() || kind.is_block_device() {
+        return Ok(());
+    }
+    Err(io::Error::new(
+        ErrorKind::InvalidInput,
+        "neither a regular file nor a block device",
+    ))
+}
+
+fn lock(file: &File) -> io::Result<()> {
+    match file.try_lock() {
+        Ok(()) => Ok(()),
+        Err(TryLockError::WouldBlock) => Err(io::Error::new(
+            ErrorKind::WouldBlock,
+            "another program has it open for writing",
+        )),
+        // Not every file system can lock.
+        Err(TryLockError::Error(error)) if error.kind() == ErrorKind::Unsupported => Ok(()),
+        Err(TryLockError::Error(error)) => Err(error),
+    }
+}
+
+fn cause(error: &io::Error) -> Cause {
+    error.raw_os_error().map_or(Cause::IO, Cause::Os)
+}
+
+fn to_u64(len: usize) -> u64 {
+    u64::try_from(len).expect("a buffer's length fits 64 bits")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::{Event, drive};
+
+    fn submit(device: &FileDevice, op: Op) -> Result<Reply, Cause> {
+        let event = Event::None;
+        drive(device.submit(Request { event, op }))
+            .unwrap()
+            .map_err(|error| error.cause)
+    }
+
+    #[test]
+    fn a_failed_flush_is_never_forgotten() {
+        // The null device takes writes and cannot be synchronised.
+        let null = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open("/dev/null")
+            .unwrap();
+        let device = FileDevice::new(null, Mode::ReadWrite).unwrap();
+        let failed = submit(&device, Op::Flush).unwrap_err();
+        assert_eq!(failed, Cause::Os(22));
+
+        // A flush that could succeed now still must not.
+        let folder = tempfile::tempdir().unwrap();
+        let mut device = FileDevice::create_new(&folder.path().join("file")).unwrap();
+        assert_eq!(submit(&device, Op::Flush), Ok(Reply::Done));
+        device.lost = Cell::new(Some(failed));
+        assert_eq!(submit(&device, Op::Flush), Err(failed));
+        let fua = Op::Write {
+            offset: 0,
+            data: vec![1; 512],
+            fua: true,
+        };
+        assert_eq!(submit(&device, fua), Err(failed));
+    }
+}
