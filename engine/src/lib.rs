@@ -12,4 +12,5 @@ pub mod device;
 pub mod error;
 pub mod image;
 pub mod qcow2;
+pub mod raw;
 pub mod sync;

@@ -1,0 +1,128 @@
+//! Raw images: the bytes of the file are those of the guest's disk.
+//!
+//! Nothing stands between the guest and the device, so that every promise of an image is the device's
+//! own. A file that does not end at a sector is taken to be padded with zeroes.
+
+use std::cell::Cell;
+
+use crate::device::{Event, Port, SECTOR_BYTES};
+use crate::error::{Error, Refused};
+use crate::image::{Access, Image, LocalFuture, Unmap};
+
+/// An open raw image.
+#[derive(Debug)]
+pub struct Raw {
+    file: Port,
+    access: Access,
+    virtual_bytes: Cell<u64>,
+}
+
+impl Raw {
+    /// Takes the content of `file` for a disk.
+    pub fn open(file: Port, access: Access) -> Self {
+        Self {
+            virtual_bytes: Cell::new(file.len().next_multiple_of(SECTOR_BYTES)),
+            file,
+            access,
+        }
+    }
+
+    fn must_contain(&self, offset: u64, len_bytes: u64) -> Result<(), Error> {
+        let virtual_bytes = self.virtual_bytes.get();
+        if !offset.is_multiple_of(SECTOR_BYTES) || !len_bytes.is_multiple_of(SECTOR_BYTES) {
+            return Err(Refused::Unaligned { offset, len_bytes }.into());
+        }
+        if offset
+            .checked_add(len_bytes)
+            .is_none_or(|end| end > virtual_bytes)
+        {
+            return Err(Refused::OutOfRange {
+                offset,
+                len_bytes,
+                virtual_bytes,
+            }
+            .into());
+        }
+        Ok(())
+    }
+
+    fn must_be_writable(&self) -> Result<(), Error> {
+        if self.access == Access::ReadOnly {
+            return Err(Refused::ReadOnly.into());
+        }
+        Ok(())
+    }
+
+    async fn make_durable(&self) -> Result<(), Error> {
+        if self.access == Access::ReadOnly {
+            return Ok(());
+        }
+        Ok(self.file.at(Event::FlushToDisk).flush().await?)
+    }
+}
+
+impl Image for Raw {
+    fn virtual_bytes(&self) -> u64 {
+        self.virtual_bytes.get()
+    }
+
+    fn read(&self, offset: u64, len_bytes: usize) -> LocalFuture<'_, Vec<u8>> {
+        Box::pin(async move {
+            self.must_contain(offset, to_u64(len_bytes))?;
+            Ok(self.file.at(Event::ReadAio).read(offset, len_bytes).await?)
+        })
+    }
+
+    fn write(&self, offset: u64, data: Vec<u8>) -> LocalFuture<'_, ()> {
+        Box::pin(async move {
+            self.must_be_writable()?;
+            self.must_contain(offset, to_u64(data.len()))?;
+            Ok(self.file.at(Event::WriteAio).write(offset, data).await?)
+        })
+    }
+
+    fn write_zeroes(&self, offset: u64, len_bytes: u64, unmap: Unmap) -> LocalFuture<'_, ()> {
+        Box::pin(async move {
+            self.must_be_writable()?;
+            self.must_contain(offset, len_bytes)?;
+            let at = self.file.at(Event::PwritevZero);
+            Ok(at
+                .write_zeroes(offset, len_bytes, unmap == Unmap::Allow)
+                .await?)
+        })
+    }
+
+    fn discard(&self, offset: u64, len_bytes: u64) -> LocalFuture<'_, ()> {
+        // The device may leave garbage in a discarded range; a guest is promised old bytes or zeroes.
+        self.write_zeroes(offset, len_bytes, Unmap::Allow)
+    }
+
+    fn flush(&self) -> LocalFuture<'_, ()> {
+        Box::pin(self.make_durable())
+    }
+
+    fn grow(&self, virtual_bytes: u64) -> LocalFuture<'_, ()> {
+        Box::pin(async move {
+            self.must_be_writable()?;
+            let now = self.virtual_bytes.get();
+            if virtual_bytes < now || !virtual_bytes.is_multiple_of(SECTOR_BYTES) {
+                return Err(Refused::Option(format!(
+                    "disk size {virtual_bytes} is not a multiple of 512 from {now} on"
+                ))
+                .into());
+            }
+            self.file.at(Event::None).set_len(virtual_bytes).await?;
+            self.make_durable().await?;
+            self.virtual_bytes.set(virtual_bytes);
+            Ok(())
+        })
+    }
+
+    fn close(&self) -> LocalFuture<'_, ()> {
+        self.flush()
+    }
+}
+
+fn to_u64(len: usize) -> u64 {
+    u64::try_from(len).expect("a buffer's length fits 64 bits")
+}
