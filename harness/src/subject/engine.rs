@@ -87,7 +87,7 @@ impl Subject for EngineSubject {
             let report = check::check(&disk.port(), repair, &options).await?;
             Ok(Tally {
                 errors: report.errors_remaining(),
-                leaks: report.remaining().leaks,
+                leaks: report.remaining.leaks,
             })
         })
     }
