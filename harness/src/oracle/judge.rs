@@ -18,7 +18,7 @@ use engine::device::PageImage;
 use super::explain;
 use super::structure::{StructureReport, walk};
 use super::verdict::{Oracle, Verdict, Violation};
-use super::view::{Backing, GuestView, merge};
+use super::view::{self, Backing, GuestView, merge};
 use crate::guest::{Checker, Expectation, Level, SectorViolation};
 use crate::subject::{Attempt, Repair, Subject};
 
@@ -173,13 +173,13 @@ impl Case<'_> {
         let view = self.view_of(&self.state)?;
         self.judge.observer.begin(Stage::GuestBefore);
         let interest = interest(&view, expectation);
-        check_guest(&view, expectation, &interest, self.judge.accept)?;
+        let written = check_guest(&view, expectation, &interest, self.judge.accept)?;
         if let Some(before) = before {
             let earlier = self.view_of(before)?;
             compare_views(&earlier, &view, "an interrupted repair")?;
         }
         self.judge.observer.begin(Stage::Recover);
-        let reads = read_plan(&view, &interest);
+        let reads = read_plan(&view, &interest, written);
         let attempt = self.judge.subject.recover(&self.state.image, &reads);
         let data = self.succeed(attempt, "opening the image for writing")?;
         self.judge.observer.begin(Stage::GuestAfter);
@@ -334,18 +334,19 @@ pub(super) fn interest(view: &GuestView<'_>, expectation: &Expectation<'_>) -> V
     merge(sectors, end)
 }
 
-/// Holds the guest's sectors against what is legal.
+/// Holds the guest's sectors against what is legal, and yields the ranges that are not zero.
 pub(super) fn check_guest(
     view: &GuestView<'_>,
     expectation: &Expectation<'_>,
     sectors: &[Range<u64>],
     accept: Option<Level>,
-) -> Result<(), Ended> {
+) -> Result<Vec<Range<u64>>, Ended> {
     if !expectation.virtual_sizes().contains(&view.virtual_bytes()) {
         return Err(explain::size(view.virtual_bytes(), expectation).into());
     }
     let mut checker = expectation.checker();
     let mut misses = Misses::default();
+    let mut written: Vec<Range<u64>> = Vec::new();
     for range in sectors {
         for run in view.runs(range.clone()) {
             if run.is_zeroes() {
@@ -353,8 +354,11 @@ pub(super) fn check_guest(
                 continue;
             }
             for sector in run.sectors.clone() {
-                let miss = checker.check(sector, explain::value(run.content(sector)));
-                misses.extend(miss);
+                let content = run.content(sector);
+                if content != view::Content::Zeroes {
+                    append(&mut written, sector);
+                }
+                misses.extend(checker.check(sector, explain::value(content)));
             }
         }
         if misses.count >= Misses::ENOUGH {
@@ -363,7 +367,7 @@ pub(super) fn check_guest(
     }
     misses.retain(accept);
     let Some(worst) = misses.worst else {
-        return Ok(());
+        return Ok(written);
     };
     if let Some(miss) = misses
         .kept
@@ -437,24 +441,31 @@ fn compare_views(before: &GuestView<'_>, after: &GuestView<'_>, doing: &str) -> 
     Ok(())
 }
 
-/// The byte ranges that the subject is asked to read: all of the sectors of interest, but of a long
-/// stretch without any mapping only both ends.
-fn read_plan(view: &GuestView<'_>, sectors: &[Range<u64>]) -> Vec<Range<u64>> {
-    const LONG: u64 = 512;
-    const END: u64 = 64;
-    const AT_ONCE: u64 = 2048;
-    let mut plan = Vec::new();
-    for run in sectors.iter().flat_map(|range| view.runs(range.clone())) {
-        let Range { start, end } = run.sectors.clone();
-        if run.is_zeroes() && end - start > LONG {
-            plan.push(start..start + END);
-            plan.push(end - END..end);
-        } else {
-            plan.push(start..end);
-        }
+/// Adds a sector behind all others.
+fn append(ranges: &mut Vec<Range<u64>>, sector: u64) {
+    match ranges.last_mut() {
+        Some(last) if last.end == sector => last.end += 1,
+        _ => ranges.push(sector..sector + 1),
     }
-    let whole = merge(plan, u64::MAX);
-    whole
+}
+
+/// The byte ranges that the subject is asked to read: all that is not zero, with a sector on either
+/// side, and both ends of every run in between.
+fn read_plan(
+    view: &GuestView<'_>,
+    sectors: &[Range<u64>],
+    written: Vec<Range<u64>>,
+) -> Vec<Range<u64>> {
+    const AT_ONCE: u64 = 2048;
+    let mut plan = written;
+    for range in &mut plan {
+        *range = range.start.saturating_sub(1)..range.end + 1;
+    }
+    for run in sectors.iter().flat_map(|range| view.runs(range.clone())) {
+        plan.push(run.sectors.start..run.sectors.start + 1);
+        plan.push(run.sectors.end - 1..run.sectors.end);
+    }
+    merge(plan, view.virtual_bytes() / 512)
         .into_iter()
         .flat_map(|range| {
             let end = range.end;

@@ -84,7 +84,8 @@ impl Judge<'_> {
             let why = "an image that passed the structure oracle has no guest view";
             return Err(Box::new(Verdict::HarnessBroken(why.into())));
         };
-        check_guest(&view, &expectation, &interest(&view, &expectation), None)
+        let interest = interest(&view, &expectation);
+        check_guest(&view, &expectation, &interest, None).map(drop)
     }
 }
 

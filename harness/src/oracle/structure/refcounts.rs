@@ -66,8 +66,8 @@ fn settle(scan: &mut Scan<'_>, cluster: u64, here: &[Reference], refcount: u64) 
     {
         scan.report.find(Finding::TwoOwners {
             cluster,
-            one: first.owner,
-            other: second.owner,
+            one: first.owner.min(second.owner),
+            other: first.owner.max(second.owner),
         });
     }
     if refcount != references {

@@ -108,6 +108,12 @@ fn no_cluster_has_two_owners_dirty_or_not() {
     sample.count(data, 2);
     assert_eq!(rules(&sample), ["two-owners data+data"]);
     assert_eq!(rules(&sample.clone().dirty()), ["two-owners data+data"]);
+    sample.count(data, 1);
+    assert_eq!(
+        walk(&sample.image).copied_missing,
+        0,
+        "none of the two could claim it"
+    );
 
     let mut sample = Sample::new();
     sample.entry(0, sample.offset(Sample::REFBLOCK));
@@ -122,6 +128,34 @@ fn no_cluster_has_two_owners_dirty_or_not() {
     assert!(
         found.contains(&"two-owners refcount-table+l2-table".into()),
         "{found:?}"
+    );
+}
+
+#[test]
+fn a_table_that_is_used_twice_has_two_owners_and_its_entries_count_once() {
+    let mut sample = Sample::new();
+    sample.map(0, 1);
+    sample.image.write(36, &2_u32.to_be_bytes());
+    for index in 0..2 {
+        sample.long(
+            sample.offset(Sample::L1) + index * 8,
+            sample.offset(Sample::L2),
+        );
+    }
+    sample.count(Sample::L2, 2);
+    assert_eq!(rules(&sample), ["two-owners l2-table+l2-table"]);
+}
+
+#[test]
+fn what_is_mapped_beyond_the_disk_is_counted_and_not_shown() {
+    let mut sample = Sample::new();
+    let beyond = sample.map(8, 1);
+    let report = walk(&sample.image);
+    assert!(report.is_perfect() && report.mapped.is_empty());
+    sample.count(beyond, 0);
+    assert_eq!(
+        rules(&sample),
+        ["refcount-too-low data", "false-copied data"]
     );
 }
 
