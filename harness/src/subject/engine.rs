@@ -1,13 +1,13 @@
 //! The project's own engine as a subject.
 
-use std::future::ready;
 use std::ops::Range;
 use std::rc::Rc;
 
 use engine::device::{PageImage, Port, RamDevice, drive};
-use engine::error::{Error, Refused};
-use engine::image::{Access, Image, LocalFuture, Unmap};
+use engine::error::Error;
+use engine::image::{Access, Image};
 use engine::qcow2::{OpenOptions, Qcow2, check};
+use engine::raw::Raw;
 
 use super::metered::Metered;
 use super::{Attempt, Failure, Repair, Subject, Tally};
@@ -146,61 +146,19 @@ async fn perform(image: &Qcow2, id: OperationId, operation: Operation) -> Result
 }
 
 async fn open_backing(backing: &Backing) -> Result<Rc<dyn Image>, Error> {
+    let file = Port::new(Rc::new(RamDevice::new(backing.image().clone())));
     if backing.is_raw() {
-        return Ok(Rc::new(Beneath(backing.image().clone())));
+        return Ok(Rc::new(Raw::open(file, Access::ReadOnly)));
     }
     let below = match backing.below() {
         Some(below) => Some(Box::pin(open_backing(below)).await?),
         None => None,
     };
-    let file = Port::new(Rc::new(RamDevice::new(backing.image().clone())));
     let options = OpenOptions {
         access: Access::ReadOnly,
         ..OpenOptions::default()
     };
     Ok(Rc::new(Qcow2::open(file, below, &options).await?))
-}
-
-/// The bytes of a raw file as a disk that is only read.
-#[derive(Debug)]
-struct Beneath(PageImage);
-
-impl Image for Beneath {
-    fn virtual_bytes(&self) -> u64 {
-        self.0.len().next_multiple_of(512)
-    }
-
-    fn read(&self, offset: u64, len_bytes: usize) -> LocalFuture<'_, Vec<u8>> {
-        Box::pin(ready(Ok(self.0.read_vec(offset, len_bytes))))
-    }
-
-    fn write(&self, _offset: u64, _data: Vec<u8>) -> LocalFuture<'_, ()> {
-        read_only()
-    }
-
-    fn write_zeroes(&self, _offset: u64, _len_bytes: u64, _unmap: Unmap) -> LocalFuture<'_, ()> {
-        read_only()
-    }
-
-    fn discard(&self, _offset: u64, _len_bytes: u64) -> LocalFuture<'_, ()> {
-        read_only()
-    }
-
-    fn flush(&self) -> LocalFuture<'_, ()> {
-        Box::pin(ready(Ok(())))
-    }
-
-    fn grow(&self, _virtual_bytes: u64) -> LocalFuture<'_, ()> {
-        read_only()
-    }
-
-    fn close(&self) -> LocalFuture<'_, ()> {
-        Box::pin(ready(Ok(())))
-    }
-}
-
-fn read_only() -> LocalFuture<'static, ()> {
-    Box::pin(ready(Err(Refused::ReadOnly.into())))
 }
 
 /// The kind by which failure classes name an error, and what it says.

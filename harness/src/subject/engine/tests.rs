@@ -1,6 +1,7 @@
 use blkdebug::record::{RecordedOp, Recording, SectorContent};
 use engine::device::Event;
 use engine::error::Refused;
+use engine::image::Unmap;
 use engine::qcow2::LazyRefcounts;
 use engine::qcow2::create::{self, BackingFormat, CreateOptions};
 
@@ -134,6 +135,12 @@ fn every_prefix_of_a_run_over_a_backing_file_survives() {
     let backing = Backing::raw(PageImage::from_bytes(&below));
     let subject = subject(LazyRefcounts::Off, Some(backing));
     every_prefix_survives(&subject, &fresh(12, true), &initial);
+}
+
+#[test]
+fn every_prefix_of_a_run_with_lazy_refcounts_survives() {
+    let subject = subject(LazyRefcounts::On, None);
+    every_prefix_survives(&subject, &fresh(12, false), &Content::zeroes());
 }
 
 #[test]
