@@ -135,8 +135,9 @@ impl Metadata {
         if !self.dirty && swapped {
             self.write_refcounts().await?;
         }
-        if self.planted.has(Defect::DirtyTooLate) {
-            self.set_dirty().await?;
+        if self.planted.has(Defect::DirtyTooLate) && self.dirty {
+            self.set_incompatible(self.incompatible | incompatible::DIRTY)
+                .await?;
         }
         Ok(())
     }
@@ -162,19 +163,13 @@ impl Metadata {
 
     /// Rule 8: before a link that does without durable refcounts.
     pub(super) async fn before_link(&mut self) -> Result<(), Error> {
-        if self.planted.has(Defect::DirtyTooLate) {
-            Ok(())
-        } else {
-            self.set_dirty().await
-        }
-    }
-
-    async fn set_dirty(&mut self) -> Result<(), Error> {
         if self.refcounting == Refcounting::Strict || self.dirty {
             return Ok(());
         }
-        self.set_incompatible(self.incompatible | incompatible::DIRTY)
-            .await?;
+        if !self.planted.has(Defect::DirtyTooLate) {
+            self.set_incompatible(self.incompatible | incompatible::DIRTY)
+                .await?;
+        }
         self.dirty = true;
         Ok(())
     }

@@ -12,7 +12,7 @@ use engine::qcow2::create::BackingFormat;
 use engine::qcow2::geometry::Geometry;
 
 use super::ops::Operation;
-use super::pin::Pins;
+use super::pin::{Pins, Room};
 use super::shape::{Backing, CacheShape, Extent, Given, ImageShape, Scenario, Start};
 use crate::prng::Prng;
 
@@ -25,10 +25,10 @@ const MAX_WRITE_BYTES: u64 = 96 << 10;
 /// Draws a scenario without faults and defects, on the disk that promises least.
 pub fn scenario(prng: &Prng, pins: &Pins) -> Scenario {
     let mut draw = prng.fork("image");
-    let shape = if may_fill_refcount_table(pins) && draw.chance(1, 64) {
-        crowded_image(&mut draw, pins)
-    } else {
-        image(&mut draw, pins)
+    let shape = match room(&mut draw, pins) {
+        Room::Any => image(&mut draw, pins),
+        Room::Block => tight_image(&mut draw, pins, Room::Block),
+        Room::Table => tight_image(&mut draw, pins, Room::Table),
     };
     let mut draw = prng.fork("workload");
     let operations = workload(&mut draw, shape.virtual_bytes, shape.geometry, pins);
@@ -183,24 +183,54 @@ fn caches(draw: &mut Prng) -> CacheShape {
     }
 }
 
-fn may_fill_refcount_table(pins: &Pins) -> bool {
-    pins.cluster_bits.is_none_or(|bits| bits == 9)
-        && pins.refcount_order.is_none_or(|order| order == 6)
-        && pins.version.is_none_or(|version| version == 3)
-        && pins.virtual_bytes.is_none()
-        && pins.backing.is_none_or(|backing| backing.is_none())
+/// How tight the image shall be. A full refcount table takes a file of 2 MiB, so that is rare.
+fn room(draw: &mut Prng, pins: &Pins) -> Room {
+    let drawn = [Room::Any, Room::Block, Room::Table][draw.weighted(&[95, 32, 1])];
+    let free = pins.virtual_bytes.is_none() && pins.version.is_none_or(|version| version == 3);
+    let small = pins.cluster_bits.is_none_or(|bits| bits <= 10);
+    let dense = |least| pins.refcount_order.is_none_or(|order| order >= least);
+    let table = pins.cluster_bits.is_none_or(|bits| bits == 9) && dense(6);
+    match pins.room.unwrap_or(drawn) {
+        Room::Block if free && small && dense(4) => Room::Block,
+        Room::Table if free && table => Room::Table,
+        Room::Any | Room::Block | Room::Table => Room::Any,
+    }
 }
 
-/// An image whose refcount table is nearly full: 64 blocks of 64 refcounts, 4096 clusters in all.
-fn crowded_image(draw: &mut Prng, pins: &Pins) -> ImageShape {
+/// An image that is a few clusters short of needing another refcount block, or a larger refcount
+/// table: everything below is filled.
+fn tight_image(draw: &mut Prng, pins: &Pins, room: Room) -> ImageShape {
+    let (bits, order) = match room {
+        Room::Table => (9, 6),
+        Room::Any | Room::Block => (*draw.pick(&[9, 9, 9, 10]), *draw.pick(&[4, 5, 5, 6, 6, 6])),
+    };
+    let geometry = Geometry::new(
+        pins.cluster_bits.unwrap_or(bits),
+        pins.refcount_order.unwrap_or(order),
+    )
+    .expect("drawn and pinned sizes are allowed");
+    let (cluster, per_block) = (geometry.cluster_bytes(), geometry.refcounts_per_block());
+    let blocks = match room {
+        Room::Table => cluster / 8,
+        Room::Any | Room::Block => 1 + draw.below(2),
+    };
+    // Header, refcount table, one cluster of L1 table, and the L2 tables: one per `l2_entries`.
+    let taken = 3 + blocks + draw.below(8);
+    let left = (blocks * per_block).saturating_sub(taken);
+    let data = (left * geometry.l2_entries() / (geometry.l2_entries() + 1)).max(1);
     let drawn_lazy = draw.chance(1, 2);
-    let fill = draw.between(3850, 3960) * SECTOR;
+    let fill = data * cluster;
+    let virtual_bytes = fill + draw.between(8, 64) * cluster;
+    let backing = match room {
+        Room::Table => None,
+        Room::Any | Room::Block => backing(draw, virtual_bytes, geometry, pins),
+    };
     ImageShape {
         version: 3,
-        geometry: Geometry::new(9, 6).expect("the smallest clusters and widest refcounts"),
+        geometry,
         lazy_refcounts: pins.lazy_refcounts.unwrap_or(drawn_lazy),
-        virtual_bytes: fill + (128 << 10),
-        backing: None,
+        virtual_bytes,
+        backing,
         filled: vec![Extent {
             offset: 0,
             len_bytes: fill,

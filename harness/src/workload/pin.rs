@@ -26,6 +26,19 @@ pub struct Pins {
     pub concurrency: Option<usize>,
     /// How many operations a workload has.
     pub operations: Option<usize>,
+    /// How much room the refcount structures have left.
+    pub room: Option<Room>,
+}
+
+/// How much room an image's refcount structures have before they must grow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Room {
+    /// As it comes.
+    Any,
+    /// A few clusters more and a refcount block is due.
+    Block,
+    /// A few clusters more and a larger refcount table is due.
+    Table,
 }
 
 /// Why a list of options was refused.
@@ -42,7 +55,7 @@ impl std::error::Error for BadPin {}
 
 /// The options that exist, for messages and help.
 pub const OPTIONS: &str = "version=2|3, cluster_size=512..2M, refcount_bits=1|2|4|8|16|32|64, \
-     lazy_refcounts=on|off, backing=raw|qcow2|none, size=BYTES, concurrency=1.., operations=1..";
+     lazy_refcounts=on|off, backing=raw|qcow2|none, size=BYTES, concurrency=1.., operations=1.., room=any|block|table";
 
 /// The largest disk that a campaign makes: every written sector is looked at in every crash state.
 const MAX_VIRTUAL_BYTES: u64 = 1 << 40;
@@ -109,6 +122,14 @@ impl Pins {
             }
             "operations" => {
                 self.operations = Some(count(value).ok_or_else(|| wrong("1 to 1000"))?);
+            }
+            "room" => {
+                self.room = Some(match value {
+                    "any" => Room::Any,
+                    "block" => Room::Block,
+                    "table" => Room::Table,
+                    _ => return Err(wrong("any, block or table")),
+                });
             }
             _ => {
                 return Err(BadPin(format!("unknown option `{name}`: {OPTIONS}")));
