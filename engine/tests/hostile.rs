@@ -9,9 +9,9 @@ use engine::qcow2::check::{CheckOptions, Repair, check};
 use engine::qcow2::create::{Backing, BackingFormat, CreateOptions, create};
 use engine::qcow2::geometry::Geometry;
 use engine::qcow2::header::{Extension, Header, HeaderSector};
+use engine::qcow2::probe;
 use engine::qcow2::unit::HostOffset;
-use engine::qcow2::{entry, probe};
-use kit::{Ram, run};
+use kit::{Ram, run, small};
 use proptest::prelude::*;
 
 /// Checks, repairs, and checks again what is left: a repair that claims success has to be right.
@@ -40,45 +40,6 @@ fn survives(ram: &Ram) {
  then {again:?}"
     );
     let _ = run(check(&ram.port, Repair::Leaks, &options));
-}
-
-/// A small image with two L2 tables, data, a shared cluster, zeroes with and without a reserve, and a
-/// compressed cluster; made by hand, so that every byte is known.
-fn small(cluster_bits: u32, refcount_order: u32, version: u32) -> Vec<u8> {
-    let ram = Ram::empty();
-    let geometry = Geometry::new(cluster_bits, refcount_order).unwrap();
-    let options = CreateOptions {
-        virtual_bytes: geometry.l1_span_bytes() * 2,
-        version,
-        cluster_bits,
-        refcount_order,
-        lazy_refcounts: version == 3,
-        backing: None,
-    };
-    run(create(&ram.port, &options)).unwrap();
-    let mut bytes = ram.bytes();
-    let header = Header::decode(&bytes, 1 << 20).unwrap();
-    let len = geometry.cluster_len();
-    let first = bytes.len();
-    let at = |cluster: usize| u64::try_from(first + cluster * len).unwrap();
-    let l1 = usize::try_from(header.l1_offset.0).unwrap();
-    bytes.resize(first + 6 * len, 0xa5);
-    bytes[first..first + 2 * len].fill(0);
-    let mut put = |offset: usize, value: u64| {
-        bytes[offset..offset + 8].copy_from_slice(&value.to_be_bytes());
-    };
-    put(l1, at(0) | 1 << 63);
-    put(l1 + 8, at(1) | 1 << 63);
-    put(first, at(2) | 1 << 63);
-    put(first + 8, at(3) | 1 << 63);
-    put(first + 16, at(4) | 1 << 62);
-    put(first + len, at(5) | 1 << 63 | u64::from(version == 3));
-    let block = usize::try_from(header.reftable_offset.0).unwrap() + len;
-    let used = bytes.len() / len;
-    for cluster in 0..used {
-        entry::set_refcount(&mut bytes[block..block + len], cluster, refcount_order, 1);
-    }
-    bytes
 }
 
 fn geometry() -> impl Strategy<Value = (u32, u32)> {

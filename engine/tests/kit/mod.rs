@@ -6,11 +6,18 @@
 )]
 #![allow(dead_code, reason = "every test file uses a part of this")]
 
+use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Output};
 use std::rc::Rc;
 
 use engine::device::{PageImage, Port, RamDevice, drive};
+use engine::qcow2::create::{CreateOptions, create};
+use engine::qcow2::entry;
+use engine::qcow2::geometry::Geometry;
+use engine::qcow2::header::Header;
+use flate2::Compression;
+use flate2::write::DeflateEncoder;
 
 /// A device in memory, and the port to hand to the engine.
 pub(crate) struct Ram {
@@ -87,4 +94,51 @@ pub(crate) fn must(program: &str, arguments: &[&str]) -> String {
 /// A path as an argument.
 pub(crate) fn text(path: &Path) -> &str {
     path.to_str().unwrap()
+}
+
+/// A small image with two L2 tables, two clusters of data, a compressed cluster, and in version 3
+/// zeroes with a cluster in reserve; made by hand, so that it shares nothing with what is tested.
+pub(crate) fn small(cluster_bits: u32, refcount_order: u32, version: u32) -> Vec<u8> {
+    let ram = Ram::empty();
+    let geometry = Geometry::new(cluster_bits, refcount_order).unwrap();
+    let options = CreateOptions {
+        virtual_bytes: geometry.l1_span_bytes() * 2,
+        version,
+        cluster_bits,
+        refcount_order,
+        lazy_refcounts: version == 3,
+        backing: None,
+    };
+    run(create(&ram.port, &options)).unwrap();
+    let mut bytes = ram.bytes();
+    let header = Header::decode(&bytes, 1 << 20).unwrap();
+    let len = geometry.cluster_len();
+    let first = bytes.len();
+    let at = |cluster: usize| u64::try_from(first + cluster * len).unwrap();
+    let l1 = usize::try_from(header.l1_offset.0).unwrap();
+    bytes.resize(first + 6 * len, 0xa5);
+    bytes[first..first + 2 * len].fill(0);
+    let compressed = first + 4 * len;
+    let mut deflater = DeflateEncoder::new(&mut bytes[compressed..], Compression::fast());
+    deflater.write_all(&vec![0x5a; len]).unwrap();
+    deflater.finish().unwrap();
+    let mut put = |offset: usize, value: u64| {
+        bytes[offset..offset + 8].copy_from_slice(&value.to_be_bytes());
+    };
+    put(l1, at(0) | 1 << 63);
+    put(l1 + 8, at(1) | 1 << 63);
+    put(first, at(2) | 1 << 63);
+    put(first + 8, at(3) | 1 << 63);
+    let more_sectors = u64::try_from(len / 512 - 1).unwrap();
+    put(
+        first + 16,
+        at(4) | more_sectors << (70 - cluster_bits) | 1 << 62,
+    );
+    put(first + len, at(5) | 1 << 63 | u64::from(version == 3));
+    let block = usize::try_from(header.reftable_offset.0).unwrap() + len;
+    let used = bytes.len() / len;
+    for cluster in 0..used {
+        entry::set_refcount(&mut bytes[block..block + len], cluster, refcount_order, 1);
+    }
+    bytes
 }

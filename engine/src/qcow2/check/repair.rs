@@ -106,12 +106,13 @@ impl Survey<'_> {
     fn work(&self) -> Work {
         let wrong = self.fixable() > 0 || self.report.found.leaks > 0;
         let marked = self.is_marked() && self.is_curable();
-        if !self.complete || !(wrong || marked) {
-            Work::Nothing
-        } else if self.unaligned_reserves.is_empty() {
+        if !self.unaligned_reserves.is_empty() {
+            // What they refer to may even be what keeps the rest from being counted.
+            Work::Entries
+        } else if self.complete && (wrong || marked) {
             Work::Counts
         } else {
-            Work::Entries
+            Work::Nothing
         }
     }
 
