@@ -8,22 +8,13 @@ use similar::TextDiff;
 
 use super::structure::{Miscount, StructureReport};
 use super::verdict::{Oracle, Verdict, Violation};
-use super::view::{Content, Difference, GuestView};
+use super::view::{Difference, GuestView};
 use crate::guest::{Expectation, Level, SectorViolation};
 use crate::subject::{Failure, Tally};
 use crate::workload::stamp::{SectorValue, identify};
 
 /// As many lines of each kind are shown; the rest is counted.
 const SHOWN: usize = 8;
-
-/// The value of a sector's content. Unreadable content has a value that no sector was ever given.
-pub(super) fn value(content: Content<'_>) -> SectorValue {
-    match content {
-        Content::Zeroes => SectorValue::Zero,
-        Content::Bytes(bytes) => identify(bytes),
-        Content::Unreadable => SectorValue::Other(0),
-    }
-}
 
 /// What the walk found.
 pub(super) fn findings(report: &StructureReport, when: &str, oracle: Oracle) -> Violation {
@@ -172,7 +163,7 @@ pub(super) fn misread(
 
 fn value_at(view: &GuestView<'_>, sector: u64) -> SectorValue {
     let run = view.runs(sector..sector + 1).next();
-    run.map_or(SectorValue::Zero, |run| value(run.content(sector)))
+    run.map_or(SectorValue::Zero, |run| run.content(sector).value())
 }
 
 fn sentence(miss: &SectorViolation) -> String {

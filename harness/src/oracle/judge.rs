@@ -358,7 +358,7 @@ pub(super) fn check_guest(
                 if content != view::Content::Zeroes {
                     append(&mut written, sector);
                 }
-                misses.extend(checker.check(sector, explain::value(content)));
+                misses.extend(checker.check(sector, content.value()));
             }
         }
         if misses.count >= Misses::ENOUGH {

@@ -13,7 +13,7 @@ use super::explain;
 use super::judge::{Ended, Judge, Stage, Witness, check_guest, check_structure, interest};
 use super::verdict::{Oracle, Verdict, Violation};
 use super::view::GuestView;
-use crate::guest::{Content, Expectation, Ledger};
+use crate::guest::{Expectation, Ledger};
 use crate::workload::ops::{Happening, Operation, OperationId};
 
 /// What came of work after recovery.
@@ -105,16 +105,8 @@ fn as_service(verdict: Verdict) -> Verdict {
 
 /// The history that starts with what the recovered disk shows.
 fn carry_on(view: &GuestView<'_>, expectation: &Expectation<'_>, history: &[Happening]) -> Ledger {
-    let mut values = Vec::new();
-    for run in interest(view, expectation)
-        .into_iter()
-        .flat_map(|range| view.runs(range))
-        .filter(|run| !run.is_zeroes())
-    {
-        let sectors = run.sectors.clone();
-        values.extend(sectors.map(|sector| (sector, explain::value(run.content(sector)))));
-    }
-    Ledger::new(Content::from_values(values), view.virtual_bytes(), history)
+    let content = view.content(interest(view, expectation));
+    Ledger::new(content, view.virtual_bytes(), history)
 }
 
 /// A little of everything, at the places where recovery may have gone wrong: a cluster that is mapped,

@@ -6,6 +6,9 @@ use std::rc::Rc;
 use engine::device::PageImage;
 use flate2::{Decompress, FlushDecompress};
 
+use crate::guest;
+use crate::workload::stamp::{SectorValue, identify};
+
 use super::structure::{Layout, Mapped, Mapping, StructureReport, walk};
 
 /// An image below the one that is judged. It never changes.
@@ -194,6 +197,15 @@ impl<'a> GuestView<'a> {
         })
     }
 
+    /// What the disk shows within `sectors`, ascending ranges on the disk, as a start for a ledger.
+    pub fn content(&self, sectors: impl IntoIterator<Item = Range<u64>>) -> guest::Content {
+        let runs = sectors.into_iter().flat_map(|range| self.runs(range));
+        guest::Content::from_values(runs.filter(|run| !run.is_zeroes()).flat_map(|run| {
+            let sectors = run.sectors.clone();
+            sectors.map(move |sector| (sector, run.content(sector).value()))
+        }))
+    }
+
     /// Where the two disks differ first within `sectors`, which lie on both.
     pub fn difference(&self, other: &GuestView<'_>, sectors: Range<u64>) -> Option<Difference> {
         let mut at = sectors.start;
@@ -302,6 +314,18 @@ pub enum Content<'a> {
     Bytes(&'a [u8; 512]),
     /// Nobody can tell: the tables, or the compressed bytes, cannot be right.
     Unreadable,
+}
+
+impl Content<'_> {
+    /// The value by which a ledger knows this content. What is unreadable has one that no sector was ever
+    /// given.
+    pub fn value(self) -> SectorValue {
+        match self {
+            Self::Zeroes => SectorValue::Zero,
+            Self::Bytes(bytes) => identify(bytes),
+            Self::Unreadable => SectorValue::Other(0),
+        }
+    }
 }
 
 impl<'a> Run<'a> {
