@@ -365,3 +365,45 @@ fn repair_of_leaks_touches_nothing_else() {
     let after = checked(&ram, Repair::None);
     assert_eq!((after.found.leaks, after.found.corruptions), (0, 1));
 }
+
+#[test]
+fn bitmaps_are_counted_and_an_image_that_has_them_is_not_written() {
+    if !have("qemu-img") || !have("qemu-io") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("image");
+    filled(&path, 12, 4);
+    for name in ["one", "another"] {
+        must(
+            "qemu-img",
+            &["bitmap", "--add", "-g", "512", text(&path), name],
+        );
+    }
+    must(
+        "qemu-io",
+        &["-f", "qcow2", "-c", "write 8k 64k", text(&path)],
+    );
+    let mut bytes = std::fs::read(&path).unwrap();
+    assert!(decode(&bytes).has_bitmaps());
+    let report = checked(&Ram::from_bytes(&bytes), Repair::None);
+    assert_agrees(&report, &path, "bitmaps");
+    assert!(report.is_clean());
+
+    // Without the autoclear bit the extension is out of date, and its clusters are lost.
+    bytes[95] &= !1;
+    std::fs::write(&path, &bytes).unwrap();
+    let ram = Ram::from_bytes(&bytes);
+    let report = checked(&ram, Repair::None);
+    assert_agrees(&report, &path, "outdated bitmaps");
+    assert!(report.found.leaks > 0);
+    assert!(checked(&ram, Repair::Leaks).is_clean());
+
+    bytes[95] |= 1;
+    let ram = Ram::from_bytes(&bytes);
+    for repair in [Repair::Leaks, Repair::All] {
+        let refused = run(check(&ram.port, repair, &CheckOptions::default())).unwrap_err();
+        assert!(refused.to_string().contains("bitmaps"), "{refused}");
+    }
+    assert!(ram.bytes() == bytes);
+}
