@@ -1,6 +1,6 @@
 //! The only place that issues barriers, and the account of what is durable.
 //!
-//! Every write of the engine goes through [`Order`], which numbers the writes as they complete. A
+//! Every write of the engine goes through `Order`, which numbers the writes as they complete. A
 //! flush covers the writes that had completed when it was submitted; a barrier therefore names the
 //! youngest write that it needs and costs nothing where a flush has covered that already.
 
