@@ -9,6 +9,7 @@ pub mod oracle;
 pub mod prng;
 pub mod report;
 pub mod run;
+pub mod shrink;
 pub mod sim;
 pub mod subject;
 pub mod trace;

@@ -23,9 +23,9 @@ pub struct Summary {
     pub states_generated: u64,
     /// Crash states that differed, by content or by what may be expected of them.
     pub states_distinct: u64,
-    /// Distinct crash states that were judged, those inside repairs included.
+    /// Distinct crash states that were judged, those of a second power loss included.
     pub states_judged: u64,
-    /// Judged states that were left by a power loss inside a repair.
+    /// Judged states that were left by a second power loss, inside a repair or in the work after it.
     pub states_nested: u64,
     /// Judged states that recovery had to repair.
     pub repairs: u64,
@@ -60,6 +60,7 @@ impl Summary {
             states_distinct,
             states_judged,
             states_nested,
+            survived: _,
             repairs,
             served,
             not_measured,

@@ -140,6 +140,11 @@ impl Ledger {
             .collect()
     }
 
+    /// The moments at which the guest was promised that something is durable.
+    pub fn promises(&self) -> impl Iterator<Item = Moment> {
+        self.flushes.iter().map(|flush| flush.completed)
+    }
+
     /// The moment before whose arrival everything that completed must be durable at `cut`.
     fn durable_before(&self, cut: Moment) -> Option<Moment> {
         self.flushes

@@ -5,20 +5,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use blkdebug::record::{Recording, Tick};
-use engine::device::ContentHash;
+use engine::device::{ContentHash, PageImage};
 use xxhash_rust::xxh3::Xxh3;
 
-use super::live::{Life, live, planted};
+use super::live::{Life, Subjects, live};
 use super::{Case, Counts, Effort, Finding, Outcome};
 use crate::crash::explore::{Explored, Explorer};
 use crate::crash::state::CrashState;
-use crate::guest::Expectation;
-use crate::oracle::{FailureClass, Judge, Judgement, Oracle, Verdict, Violation, Witness};
+use crate::guest::{Expectation, Ledger};
+use crate::oracle::{FailureClass, Judge, Judgement, Oracle, Service, Verdict, Violation, Witness};
 use crate::prng::Prng;
-use crate::sim::stage::{BackingFile, open_options};
-use crate::subject::EngineSubject;
-use crate::trace::{Crash, RepairCrash};
-use crate::workload::ops::{Answer, Moment, Operation};
+use crate::trace::{Crash, Then};
+use crate::workload::ops::Moment;
 
 /// As many messages of a kind are kept.
 const KEPT: usize = 4;
@@ -33,15 +31,8 @@ pub(super) fn examine(
         Ok(life) => life,
         Err(error) => return unprepared(&error.to_string()),
     };
-    let backing = life.stage.backing.as_ref().map(BackingFile::view);
-    let options = open_options(case.scenario.caches, planted(&case.scenario));
-    let subject = EngineSubject::new(options, backing.clone());
-    let judge = Judge {
-        subject: &subject,
-        backing: backing.as_ref(),
-        accept: None,
-        observer: &(),
-    };
+    let subjects = Subjects::of(case, &life);
+    let judge = subjects.judge();
     let mut examination = Examination {
         case,
         effort,
@@ -133,14 +124,27 @@ impl Examination<'_> {
         if !self.stopped && life.faults == 0 && life.ends_closed(&self.case.scenario.operations) {
             let end = self.expectations.at(life, life.recording().end());
             let judgement = self.judge.judge_closed(life.last.clone(), &end);
-            self.settle(life.last.content_hash(), judgement, None);
+            self.settle_closed(judgement);
+        }
+    }
+
+    /// What is wrong with an image that was closed in good order needs no power loss.
+    fn settle_closed(&mut self, judgement: Judgement) {
+        self.outcome.counts.states_judged += 1;
+        self.outcome.counts.states_generated += 1;
+        self.outcome.counts.states_distinct += 1;
+        match judgement.verdict {
+            Verdict::Survived => {}
+            Verdict::Violated(violation) => self.report(violation, None),
+            Verdict::NotMeasured(why) => keep(&mut self.outcome.not_measured, why),
+            Verdict::HarnessBroken(how) => keep(&mut self.outcome.broken, how),
         }
     }
 
     fn explore(&mut self) {
         let life = self.life;
         let contract = self.case.scenario.contract;
-        let promises = promises(life);
+        let promises = promises(&life.ledger);
         let mut sampling = self.draw.fork("crash");
         let expectations = Expectations(Rc::clone(&self.expectations.0));
         let mut explorer = Explorer::new(life.recording(), contract, self.effort.states, &promises)
@@ -163,64 +167,98 @@ impl Examination<'_> {
     }
 
     fn visit(&mut self, state: CrashState) {
-        let expectation = self.expectations.at(self.life, state.cut);
+        let life = self.life;
+        let expectation = self.expectations.at(life, state.cut);
         let judgement = self.judge.judge(state.image, &expectation, None);
-        let survived = judgement.verdict.survived();
-        let Judgement {
-            state: witness,
-            repairs,
-            verdict,
-            recovered,
-        } = judgement;
-        let crash =
-            (!survived).then(|| Crash::of(self.life.recording(), state.cut, &state.survivors));
-        let settled = Judgement {
-            state: witness,
-            repairs: Vec::new(),
-            verdict,
-            recovered,
+        let outer = |then| Crash {
+            then,
+            ..Crash::of(life.recording(), state.cut, &state.survivors)
         };
-        let witness = self.settle(state.hash, settled, crash);
-        if repairs.is_empty() || self.stopped {
+        let survived = judgement.verdict.survived();
+        self.settle(state.hash, judgement.verdict, || outer(None));
+        if !judgement.repairs.is_empty() {
+            self.outcome.counts.repairs += 1;
+        }
+        if !survived {
             return;
         }
-        self.outcome.counts.repairs += 1;
-        if survived && self.outcome.counts.repairs % self.effort.repair_every == 1 {
-            let outer = || Crash::of(self.life.recording(), state.cut, &state.survivors);
-            for (attempt, recording) in repairs.iter().enumerate() {
-                self.explore_repair(attempt, recording, &witness, &expectation, &outer);
+        let repairs = self.outcome.counts.repairs;
+        if !judgement.repairs.is_empty() && is_due(repairs, self.effort.repair_every) {
+            for (attempt, recording) in judgement.repairs.iter().enumerate() {
+                let whole = self.judge;
+                let judge = |image, _| {
+                    let before = Some(&judgement.state);
+                    whole.judge(image, &expectation, before).verdict
+                };
+                let crash = |crash| outer(Some(Then::Repair { attempt, crash }));
+                let cases = Inner {
+                    recording,
+                    promises: &[],
+                    judge: &judge,
+                    crash: &crash,
+                };
+                self.explore_inner(&cases);
             }
+        }
+        self.outcome.counts.survived += 1;
+        if !self.stopped && is_due(self.outcome.counts.survived, self.effort.serve_every) {
+            let recovered = judgement.recovered.as_ref().unwrap_or(&judgement.state);
+            self.serve(recovered, &expectation, &outer);
         }
     }
 
-    /// Loses power inside a repair.
-    fn explore_repair(
+    /// Lets work go on after recovery, and loses power in that too.
+    fn serve(
         &mut self,
-        attempt: usize,
-        recording: &Recording,
-        before: &Witness,
+        recovered: &Witness,
         expectation: &Expectation<'_>,
-        outer: &dyn Fn() -> Crash,
+        outer: &dyn Fn(Option<Then>) -> Crash,
     ) {
-        let index = self.outcome.counts.repairs;
-        let mut sampling = self.draw.fork_indexed("repair", index);
+        let Service {
+            verdict,
+            recording,
+            ledger,
+        } = self.judge.judge_service(recovered, expectation);
+        let survived = verdict.survived();
+        self.outcome.counts.served += 1;
+        self.settle(recovered.image.content_hash(), verdict, || {
+            outer(Some(Then::Service { crash: None }))
+        });
+        let Some(ledger) = ledger.filter(|_| survived && !self.stopped) else {
+            return;
+        };
+        let whole = self.judge;
+        let judge = |image, cut: Tick| {
+            let expectation = ledger.expect(Moment(cut.0));
+            whole.judge(image, &expectation, None).verdict
+        };
+        let crash = |crash| outer(Some(Then::Service { crash: Some(crash) }));
+        self.explore_inner(&Inner {
+            recording: &recording,
+            promises: &promises(&ledger),
+            judge: &judge,
+            crash: &crash,
+        });
+    }
+
+    /// Loses power a second time.
+    fn explore_inner(&mut self, inner: &Inner<'_>) {
+        let index = self.outcome.counts.states_judged;
+        let mut sampling = self.draw.fork_indexed("inner", index);
         let contract = self.case.scenario.contract;
-        let mut explorer = Explorer::new(recording, contract, self.effort.repair_states, &[])
+        let budget = self.effort.inner_states;
+        let mut explorer = Explorer::new(inner.recording, contract, budget, inner.promises)
             .with_draw(move |bound| sampling.below(bound));
         for state in explorer.by_ref() {
             if self.stopped {
                 break;
             }
-            let judgement = self.judge.judge(state.image, expectation, Some(before));
-            let crash = (!judgement.verdict.survived()).then(|| Crash {
-                in_repair: Some(RepairCrash {
-                    attempt,
-                    crash: Box::new(Crash::of(recording, state.cut, &state.survivors)),
-                }),
-                ..outer()
-            });
+            let verdict = (inner.judge)(state.image, state.cut);
             self.outcome.counts.states_nested += 1;
-            self.settle(state.hash, judgement, crash);
+            self.settle(state.hash, verdict, || {
+                let crash = Crash::of(inner.recording, state.cut, &state.survivors);
+                (inner.crash)(Box::new(crash))
+            });
         }
         let explored = explorer.explored();
         self.outcome.counts.cuts += explored.cuts;
@@ -228,15 +266,15 @@ impl Examination<'_> {
         self.outcome.counts.states_distinct += explored.distinct;
     }
 
-    /// Counts and folds a judgement, and reports what is wrong.
-    fn settle(&mut self, hash: ContentHash, judgement: Judgement, crash: Option<Crash>) -> Witness {
+    /// Counts and folds a verdict, and reports what is wrong.
+    fn settle(&mut self, hash: ContentHash, verdict: Verdict, crash: impl FnOnce() -> Crash) {
         self.outcome.counts.states_judged += 1;
         self.digest.update(&hash.0.to_le_bytes());
-        match judgement.verdict {
+        match verdict {
             Verdict::Survived => self.digest.update(&[0]),
             Verdict::Violated(violation) => {
                 self.digest.update(violation.class.to_string().as_bytes());
-                self.report(violation, crash);
+                self.report(violation, Some(crash()));
             }
             Verdict::NotMeasured(why) => {
                 self.outcome.counts.not_measured += 1;
@@ -245,7 +283,6 @@ impl Examination<'_> {
             }
             Verdict::HarnessBroken(how) => keep(&mut self.outcome.broken, how),
         }
-        judgement.state
     }
 
     fn report(&mut self, violation: Violation, crash: Option<Crash>) {
@@ -257,24 +294,22 @@ impl Examination<'_> {
     }
 }
 
+/// A second power loss: in which requests, and what to make of its states.
+struct Inner<'a> {
+    recording: &'a Recording,
+    promises: &'a [Tick],
+    judge: &'a dyn Fn(PageImage, Tick) -> Verdict,
+    crash: &'a dyn Fn(Box<Crash>) -> Crash,
+}
+
+/// Whether the `count`th of its kind, from 1, is sampled.
+fn is_due(count: u64, every: u64) -> bool {
+    (count - 1).is_multiple_of(every)
+}
+
 /// The moments at which the guest was promised durability.
-fn promises(life: &Life) -> Vec<Tick> {
-    let promise = |operation: Operation| match operation {
-        Operation::Flush | Operation::Grow { .. } | Operation::Reopen => true,
-        Operation::Read { .. }
-        | Operation::Write { .. }
-        | Operation::WriteZeroes { .. }
-        | Operation::Discard { .. } => false,
-    };
-    life.lived
-        .history
-        .iter()
-        .filter(|happening| promise(happening.operation))
-        .filter_map(|happening| match happening.completed {
-            Some((moment, Answer::Done)) => Some(Tick(moment.0)),
-            Some((_, Answer::Failed)) | None => None,
-        })
-        .collect()
+fn promises(ledger: &Ledger) -> Vec<Tick> {
+    ledger.promises().map(|moment| Tick(moment.0)).collect()
 }
 
 fn keep(messages: &mut Vec<String>, message: String) {

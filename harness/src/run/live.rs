@@ -11,11 +11,13 @@ use engine::error::{Error, Refused};
 
 use super::{Case, Schedule};
 use crate::guest::Ledger;
-use crate::oracle::{Oracle, Violation};
+use crate::oracle::view::Backing;
+use crate::oracle::{Judge, Oracle, Violation};
 use crate::sim::Failure;
 use crate::sim::chooser::{Chooser, Random, Replay};
-use crate::sim::stage::{Disks, Stage, StageError, open_options};
+use crate::sim::stage::{BackingFile, Disks, Stage, StageError, open_options};
 use crate::sim::world::{Ending, Lived, World};
+use crate::subject::EngineSubject;
 use crate::trace::operation_text;
 use crate::workload::ops::Operation;
 use crate::workload::shape::Scenario;
@@ -80,7 +82,7 @@ pub fn live(case: &Case) -> Result<Life, StageError> {
 
 /// The defect of a scenario: none in a build that cannot plant any, which whoever runs a case with a
 /// defect finds out beforehand.
-pub(super) fn planted(scenario: &Scenario) -> Planted {
+fn planted(scenario: &Scenario) -> Planted {
     #[cfg(feature = "defects")]
     if let Some(defect) = scenario.defect {
         return Planted::one(defect);
@@ -215,5 +217,34 @@ impl Life {
             "",
             vec![line],
         ))
+    }
+}
+
+/// Who recovers the crash states of a life, and on what.
+#[derive(Debug)]
+pub struct Subjects {
+    backing: Option<Backing>,
+    subject: EngineSubject,
+}
+
+impl Subjects {
+    /// Those of this life.
+    pub fn of(case: &Case, life: &Life) -> Self {
+        let backing = life.stage.backing.as_ref().map(BackingFile::view);
+        let options = open_options(case.scenario.caches, planted(&case.scenario));
+        Self {
+            subject: EngineSubject::new(options, backing.clone()),
+            backing,
+        }
+    }
+
+    /// Judges with them.
+    pub fn judge(&self) -> Judge<'_> {
+        Judge {
+            subject: &self.subject,
+            backing: self.backing.as_ref(),
+            accept: None,
+            observer: &(),
+        }
     }
 }

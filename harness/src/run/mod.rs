@@ -14,7 +14,7 @@ use crate::prng::Prng;
 use crate::trace::Crash;
 use crate::workload::shape::Scenario;
 
-pub use live::{Life, live};
+pub use live::{Life, Subjects, live};
 pub use replay::{Replayed, Step, replay};
 
 /// What is run: a scenario and who decides its schedule.
@@ -40,8 +40,8 @@ pub enum Schedule {
 pub struct Effort {
     /// How the states of the workload's recording are explored.
     pub states: Budget,
-    /// How the states of one repair's recording are explored.
-    pub repair_states: Budget,
+    /// How the states of a second power loss are explored: inside a repair, or in the work after it.
+    pub inner_states: Budget,
     /// Of so many repaired states one has its repair interrupted; the first always.
     pub repair_every: u64,
     /// Of so many surviving states one serves a guest afterwards; the first always.
@@ -89,10 +89,12 @@ pub struct Counts {
     pub states_generated: u64,
     /// Crash states that differed, by content or by what may be expected of them.
     pub states_distinct: u64,
-    /// Distinct states that were judged, those inside repairs included.
+    /// Distinct states that were judged, those of a second power loss included.
     pub states_judged: u64,
-    /// Judged states that were left by a power loss inside a repair.
+    /// Judged states that were left by a second power loss, inside a repair or in the work after it.
     pub states_nested: u64,
+    /// Judged states of a first power loss that passed.
+    pub survived: u64,
     /// Judged states that recovery had to repair.
     pub repairs: u64,
     /// Judged states on which work went on after recovery.
@@ -115,7 +117,7 @@ impl Effort {
                 samples: 4,
                 torn_masks: 1,
             },
-            repair_states: Budget {
+            inner_states: Budget {
                 states: 24,
                 every_parts: 3,
                 samples: 2,
@@ -153,6 +155,7 @@ impl Counts {
             states_distinct,
             states_judged,
             states_nested,
+            survived,
             repairs,
             served,
             not_measured,
@@ -166,6 +169,7 @@ impl Counts {
         self.states_distinct += states_distinct;
         self.states_judged += states_judged;
         self.states_nested += states_nested;
+        self.survived += survived;
         self.repairs += repairs;
         self.served += served;
         self.not_measured += not_measured;

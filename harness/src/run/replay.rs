@@ -1,18 +1,16 @@
 //! Running a trace again: the one crash that it names, or every crash state of its run.
 
-use blkdebug::record::{Entry, RequestName, Tick};
+use blkdebug::record::{Entry, Recording, RequestName, Tick};
 use engine::device::PageImage;
 
-use super::live::{Life, live, planted};
+use super::live::{Life, Subjects, live};
 use super::{Case, Effort, Schedule, find};
 use crate::caught::{Panic, catch};
 use crate::crash::durability::Frontier;
 use crate::crash::state::{CrashState, Mismatch, Survivors};
-use crate::oracle::view::Backing;
-use crate::oracle::{Judge, Judgement, Verdict};
-use crate::sim::stage::{BackingFile, StageError, open_options};
-use crate::subject::EngineSubject;
-use crate::trace::{Crash, Expected, Misplaced, Trace, operation_text};
+use crate::oracle::{Judgement, Verdict};
+use crate::sim::stage::StageError;
+use crate::trace::{Crash, Expected, Misplaced, Then, Trace, operation_text};
 use crate::workload::ops::{Happening, Moment};
 
 /// What came of a trace.
@@ -77,6 +75,26 @@ impl Replayed {
             }
             _ => false,
         }
+    }
+}
+
+impl Replayed {
+    /// The state of a second power loss, with its steps behind those of the first.
+    fn second(
+        &mut self,
+        recording: &Recording,
+        crash: &Crash,
+        during: &str,
+    ) -> Result<CrashState, Unreplayable> {
+        let (cut, survivors) = crash.find(recording)?;
+        let requests = recording.entries.iter().flat_map(request_steps);
+        let named = requests.map(|step| Step {
+            text: format!("{during}: {}", step.text),
+            ..step
+        });
+        self.steps.extend(sorted(named, cut));
+        self.survivors = describe(recording, cut, &survivors)?;
+        Ok(CrashState::build(recording, cut, &survivors)?)
     }
 }
 
@@ -149,29 +167,32 @@ fn judge_crash(
     crash: &Crash,
     replayed: &mut Replayed,
 ) -> Result<(), Unreplayable> {
-    let backing = life.stage.backing.as_ref().map(BackingFile::view);
-    let options = open_options(case.scenario.caches, planted(&case.scenario));
-    let subject = EngineSubject::new(options, backing.clone());
-    let judge = judge(&subject, backing.as_ref());
+    let subjects = Subjects::of(case, life);
+    let judge = subjects.judge();
     let (cut, survivors) = crash.find(life.recording())?;
     let expectation = life.ledger.expect(Moment(cut.0));
     let state = CrashState::build(life.recording(), cut, &survivors)?;
     replayed.steps = steps(life, cut);
     replayed.survivors = describe(life.recording(), cut, &survivors)?;
     let mut judgement = judge.judge(state.image, &expectation, None);
-    if let Some(inner) = &crash.in_repair {
-        let recording = judgement.repairs.get(inner.attempt);
-        let recording = recording.ok_or(Unreplayable::NoRepair(inner.attempt))?;
-        let (cut, survivors) = inner.crash.find(recording)?;
-        let state = CrashState::build(recording, cut, &survivors)?;
-        let entries = recording.entries.iter();
-        let repair = entries.flat_map(request_steps).map(|step| Step {
-            text: format!("repair: {}", step.text),
-            ..step
-        });
-        replayed.steps.extend(sorted(repair, cut));
-        replayed.survivors = describe(recording, cut, &survivors)?;
-        judgement = judge.judge(state.image, &expectation, Some(&judgement.state));
+    match &crash.then {
+        None => {}
+        Some(Then::Repair { attempt, crash }) => {
+            let recording = judgement.repairs.get(*attempt);
+            let recording = recording.ok_or(Unreplayable::NoRepair(*attempt))?;
+            let second = replayed.second(recording, crash, "repair")?;
+            judgement = judge.judge(second.image, &expectation, Some(&judgement.state));
+        }
+        Some(Then::Service { crash }) => {
+            let recovered = judgement.recovered.as_ref().unwrap_or(&judgement.state);
+            let service = judge.judge_service(recovered, &expectation);
+            judgement.verdict = service.verdict;
+            if let (Some(crash), Some(ledger)) = (crash, &service.ledger) {
+                let second = replayed.second(&service.recording, crash, "service")?;
+                let expectation = ledger.expect(Moment(second.cut.0));
+                judgement = judge.judge(second.image, &expectation, None);
+            }
+        }
     }
     let Judgement {
         verdict,
@@ -185,17 +206,8 @@ fn judge_crash(
     Ok(())
 }
 
-fn judge<'a>(subject: &'a EngineSubject, backing: Option<&'a Backing>) -> Judge<'a> {
-    Judge {
-        subject,
-        backing,
-        accept: None,
-        observer: &(),
-    }
-}
-
 fn describe(
-    recording: &blkdebug::record::Recording,
+    recording: &Recording,
     cut: Tick,
     survivors: &Survivors,
 ) -> Result<String, Unreplayable> {

@@ -13,7 +13,7 @@ fn drawn(seed: u64) -> Case {
 fn small() -> Effort {
     let mut effort = Effort::campaign();
     effort.states.states = 60;
-    effort.repair_states.states = 6;
+    effort.inner_states.states = 6;
     effort
 }
 

@@ -14,7 +14,7 @@ use engine::qcow2::geometry::Geometry;
 use serde::{Deserialize, Serialize};
 
 use super::text::{self, BadText};
-use super::{BadTrace, Crash, Cut, Expected, Loader, MAJOR, MINOR, RepairCrash, Trace, bytes};
+use super::{BadTrace, Crash, Cut, Expected, Loader, MAJOR, MINOR, Then, Trace, bytes};
 use crate::workload::shape::{
     Backing, CacheShape, Given, ImageShape, Scenario, Start, backing_format,
 };
@@ -153,6 +153,15 @@ struct CrashJson {
     survivors: Vec<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     in_repair: Option<RepairJson>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    in_service: Option<ServiceJson>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ServiceJson {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    crash: Option<Box<CrashJson>>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -260,15 +269,28 @@ fn write_fault(rule: &Rule) -> FaultJson {
 }
 
 fn write_crash(crash: &Crash) -> CrashJson {
-    CrashJson {
+    let mut json = CrashJson {
         cut: text::cut_text(&crash.cut),
         moment: crash.cut.moment,
         survivors: crash.survivors.iter().map(text::survivor_text).collect(),
-        in_repair: crash.in_repair.as_ref().map(|repair| RepairJson {
-            attempt: repair.attempt,
-            crash: Box::new(write_crash(&repair.crash)),
-        }),
+        in_repair: None,
+        in_service: None,
+    };
+    match &crash.then {
+        None => {}
+        Some(Then::Repair { attempt, crash }) => {
+            json.in_repair = Some(RepairJson {
+                attempt: *attempt,
+                crash: Box::new(write_crash(crash)),
+            });
+        }
+        Some(Then::Service { crash }) => {
+            json.in_service = Some(ServiceJson {
+                crash: crash.as_deref().map(|crash| Box::new(write_crash(crash))),
+            });
+        }
     }
+    json
 }
 
 pub(super) fn read(text: &str, loader: Loader<'_>) -> Result<Trace, BadTrace> {
@@ -443,21 +465,33 @@ fn read_crash(field: &str, json: CrashJson) -> Result<Crash, BadTrace> {
         let field = format!("{field}.survivors[{index}]");
         survivors.push(text::survivor(survivor).map_err(|bad| meaning(&field, &bad))?);
     }
-    let field = format!("{field}.in_repair.crash");
+    let then = match (json.in_repair, json.in_service) {
+        (None, None) => None,
+        (Some(repair), None) => Some(Then::Repair {
+            attempt: repair.attempt,
+            crash: read_inner(field, "in_repair", *repair.crash)?,
+        }),
+        (None, Some(ServiceJson { crash: None })) => Some(Then::Service { crash: None }),
+        (None, Some(ServiceJson { crash: Some(crash) })) => Some(Then::Service {
+            crash: Some(read_inner(field, "in_service", *crash)?),
+        }),
+        (Some(_), Some(_)) => {
+            let both = "in_repair and in_service exclude each other";
+            return Err(meaning(field, &both));
+        }
+    };
     Ok(Crash {
         cut: Cut {
             before,
             moment: json.moment,
         },
         survivors,
-        in_repair: match json.in_repair {
-            Some(repair) => Some(RepairCrash {
-                attempt: repair.attempt,
-                crash: Box::new(read_crash(&field, *repair.crash)?),
-            }),
-            None => None,
-        },
+        then,
     })
+}
+
+fn read_inner(field: &str, within: &str, json: CrashJson) -> Result<Box<Crash>, BadTrace> {
+    read_crash(&format!("{field}.{within}.crash"), json).map(Box::new)
 }
 
 fn read_expected(json: ExpectedJson) -> Result<Expected, BadTrace> {

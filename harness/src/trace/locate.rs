@@ -113,7 +113,7 @@ impl Crash {
         Self {
             cut: Cut::at(recording, moment),
             survivors: named.collect(),
-            in_repair: None,
+            then: None,
         }
     }
 

@@ -58,17 +58,25 @@ pub struct Crash {
     pub cut: Cut,
     /// What of the volatile requests survived; the others are lost.
     pub survivors: Vec<Survivor>,
-    /// A second power loss while the image was being repaired.
-    pub in_repair: Option<RepairCrash>,
+    /// What came after it, where that is what went wrong.
+    pub then: Option<Then>,
 }
 
-/// A power loss during a repair.
+/// What comes after a power loss.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RepairCrash {
-    /// Which of the attempts that wrote something, from 0.
-    pub attempt: usize,
-    /// When, among the requests of that attempt, and what survived.
-    pub crash: Box<Crash>,
+pub enum Then {
+    /// A second power loss, while the image was being repaired.
+    Repair {
+        /// Which of the attempts that wrote something, from 0.
+        attempt: usize,
+        /// When, among the requests of that attempt, and what survived.
+        crash: Box<Crash>,
+    },
+    /// Work on the recovered image.
+    Service {
+        /// A second power loss during that work.
+        crash: Option<Box<Crash>>,
+    },
 }
 
 /// The moment of a power loss: just before something would have happened on the device.

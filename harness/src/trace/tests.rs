@@ -52,16 +52,21 @@ fn crash() -> impl Strategy<Value = Crash> {
         .prop_map(|(before, moment, survivors)| Crash {
             cut: Cut { before, moment },
             survivors,
-            in_repair: None,
+            then: None,
         })
         .boxed();
-    (power_loss.clone(), prop::option::of(power_loss)).prop_map(|(outer, inner)| Crash {
-        in_repair: inner.map(|inner| RepairCrash {
-            attempt: 1,
+    let then = prop_oneof![
+        Just(None),
+        Just(Some(Then::Service { crash: None })),
+        (0usize..3, power_loss.clone()).prop_map(|(attempt, inner)| Some(Then::Repair {
+            attempt,
             crash: Box::new(inner),
-        }),
-        ..outer
-    })
+        })),
+        power_loss.clone().prop_map(|inner| Some(Then::Service {
+            crash: Some(Box::new(inner)),
+        })),
+    ];
+    (power_loss, then).prop_map(|(outer, then)| Crash { then, ..outer })
 }
 
 fn rule() -> impl Strategy<Value = Rule> {

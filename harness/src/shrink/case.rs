@@ -1,0 +1,349 @@
+//! The simpler neighbours of a case, boldest first.
+
+use blkdebug::contract::Contract;
+use engine::image::Unmap;
+use engine::qcow2::geometry::Geometry;
+
+use crate::minimise::{Shrink, without_stretches};
+use crate::workload::ops::Operation;
+use crate::workload::shape::{Extent, ImageShape, Scenario, Start};
+
+const SECTOR: u64 = 512;
+
+/// A case on its way to become small.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Small {
+    pub(super) scenario: Scenario,
+    pub(super) choices: Vec<u32>,
+    /// The schedule no longer belongs to the operations, and may be looked for anew.
+    pub(super) fresh: bool,
+}
+
+impl Small {
+    pub(super) fn new(scenario: Scenario, mut choices: Vec<u32>) -> Self {
+        // What follows the last choice is the plainest step.
+        let end = choices.iter().rposition(|&choice| choice != 0);
+        choices.truncate(end.map_or(0, |last| last + 1));
+        Self {
+            scenario,
+            choices,
+            fresh: false,
+        }
+    }
+
+    fn with(&self, change: impl FnOnce(&mut Scenario)) -> Self {
+        let mut scenario = self.scenario.clone();
+        change(&mut scenario);
+        Self {
+            scenario,
+            choices: self.choices.clone(),
+            fresh: false,
+        }
+    }
+
+    fn with_operations(&self, operations: Vec<Operation>) -> Self {
+        Self {
+            fresh: true,
+            ..self.with(|scenario| scenario.operations = operations)
+        }
+    }
+
+    fn with_shape(&self, change: impl FnOnce(&mut ImageShape)) -> Option<Self> {
+        let mut scenario = self.scenario.clone();
+        let Start::New(shape) = &mut scenario.image else {
+            return None;
+        };
+        change(shape);
+        let changed = scenario != self.scenario && scenario.check().is_ok();
+        changed.then(|| Self {
+            scenario,
+            choices: self.choices.clone(),
+            fresh: true,
+        })
+    }
+}
+
+impl Shrink for Small {
+    fn simpler(&self) -> Vec<Self> {
+        let mut simpler = self.fewer_operations();
+        simpler.extend(self.plainer_disk());
+        simpler.extend(self.plainer_schedule());
+        simpler.extend(self.plainer_image());
+        simpler.extend(self.plainer_operations());
+        simpler
+    }
+}
+
+impl Small {
+    fn fewer_operations(&self) -> Vec<Self> {
+        without_stretches(&self.scenario.operations)
+            .into_iter()
+            .map(|operations| self.with_operations(operations))
+            .collect()
+    }
+
+    fn plainer_disk(&self) -> Vec<Self> {
+        let weaker = Contract::ALL
+            .into_iter()
+            .filter(|contract| *contract < self.scenario.contract)
+            .map(|contract| self.with(|scenario| scenario.contract = contract));
+        let fewer_faults = without_stretches(&self.scenario.faults)
+            .into_iter()
+            .map(|faults| self.with(|scenario| scenario.faults = faults));
+        weaker.chain(fewer_faults).collect()
+    }
+
+    fn plainer_schedule(&self) -> Vec<Self> {
+        let mut simpler = Vec::new();
+        if self.scenario.concurrency > 1 {
+            for concurrency in [1, self.scenario.concurrency - 1] {
+                simpler.push(Self {
+                    fresh: true,
+                    ..self.with(|scenario| scenario.concurrency = concurrency)
+                });
+            }
+        }
+        let len = self.choices.len();
+        let shorter = [0, len / 2, len.saturating_sub(1)];
+        let lists = shorter
+            .into_iter()
+            .filter(|&shorter| shorter < len)
+            .map(|shorter| self.choices[..shorter].to_vec());
+        let zeroed = (0..len).filter(|&at| self.choices[at] != 0).map(|at| {
+            let mut choices = self.choices.clone();
+            choices[at] = 0;
+            choices
+        });
+        simpler.extend(
+            lists
+                .chain(zeroed)
+                .map(|choices| Self::new(self.scenario.clone(), choices)),
+        );
+        simpler
+    }
+
+    fn plainer_image(&self) -> Vec<Self> {
+        let Start::New(shape) = &self.scenario.image else {
+            return Vec::new();
+        };
+        let mut simpler = vec![
+            self.with_shape(|shape| shape.backing = None),
+            self.with_shape(|shape| shape.filled.clear()),
+            self.with_shape(|shape| shape.lazy_refcounts = false),
+            self.with_shape(|shape| shape.geometry = with_bits(shape.geometry, None, Some(4))),
+        ];
+        for filled in without_stretches(&shape.filled) {
+            simpler.push(self.with_shape(|shape| shape.filled = filled));
+        }
+        for (index, extent) in shape.filled.iter().enumerate() {
+            let half = (extent.len_bytes / 2).next_multiple_of(SECTOR);
+            if half < extent.len_bytes {
+                simpler.push(self.with_shape(|shape| shape.filled[index].len_bytes = half));
+            }
+        }
+        if let Some(backing) = shape.backing {
+            let half = (backing.virtual_bytes / 2).next_multiple_of(SECTOR);
+            if half < backing.virtual_bytes {
+                simpler.push(self.with_shape(|shape| {
+                    shape.backing = shape
+                        .backing
+                        .map(|backing| crate::workload::shape::Backing {
+                            virtual_bytes: half,
+                            ..backing
+                        });
+                }));
+            }
+        }
+        simpler.push(self.smaller_disk(shape));
+        for bits in [9, 12, shape.geometry.cluster_bits() - 1] {
+            if bits < shape.geometry.cluster_bits() && bits >= 9 {
+                simpler.push(self.scaled(bits));
+            }
+        }
+        let mut simpler: Vec<Self> = simpler.into_iter().flatten().collect();
+        let roomy = crate::workload::shape::CacheShape {
+            l2_slices: 16,
+            refcount_slices: 16,
+            slice_bytes: 4096,
+        };
+        if self.scenario.caches != roomy {
+            simpler.push(self.with(|scenario| scenario.caches = roomy));
+        }
+        simpler
+    }
+
+    /// No larger than what is used of it.
+    fn smaller_disk(&self, shape: &ImageShape) -> Option<Self> {
+        let operations = self.scenario.operations.iter().filter_map(|op| range(*op));
+        let used = operations.chain(shape.filled.iter().copied());
+        let end = used.map(Extent::end).max().unwrap_or(SECTOR);
+        if end >= shape.virtual_bytes {
+            return None;
+        }
+        self.with_shape(|shape| shape.virtual_bytes = end)
+    }
+
+    /// The same in smaller clusters: every offset and length shrinks along.
+    fn scaled(&self, cluster_bits: u32) -> Option<Self> {
+        let Start::New(shape) = &self.scenario.image else {
+            return None;
+        };
+        let shift = shape.geometry.cluster_bits() - cluster_bits;
+        let scale = |bytes: u64| (bytes >> shift).next_multiple_of(SECTOR);
+        let scale_len = |bytes: u64| scale(bytes).max(SECTOR);
+        let mut small = self.with_shape(|shape| {
+            shape.geometry = with_bits(shape.geometry, Some(cluster_bits), None);
+            shape.virtual_bytes = scale_len(shape.virtual_bytes);
+            if let Some(backing) = &mut shape.backing {
+                backing.virtual_bytes = scale_len(backing.virtual_bytes);
+            }
+            for extent in &mut shape.filled {
+                extent.offset = scale(extent.offset);
+                extent.len_bytes = scale_len(extent.len_bytes);
+                let over = extent.end().saturating_sub(shape.virtual_bytes);
+                extent.offset = extent.offset.saturating_sub(over);
+            }
+        })?;
+        for operation in &mut small.scenario.operations {
+            *operation = moved(*operation, |extent| Extent {
+                offset: scale(extent.offset),
+                len_bytes: scale_len(extent.len_bytes),
+            });
+            if let Operation::Grow { virtual_bytes } = operation {
+                *virtual_bytes = scale_len(*virtual_bytes);
+            }
+        }
+        Some(small)
+    }
+
+    fn plainer_operations(&self) -> Vec<Self> {
+        let cluster = match &self.scenario.image {
+            Start::New(shape) => shape.geometry.cluster_bytes(),
+            Start::Given(_) => 1 << 16,
+        };
+        let mut simpler = Vec::new();
+        for (index, operation) in self.scenario.operations.iter().enumerate() {
+            for plainer in plainer_operation(*operation, cluster) {
+                simpler.push(self.with(|scenario| scenario.operations[index] = plainer));
+            }
+        }
+        simpler
+    }
+}
+
+fn plainer_operation(operation: Operation, cluster_bytes: u64) -> Vec<Operation> {
+    let mut plainer = Vec::new();
+    if let Operation::WriteZeroes {
+        offset,
+        len_bytes,
+        unmap: Unmap::Allow,
+    } = operation
+    {
+        plainer.push(Operation::WriteZeroes {
+            offset,
+            len_bytes,
+            unmap: Unmap::Keep,
+        });
+    }
+    if let Operation::Grow { virtual_bytes } = operation {
+        let half = (virtual_bytes / 2).next_multiple_of(SECTOR);
+        if half < virtual_bytes {
+            plainer.push(Operation::Grow {
+                virtual_bytes: half,
+            });
+        }
+    }
+    let Some(extent) = range(operation) else {
+        return plainer;
+    };
+    let shorter = [
+        SECTOR,
+        cluster_bytes,
+        (extent.len_bytes / 2).next_multiple_of(SECTOR),
+    ];
+    let lower = [
+        0,
+        extent.offset / cluster_bytes * cluster_bytes,
+        (extent.offset / 2).next_multiple_of(SECTOR),
+    ];
+    for len_bytes in shorter.into_iter().filter(|&len| len < extent.len_bytes) {
+        plainer.push(moved(operation, |extent| Extent {
+            len_bytes,
+            ..extent
+        }));
+    }
+    for offset in lower.into_iter().filter(|&lower| lower < extent.offset) {
+        plainer.push(moved(operation, |extent| Extent { offset, ..extent }));
+    }
+    plainer
+}
+
+/// The range that an operation touches.
+fn range(operation: Operation) -> Option<Extent> {
+    match operation {
+        Operation::Read { offset, len_bytes }
+        | Operation::Write { offset, len_bytes }
+        | Operation::WriteZeroes {
+            offset, len_bytes, ..
+        }
+        | Operation::Discard { offset, len_bytes } => Some(Extent { offset, len_bytes }),
+        Operation::Flush | Operation::Grow { .. } | Operation::Reopen => None,
+    }
+}
+
+/// The same operation on another range.
+fn moved(operation: Operation, to: impl FnOnce(Extent) -> Extent) -> Operation {
+    let Some(extent) = range(operation) else {
+        return operation;
+    };
+    let Extent { offset, len_bytes } = to(extent);
+    match operation {
+        Operation::Read { .. } => Operation::Read { offset, len_bytes },
+        Operation::Write { .. } => Operation::Write { offset, len_bytes },
+        Operation::WriteZeroes { unmap, .. } => Operation::WriteZeroes {
+            offset,
+            len_bytes,
+            unmap,
+        },
+        Operation::Discard { .. } => Operation::Discard { offset, len_bytes },
+        Operation::Flush | Operation::Grow { .. } | Operation::Reopen => operation,
+    }
+}
+
+fn with_bits(geometry: Geometry, cluster_bits: Option<u32>, order: Option<u32>) -> Geometry {
+    let cluster_bits = cluster_bits.unwrap_or(geometry.cluster_bits());
+    let order = order.unwrap_or(geometry.refcount_order());
+    Geometry::new(cluster_bits, order).unwrap_or(geometry)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::prng::Prng;
+    use crate::workload::generate::scenario;
+    use crate::workload::pin::Pins;
+
+    #[test]
+    fn simpler_cases_mean_something_and_differ() {
+        for seed in 0..200 {
+            let drawn = scenario(&Prng::from_seed(seed), &Pins::default());
+            let small = Small::new(drawn, vec![0, 2, 1, 0]);
+            for simpler in small.simpler() {
+                simpler.scenario.check().unwrap();
+                assert_ne!(simpler, small);
+            }
+        }
+    }
+
+    #[test]
+    fn the_plainest_case_has_nothing_simpler() {
+        let mut drawn = scenario(&Prng::from_seed(1), &Pins::default());
+        drawn.operations.clear();
+        let mut small = Small::new(drawn, Vec::new());
+        while let Some(simpler) = small.simpler().pop() {
+            small = simpler;
+        }
+        assert_eq!(small.scenario.contract, Contract::Perfect);
+        assert_eq!(small.scenario.concurrency, 1);
+    }
+}
