@@ -89,10 +89,6 @@ pub enum Proceed {
     Stop,
 }
 
-/// The threads that campaigns and searches run on.
-#[derive(Debug)]
-pub struct Threads(rayon::ThreadPool);
-
 /// Threads could not be had.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot start {jobs} threads: {source}")]
@@ -101,29 +97,17 @@ pub struct NoThreads {
     source: rayon::ThreadPoolBuildError,
 }
 
-impl Threads {
-    /// So many threads.
-    pub fn new(jobs: usize) -> Result<Self, NoThreads> {
-        rayon::ThreadPoolBuilder::new()
-            .num_threads(jobs)
-            .stack_size(STACK_BYTES)
-            .build()
-            .map(Self)
-            .map_err(|source| NoThreads { jobs, source })
-    }
-
-    /// Runs `work` and what it does in parallel on these threads.
-    pub(crate) fn install<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
-        self.0.install(work)
-    }
-}
-
-/// Carries out a plan. After every batch `between` is told how far it is, and decides.
+/// Carries out a plan on `jobs` threads. After every batch `between` is told how far it is, and decides.
 pub fn campaign(
     plan: &Plan,
-    threads: &Threads,
+    jobs: usize,
     between: &mut dyn FnMut(&Progress) -> Proceed,
-) -> Campaign {
+) -> Result<Campaign, NoThreads> {
+    let threads = rayon::ThreadPoolBuilder::new()
+        .num_threads(jobs)
+        .stack_size(STACK_BYTES)
+        .build()
+        .map_err(|source| NoThreads { jobs, source })?;
     let mut campaign = Campaign::default();
     let mut digest = Xxh3::new();
     let mut next = 0;
@@ -143,7 +127,7 @@ pub fn campaign(
         }
     }
     campaign.digest = digest.digest128();
-    campaign
+    Ok(campaign)
 }
 
 /// One run, done.
@@ -255,17 +239,17 @@ mod tests {
     #[test]
     fn nothing_depends_on_the_number_of_threads() {
         let mut go_on = |_: &Progress| Proceed::GoOn;
-        let one = campaign(&plan(5), &Threads::new(1).unwrap(), &mut go_on);
-        let three = campaign(&plan(5), &Threads::new(3).unwrap(), &mut go_on);
+        let one = campaign(&plan(5), 1, &mut go_on).unwrap();
+        let three = campaign(&plan(5), 3, &mut go_on).unwrap();
         assert_eq!(one.digest, three.digest);
         assert_eq!(one.progress.counts, three.progress.counts);
-        let other = campaign(&plan(6), &Threads::new(1).unwrap(), &mut go_on);
+        let other = campaign(&plan(6), 1, &mut go_on).unwrap();
         assert_ne!(one.digest, other.digest);
     }
 
     #[test]
     fn whoever_has_a_clock_can_end_it_after_a_batch() {
-        let campaign = campaign(&plan(5), &Threads::new(1).unwrap(), &mut |_| Proceed::Stop);
+        let campaign = campaign(&plan(5), 1, &mut |_| Proceed::Stop).unwrap();
         assert_eq!(campaign.progress.runs, BATCH_RUNS);
     }
 }

@@ -7,31 +7,38 @@
 mod case;
 mod explain;
 
+use std::fmt;
+
 use blkdebug::contract::Contract;
 use rayon::prelude::*;
 
-use crate::campaign::{Found, Threads};
+use crate::campaign::Found;
+use crate::caught::{Panic, catch};
 use crate::minimise::minimise;
+use crate::oracle::verdict::NoFailureClass;
 use crate::oracle::{FailureClass, Violation};
 use crate::prng::Prng;
-use crate::run::{Case, Effort, Finding, Outcome, Schedule, find, live};
-use crate::trace::{Expected, Then, Trace};
+use crate::run::{Case, Effort, Outcome, Schedule, find, live};
+use crate::trace::{Crash, Expected, Then, Trace};
 use crate::workload::shape::Scenario;
 
 use case::Small;
 
 /// How long a search for a smaller case may go on, in cases tried.
-pub const ATTEMPTS: usize = 400;
+const ATTEMPTS: usize = 400;
 
 /// A violation, made small and explained.
 #[derive(Clone, Debug)]
-pub struct Explained {
+pub struct Reduced {
     /// The case that still shows it.
     pub trace: Trace,
-    /// What is wrong there.
-    pub violation: Violation,
-    /// Which write must be durable before which; `None` where the order of writes is not the cause.
-    pub sentence: Option<String>,
+    /// The class of the failure, which is that of the case that was reduced.
+    pub class: FailureClass,
+    /// Which write must be durable before which, or what is wrong where the order of writes is not the
+    /// cause; for people.
+    pub sentence: String,
+    /// What the oracle found.
+    pub lines: Vec<String>,
     /// Whether it shows on a disk that loses nothing that was completed, too.
     pub control: Control,
     /// How many cases were tried.
@@ -47,53 +54,49 @@ pub enum Control {
     Fails,
 }
 
-/// The violation did not show again, so that the harness contradicts itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the violation did not show again when its case was run once more")]
-pub struct Vanished;
-
-/// Makes a violation small and explains it.
-pub fn explain_found(
-    found: &Found,
-    attempts: usize,
-    threads: &Threads,
-) -> Result<Explained, Vanished> {
-    let search = Search::of(&found.finding);
-    let start = Small::new(found.scenario.clone(), found.choices.clone());
-    let minimised = threads.install(|| {
-        minimise(start, attempts, &mut |variants: &[Small]| {
-            variants
-                .par_iter()
-                .enumerate()
-                .find_map_first(|(index, small)| Some((index, search.fails(small)?)))
+impl fmt::Display for Control {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Passes => "it passes, so that losing unflushed writes is what it takes",
+            Self::Fails => "it fails too, so that no unflushed write need be lost",
         })
-    });
-    let mut explained = search.explain(minimised.input)?;
-    explained.attempts = minimised.attempts;
-    Ok(explained)
+    }
 }
 
-/// Makes the case of a trace small, if it shows what the trace expects.
-pub fn explain_trace(
-    trace: &Trace,
-    class: &FailureClass,
-    attempts: usize,
-    threads: &Threads,
-) -> Result<Explained, Vanished> {
-    let finding = Finding {
-        violation: Violation {
-            class: class.clone(),
-            lines: Vec::new(),
-        },
-        crash: trace.crash.clone(),
+/// Why a violation could not be reduced.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Irreducible {
+    /// The violation did not show again, so that the harness contradicts itself.
+    #[error("the violation did not show again when its case was run once more")]
+    Vanished,
+    /// There is nothing to reduce.
+    #[error("the trace expects no violation, so there is nothing to make smaller")]
+    Survives,
+    /// The trace names no class of failure.
+    #[error("{0}")]
+    Class(#[from] NoFailureClass),
+    /// The harness itself panicked.
+    #[error("the harness {0}")]
+    Panic(Panic),
+}
+
+/// Makes a violation small and explains it.
+pub fn reduce(found: &Found) -> Result<Reduced, Irreducible> {
+    let start = Small::new(found.scenario.clone(), found.choices.clone());
+    let class = &found.finding.violation.class;
+    let crash = found.finding.crash.as_ref();
+    catch(|| Search::of(class, crash).reduce(start)).map_err(Irreducible::Panic)?
+}
+
+/// Makes the case of a trace small that shows what the trace expects.
+pub fn reduce_trace(trace: &Trace) -> Result<Reduced, Irreducible> {
+    let Expected::Violated(class) = &trace.expected else {
+        return Err(Irreducible::Survives);
     };
-    let found = Found {
-        run: 0,
-        scenario: trace.scenario.clone(),
-        choices: trace.choices.clone(),
-        finding,
-    };
-    explain_found(&found, attempts, threads)
+    let class: FailureClass = class.parse()?;
+    let start = Small::new(trace.scenario.clone(), trace.choices.clone());
+    let search = Search::of(&class, trace.crash.as_ref());
+    catch(|| search.reduce(start)).map_err(Irreducible::Panic)?
 }
 
 /// The search for one class of failure.
@@ -103,17 +106,30 @@ struct Search {
 }
 
 impl Search {
-    fn of(finding: &Finding) -> Self {
+    fn of(class: &FailureClass, crash: Option<&Crash>) -> Self {
         let mut effort = Effort::minimise();
-        match finding.crash.as_ref().and_then(|crash| crash.then.as_ref()) {
+        match crash.and_then(|crash| crash.then.as_ref()) {
             None => {}
             Some(Then::Repair { .. }) => effort.repair_every = 1,
             Some(Then::Service { .. }) => effort.serve_every = 1,
         }
         Self {
-            class: finding.violation.class.clone(),
+            class: class.clone(),
             effort,
         }
+    }
+
+    fn reduce(&self, start: Small) -> Result<Reduced, Irreducible> {
+        let minimised = minimise(start, ATTEMPTS, &mut |variants: &[Small]| {
+            variants
+                .par_iter()
+                .enumerate()
+                .find_map_first(|(index, small)| Some((index, self.fails(small)?)))
+        });
+        Ok(Reduced {
+            attempts: minimised.attempts,
+            ..self.explain(minimised.input)?
+        })
     }
 
     /// The same case with the schedule under which it fails, if it does.
@@ -138,16 +154,16 @@ impl Search {
             .then_some(outcome)
     }
 
-    fn explain(&self, small: Small) -> Result<Explained, Vanished> {
+    fn explain(&self, small: Small) -> Result<Reduced, Irreducible> {
         let case = Case {
             scenario: small.scenario,
             schedule: Schedule::Given(small.choices.clone()),
         };
-        let outcome = self.find(&case).ok_or(Vanished)?;
+        let outcome = self.find(&case).ok_or(Irreducible::Vanished)?;
         let findings = outcome.findings.into_iter();
         let mut matching = findings.filter(|finding| finding.violation.class == self.class);
-        let finding = matching.next().ok_or(Vanished)?;
-        let life = live(&case).map_err(|_| Vanished)?;
+        let finding = matching.next().ok_or(Irreducible::Vanished)?;
+        let life = live(&case).map_err(|_| Irreducible::Vanished)?;
         let told = explain::explain(&case, &life, finding);
         let perfect = Case {
             scenario: Scenario {
@@ -160,21 +176,20 @@ impl Search {
             Some(_) => Control::Fails,
             None => Control::Passes,
         };
-        let about = match &told.sentence {
-            Some(sentence) => sentence.clone(),
-            None => told.violation.lines.first().cloned().unwrap_or_default(),
-        };
-        Ok(Explained {
+        let anyhow = || told.violation.lines.first().cloned().unwrap_or_default();
+        let sentence = told.sentence.unwrap_or_else(anyhow);
+        Ok(Reduced {
             trace: Trace {
-                about,
+                about: sentence.clone(),
                 scenario: case.scenario,
                 choices: small.choices,
                 crash: told.crash,
                 expected: Expected::Violated(self.class.to_string()),
                 digest: Some(life.lived.digest),
             },
-            violation: told.violation,
-            sentence: told.sentence,
+            class: self.class.clone(),
+            sentence,
+            lines: told.violation.lines,
             control,
             attempts: 0,
         })

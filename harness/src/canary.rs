@@ -1,0 +1,56 @@
+//! Hunting a planted defect: a harness that cannot find it proves nothing by finding nothing else.
+
+use engine::defect::Defect;
+
+use crate::campaign::{NoThreads, Plan, Proceed, Progress, campaign};
+use crate::reduce::{Reduced, reduce};
+use crate::run::{Effort, replay};
+use crate::workload::pin::Pins;
+
+/// The seed that canaries are hunted with.
+const SEED: u64 = 1;
+/// A canary that so many runs do not find is not found.
+const RUNS: u64 = 20_000;
+
+/// What came of a hunt.
+#[derive(Clone, Debug)]
+pub struct Hunt {
+    /// How many runs it took, or how many were in vain.
+    pub runs: u64,
+    /// How many crash states were judged in them.
+    pub states: u64,
+    /// The violation that gave the defect away, made small.
+    pub found: Option<Reduced>,
+    /// Whether the trace of it comes to the same verdict.
+    pub replays: bool,
+}
+
+/// Plants a defect and runs drawn workloads until it is found. After every
+/// batch of runs `between` is told how far it is, and decides.
+pub fn hunt(
+    defect: Defect,
+    jobs: usize,
+    between: &mut dyn FnMut(&Progress) -> Proceed,
+) -> Result<Hunt, NoThreads> {
+    let plan = Plan {
+        seed: SEED,
+        runs: RUNS,
+        pins: Pins::default(),
+        contract: None,
+        given: None,
+        defect: Some(defect),
+        effort: Effort::campaign(),
+    };
+    let campaign = campaign(&plan, jobs, between)?;
+    let found = campaign.found.iter().find_map(|found| reduce(found).ok());
+    let replays = found.as_ref().is_some_and(|reduced| {
+        let expected = &reduced.trace.expected;
+        replay(&reduced.trace).is_ok_and(|replayed| replayed.is_as(expected))
+    });
+    Ok(Hunt {
+        runs: campaign.progress.runs,
+        states: campaign.progress.counts.states_judged,
+        found,
+        replays,
+    })
+}
