@@ -285,12 +285,12 @@ fn a_discard_leaves_old_zero_or_garbage_until_it_is_flushed() {
     ] {
         let tape = Tape::new();
         let id = tape.done(op);
-        let mask = |picked: usize| SectorMask::from_fn(3, |sector| sector == picked);
+        let mask = |from, to| SectorMask::from_fn(3, |sector| (from..=to).contains(&sector));
         let part = Part {
             request: id,
             content: Fate::Scattered {
-                zero: mask(0),
-                garbage: mask(1),
+                zero: mask(0, 0),
+                garbage: mask(0, 1),
             },
             length: Length::Untouched,
         };
@@ -541,6 +541,26 @@ proptest! {
         }
     }
 
+    /// However small the budget, what is left where nothing volatile survives, or everything, is
+    /// visited for each moment: before and after each flush, above all.
+    #[test]
+    fn nothing_and_everything_are_explored_at_every_moment(script in script()) {
+        let recording = run(&script);
+        let budget = Budget { every_parts: 0, samples: 0, torn_masks: 0, ..THOROUGH };
+        let explored: BTreeSet<ContentHash> =
+            Explorer::new(&recording, Contract::Epoch, budget, &[])
+                .filter(|state| state.level <= Level::Single)
+                .map(|state| state.hash)
+                .collect();
+        for cut in (0..=recording.end().0).map(Tick) {
+            let frontier = Frontier::at(&recording, cut);
+            for survivors in [Survivors::nothing(&frontier), Survivors::everything(&frontier)] {
+                let state = CrashState::build(&recording, cut, &survivors).unwrap();
+                prop_assert!(explored.contains(&state.hash), "{:?}: {:?}", cut, survivors);
+            }
+        }
+    }
+
     /// Each contract allows what the weaker one allows.
     #[test]
     fn contracts_grow(script in script()) {
@@ -582,6 +602,45 @@ proptest! {
             prop_assert_eq!(stands(&moving), stands(&fresh));
         }
     }
+}
+
+/// Whether the cheap levels visit, at this cut or earlier, the state in which of the volatile requests
+/// only these parts survive.
+fn is_cheap(tape: &Tape, cut: Tick, contract: Contract, parts: Vec<Part>) -> bool {
+    let recording = tape.recording();
+    let wanted = CrashState::build(&recording, cut, &Survivors::from_parts(parts)).unwrap();
+    let budget = Budget {
+        every_parts: 0,
+        ..Budget::default()
+    };
+    Explorer::new(&recording, contract, budget, &[])
+        .any(|state| state.hash == wanted.hash && state.cut <= cut)
+}
+
+#[test]
+fn what_a_flush_settled_is_combined_with_what_was_in_flight() {
+    let tape = Tape::new();
+    tape.done(write(0, 1, 1));
+    tape.done(write(1, 1, 1));
+    let flush = tape.submit(Op::Flush);
+    let late: Vec<RequestId> = (2..7)
+        .map(|sector| tape.submit(write(sector, 2, 1)))
+        .collect();
+    tape.complete(flush);
+    let cut = tape.recording().end();
+    tape.done(write(7, 3, 1));
+    assert!(is_cheap(&tape, cut, Contract::Epoch, vec![whole(late[4])]));
+}
+
+#[test]
+fn an_ordered_cache_can_be_overtaken_by_fua() {
+    let tape = Tape::new();
+    tape.done(write(0, 1, 1));
+    tape.done(write_fua(1, 2, 1));
+    let cut = tape.recording().end();
+    tape.done(Op::Flush);
+    assert!(is_cheap(&tape, cut, Contract::Prefix, vec![]));
+    assert!(!is_cheap(&tape, cut, Contract::Perfect, vec![]));
 }
 
 #[test]
