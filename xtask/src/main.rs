@@ -1,2 +1,102 @@
-//! The command line.
-fn main() {}
+//! The command line of qrash, and the only place with a clock, an environment, a terminal and an exit
+//! code.
+
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "this is the command line"
+)]
+
+mod canary;
+mod check;
+mod ci;
+mod fuzz;
+mod minimise;
+mod replay;
+mod source;
+mod terminal;
+mod violation;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Crash-consistency tests for virtual-disk images.
+#[derive(Debug, Parser)]
+#[command(name = "qrash", bin_name = "cargo xtask", version, after_help = EXIT_CODES)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  nothing was found
+  1  a violation was found (check: the check could not be made)
+  2  usage or environment: a wrong option, an unreadable file, a directory that cannot be written
+     (check: the image is corrupt)
+  3  the harness is broken, or something was not measured (check: there are leaks, and nothing else)";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Fuzz(fuzz::Fuzz),
+    Replay(replay::Replay),
+    Minimise(minimise::Minimise),
+    Check(check::Check),
+    Canary(canary::Canary),
+
+    Ci(ci::Ci),
+}
+
+/// How a command ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Ending {
+    /// There is nothing to report.
+    Clean,
+    /// A violation was found.
+    Violation,
+    /// The harness contradicts itself, or could not judge.
+    Unmeasured,
+    /// What an image check says, as qemu-img says it.
+    Check(u8),
+}
+
+/// A wrong call or a world that does not play along: one line for a person.
+#[derive(Debug)]
+struct Refusal(String);
+
+impl Refusal {
+    fn new(text: impl std::fmt::Display) -> Self {
+        Self(text.to_string())
+    }
+}
+
+impl From<Ending> for ExitCode {
+    fn from(ending: Ending) -> Self {
+        Self::from(match ending {
+            Ending::Clean => 0,
+            Ending::Violation => 1,
+            Ending::Unmeasured => 3,
+            Ending::Check(code) => code,
+        })
+    }
+}
+
+fn main() -> ExitCode {
+    let outcome = match Arguments::parse().command {
+        Command::Fuzz(fuzz) => fuzz.run(),
+        Command::Replay(replay) => replay.run(),
+        Command::Minimise(minimise) => minimise.run(),
+        Command::Check(check) => check.run(),
+        Command::Canary(canary) => canary.run(),
+
+        Command::Ci(ci) => ci.run(),
+    };
+    match outcome {
+        Ok(ending) => ending.into(),
+        Err(Refusal(text)) => {
+            eprintln!("error: {text}");
+            ExitCode::from(2)
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! `fuzz`: a campaign of drawn workloads, every crash state worth visiting judged.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use blkdebug::contract::Contract;
+use clap::{Args, ValueEnum};
+use harness::campaign::{Campaign, Plan, Proceed, campaign};
+use harness::reduce::reduce;
+use harness::report::Summary;
+use harness::run::Effort;
+use harness::workload::pin::{OPTIONS, Pins};
+
+use crate::terminal::{Display, Limit, default_jobs, parse_duration};
+use crate::{Ending, Refusal, source, violation};
+
+/// Runs where nobody said how many: a few seconds on two cores.
+const DEFAULT_RUNS: u64 = 256;
+/// So many violations of different classes are minimised; the others are counted.
+const MINIMISED: usize = 4;
+
+/// Run drawn workloads, lose power at every moment worth it, and judge what is left.
+///
+/// The same seed with the same number of runs comes to the same digest, with any number of jobs.
+#[derive(Args, Debug)]
+#[command(after_help = crate::EXIT_CODES)]
+pub(crate) struct Fuzz {
+    /// Where the generators start; printed first
+    #[arg(long, value_name = "N")]
+    seed: u64,
+    /// End after so many runs [default: 256 where no --time is given]
+    #[arg(long, value_name = "R", value_parser = clap::value_parser!(u64).range(1..))]
+    runs: Option<u64>,
+    /// End after so long, such as 30s, 10m or 2h
+    #[arg(long, value_name = "T", value_parser = parse_duration)]
+    time: Option<Duration>,
+    /// Use so many threads [default: one for each core]
+    #[arg(long, value_name = "J", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    jobs: Option<u16>,
+    /// What the disk may do at power loss: perfect, prefix, epoch or epoch-torn
+    #[arg(long, value_name = "C", value_parser = parse_contract, default_value = "epoch-torn")]
+    contract: Contract,
+    /// The image format under test
+    #[arg(long, value_enum, default_value_t = Format::Qcow2)]
+    format: Format,
+    /// Fix what would be drawn, as name=value,..
+    #[arg(long, value_name = "OPTIONS", value_parser = Pins::parse, long_help = format!(
+        "Fix what would be drawn, as name=value,..\n\nOptions: {OPTIONS}"))]
+    options: Option<Pins>,
+    /// Start from a copy of this qcow2 image; the file itself is never written
+    #[arg(long, value_name = "FILE")]
+    image: Option<PathBuf>,
+    /// Where summary.json and the traces go
+    #[arg(long, value_name = "DIR", default_value = "reports")]
+    out: PathBuf,
+}
+
+/// The formats that can be tested.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Format {
+    Qcow2,
+}
+
+fn parse_contract(name: &str) -> Result<Contract, String> {
+    Contract::from_name(name).ok_or_else(|| {
+        let names: Vec<&str> = Contract::ALL
+            .iter()
+            .map(|contract| contract.name())
+            .collect();
+        format!("expected one of {}", names.join(", "))
+    })
+}
+
+impl Fuzz {
+    pub(crate) fn run(&self) -> Result<Ending, Refusal> {
+        let Format::Qcow2 = self.format;
+        println!("seed {}", self.seed);
+        let given = self.image.as_deref().map(source::load_image).transpose()?;
+        source::writable_directory(&self.out)?;
+        let plan = Plan {
+            seed: self.seed,
+            runs: self.runs.unwrap_or(if self.time.is_some() {
+                u64::MAX
+            } else {
+                DEFAULT_RUNS
+            }),
+            pins: self.options.unwrap_or_default(),
+            contract: Some(self.contract),
+            given,
+            defect: None,
+            effort: Effort::campaign(),
+        };
+        let limit = self.time.map_or(Limit::Runs(plan.runs), Limit::Time);
+        let mut display = Display::start(limit);
+        let jobs = self.jobs.map_or_else(default_jobs, usize::from);
+        let mut between = |progress: &_| {
+            display.show(progress);
+            if display.is_over() {
+                Proceed::Stop
+            } else {
+                Proceed::GoOn
+            }
+        };
+        let campaign = campaign(&plan, jobs, &mut between).map_err(Refusal::new)?;
+        let mut summary = Summary::new(self.seed, &campaign, display.finish().as_secs_f64());
+        self.tell_violations(&campaign, &mut summary)?;
+        self.close(&campaign, &summary)
+    }
+
+    /// Minimises the first violation of each class.
+    fn tell_violations(&self, campaign: &Campaign, summary: &mut Summary) -> Result<(), Refusal> {
+        for class in summary.classes.clone().iter().take(MINIMISED) {
+            let is_first = |found: &&harness::campaign::Found| {
+                found.finding.violation.class.to_string() == *class
+            };
+            let found = campaign
+                .found
+                .iter()
+                .find(is_first)
+                .expect("a class was found somewhere");
+            let reduced =
+                reduce(found).map_err(|error| Refusal(format!("run {}: {error}", found.run)))?;
+            let origin = format!("seed-{}-run-{}", self.seed, found.run);
+            let trace = violation::save(&reduced, class, &origin, &self.out)?;
+            violation::tell(&reduced, &trace);
+            summary.traces.push(trace.display().to_string());
+        }
+        Ok(())
+    }
+
+    /// The last lines, and the same numbers for programs.
+    fn close(&self, campaign: &Campaign, summary: &Summary) -> Result<Ending, Refusal> {
+        let path = self.out.join("summary.json");
+        std::fs::write(&path, summary.to_json())
+            .map_err(|error| Refusal(format!("{}: {error}", path.display())))?;
+        for text in &campaign.not_measured {
+            println!("NOT MEASURED {text}");
+        }
+        for text in &campaign.broken {
+            println!("HARNESS BROKEN {text}");
+        }
+        println!("contract          {}", self.contract.name());
+        println!("workloads         {}", summary.workloads);
+        println!("cuts              {}", summary.cuts);
+        println!("states generated  {}", summary.states_generated);
+        println!("states distinct   {}", summary.states_distinct);
+        println!(
+            "states judged     {} ({} of them inside a repair)",
+            summary.states_judged, summary.states_nested
+        );
+        println!("states repaired   {}", summary.repairs);
+        println!("seconds           {:.1}", summary.seconds);
+        println!("states a second   {:.0}", summary.states_per_second);
+        println!(
+            "digest            {} (of {} runs)",
+            summary.digest, summary.runs
+        );
+        println!("summary           {}", path.display());
+        println!("violations        {}", summary.violations);
+        Ok(if summary.violations > 0 {
+            Ending::Violation
+        } else if summary.not_measured > 0 || !campaign.broken.is_empty() {
+            Ending::Unmeasured
+        } else {
+            Ending::Clean
+        })
+    }
+}

@@ -1,0 +1,63 @@
+//! Telling a person about a violation, and leaving them the trace.
+
+use std::path::{Path, PathBuf};
+
+use harness::reduce::Reduced;
+
+use crate::Refusal;
+
+/// Writes a trace into `directory`, under a name that tells what it is and where it came from.
+pub(crate) fn save(
+    reduced: &Reduced,
+    name: &str,
+    origin: &str,
+    directory: &Path,
+) -> Result<PathBuf, Refusal> {
+    let path = directory.join(format!("{}-{}.json", plain(name), plain(origin)));
+    std::fs::write(&path, reduced.trace.to_json())
+        .map_err(|error| Refusal(format!("{}: {error}", path.display())))?;
+    Ok(path)
+}
+
+/// Prints what was found, in the order in which a person wants to know.
+pub(crate) fn tell(reduced: &Reduced, trace: &Path) {
+    println!();
+    println!("VIOLATION {}", reduced.class);
+    for line in reduced.sentence.lines() {
+        println!("  {line}");
+    }
+    for line in &reduced.lines {
+        println!("  | {line}");
+    }
+    println!("  on the perfect disk: {}", reduced.control);
+    println!(
+        "  minimised to {} in {} attempts",
+        size(reduced),
+        reduced.attempts
+    );
+    println!("  trace:  {}", trace.display());
+    println!("  replay: cargo xtask replay {}", trace.display());
+}
+
+fn size(reduced: &Reduced) -> String {
+    match reduced.trace.scenario.operations.len() {
+        1 => "1 operation".into(),
+        count => format!("{count} operations"),
+    }
+}
+
+/// A text as a part of a file's name.
+fn plain(text: &str) -> String {
+    let keep = |character: char| {
+        if character.is_ascii_alphanumeric() {
+            character
+        } else {
+            '-'
+        }
+    };
+    text.chars()
+        .map(keep)
+        .collect::<String>()
+        .trim_matches('-')
+        .to_owned()
+}
