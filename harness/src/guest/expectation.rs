@@ -346,6 +346,12 @@ impl<'a> Checker<'a> {
         None
     }
 
+    /// Whether no operation touches any of `sectors`, so that only what was there at the start is legal.
+    pub fn is_untouched(&mut self, sectors: &Range<u64>) -> bool {
+        let (run, allowed) = self.run_from(sectors.start);
+        allowed.is_none() && run.end >= sectors.end
+    }
+
     fn is_legal(&mut self, sector: u64, found: SectorValue) -> bool {
         let expectation = self.expectation;
         let (_, allowed) = self.run_from(sector);

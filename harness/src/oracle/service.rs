@@ -85,7 +85,8 @@ impl Judge<'_> {
             return Err(Box::new(Verdict::HarnessBroken(why.into())));
         };
         let interest = interest(&view, &expectation);
-        check_guest(&view, &expectation, &interest, None).map(drop)
+        let before = before.view(self.backing);
+        check_guest(&view, before.as_ref(), &expectation, &interest, None).map(drop)
     }
 }
 

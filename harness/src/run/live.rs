@@ -12,7 +12,7 @@ use engine::error::{Error, Refused};
 use super::{Case, Schedule};
 use crate::guest::Ledger;
 use crate::oracle::view::Backing;
-use crate::oracle::{Judge, Oracle, Violation};
+use crate::oracle::{Judge, Oracle, Violation, Witness};
 use crate::sim::Failure;
 use crate::sim::chooser::{Chooser, Random, Replay};
 use crate::sim::stage::{BackingFile, Disks, Stage, StageError, open_options};
@@ -224,6 +224,7 @@ impl Life {
 #[derive(Debug)]
 pub struct Subjects {
     backing: Option<Backing>,
+    base: Witness,
     subject: EngineSubject,
 }
 
@@ -234,6 +235,7 @@ impl Subjects {
         let options = open_options(case.scenario.caches, planted(&case.scenario));
         Self {
             subject: EngineSubject::new(options, backing.clone()),
+            base: Witness::new(life.stage.image.clone()),
             backing,
         }
     }
@@ -243,6 +245,7 @@ impl Subjects {
         Judge {
             subject: &self.subject,
             backing: self.backing.as_ref(),
+            base: Some(&self.base),
             accept: None,
             observer: &(),
         }

@@ -149,6 +149,7 @@ fn judge_with(fake: &Fake<'_>, sample: &Sample, before: Option<&Sample>) -> Judg
     let judge = Judge {
         subject: fake,
         backing: None,
+        base: None,
         accept: None,
         observer: &(),
     };
@@ -269,6 +270,7 @@ fn levels_that_are_accepted_pass_and_losses_never_do() {
         let judge = Judge {
             subject: &HONEST,
             backing: None,
+            base: None,
             accept,
             observer: &(),
         };
@@ -301,6 +303,7 @@ fn what_the_guest_had_not_written_yet_breaks_the_harness() {
     let judge = Judge {
         subject: &HONEST,
         backing: None,
+        base: None,
         accept: None,
         observer: &(),
     };
@@ -543,6 +546,7 @@ fn an_interrupted_repair_that_falls_back_to_another_legal_value_is_noticed() {
     let judge = Judge {
         subject: &HONEST,
         backing: None,
+        base: None,
         accept: None,
         observer: &(),
     };
@@ -573,6 +577,7 @@ fn a_clean_close_leaves_nothing_to_repair() {
     let judge = Judge {
         subject: &fake,
         backing: None,
+        base: None,
         accept: None,
         observer: &(),
     };
@@ -592,4 +597,48 @@ fn a_clean_close_leaves_nothing_to_repair() {
         "survived",
         "after a crash it is legal"
     );
+}
+
+#[test]
+fn what_the_workload_did_not_touch_is_still_looked_at() {
+    let mut base = written();
+    let held = base.map(3, 0);
+    for sector in 0..8 {
+        let bytes = stamp(Writer::Image, 24 + sector);
+        base.image.write(base.offset(held) + sector * 512, &bytes);
+    }
+    let mut initial = Start::zeroes();
+    initial.stamp(24..32, Writer::Image);
+    let ledger = Ledger::new(initial, 8 * 4096, &history());
+    let witness = Witness::new(base.image.clone());
+    let judged = |sample: &Sample, base: Option<&Witness>| {
+        let judge = Judge {
+            subject: &HONEST,
+            backing: None,
+            base,
+            accept: None,
+            observer: &(),
+        };
+        let expectation = ledger.expect(Moment(4));
+        name(
+            &judge
+                .judge(sample.image.clone(), &expectation, None)
+                .verdict,
+        )
+    };
+    let mut moved = base.clone();
+    let elsewhere = moved.map(3, 0);
+    moved.count(held, 0);
+    let bytes = moved.image.read_vec(moved.offset(held), 4096);
+    moved.image.write(moved.offset(elsewhere), &bytes);
+    let mut hit = base.clone();
+    hit.image.write(hit.offset(held) + 5 * 512 + 9, &[1]);
+    let mut gone = base.clone();
+    gone.entry(3, 0);
+    gone.count(held, 0);
+    for base in [None, Some(&witness)] {
+        assert_eq!(judged(&moved, base), "survived");
+        assert_eq!(judged(&hit, base), "guest/stale-foreign/");
+        assert_eq!(judged(&gone, base), "guest/zeros/");
+    }
 }

@@ -119,6 +119,23 @@ fn disks_are_compared_by_what_they_show() {
 }
 
 #[test]
+fn one_sector_that_differs_is_found_among_shared_pages() {
+    let mut one = Sample::with(3, 16, 4);
+    let data = one.map(2, 4);
+    for sector in 0..128 {
+        let mut other = one.clone();
+        other
+            .image
+            .write(other.offset(data) + sector * 512 + 77, &[1]);
+        let (a, b) = (walk(&one.image), walk(&other.image));
+        let one = GuestView::new(&one.image, &a, None).unwrap();
+        let two = GuestView::new(&other.image, &b, None).unwrap();
+        let found = one.difference(&two, 3..8 * 128);
+        assert_eq!(found.map(|found| found.sector), Some(2 * 128 + sector));
+    }
+}
+
+#[test]
 fn data_that_somebody_read_are_compared_sector_by_sector() {
     let mut sample = Sample::new();
     sample.map(1, 4);

@@ -89,6 +89,7 @@ fn every_prefix_survives(subject: &EngineSubject, base: &PageImage, initial: &Co
     let judge = Judge {
         subject,
         backing: subject.backing.as_ref(),
+        base: None,
         accept: None,
         observer: &(),
     };
@@ -151,6 +152,7 @@ fn service_that_loses_a_write_is_a_violation() {
     let judge = Judge {
         subject: &Forgetful(subject),
         backing: None,
+        base: None,
         accept: None,
         observer: &(),
     };
