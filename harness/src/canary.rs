@@ -5,7 +5,7 @@ use engine::defect::Defect;
 use crate::campaign::{NoThreads, Plan, Proceed, Progress, campaign};
 use crate::reduce::{Reduced, reduce};
 use crate::run::{Effort, replay};
-use crate::workload::pin::Pins;
+use crate::workload::pin::{Pins, Room};
 
 /// The seed that canaries are hunted with.
 const SEED: u64 = 1;
@@ -35,7 +35,7 @@ pub fn hunt(
     let plan = Plan {
         seed: SEED,
         runs: RUNS,
-        pins: Pins::default(),
+        pins: pins(defect),
         contract: None,
         given: None,
         defect: Some(defect),
@@ -53,4 +53,44 @@ pub fn hunt(
         found,
         replays,
     })
+}
+
+/// What is not drawn, so that the images are such as the defect shows on.
+fn pins(defect: Defect) -> Pins {
+    match defect {
+        Defect::ReftableBeforeBlocks | Defect::UseBeforeSwitch => Pins {
+            room: Some(Room::Table),
+            ..Pins::default()
+        },
+        Defect::HookupBeforeBlock | Defect::UseBeforeHookup => Pins {
+            room: Some(Room::Block),
+            ..Pins::default()
+        },
+        Defect::RebuildSwitchesEarly => Pins {
+            abandoned: Some(true),
+            ..Pins::default()
+        },
+        Defect::LinkBeforeRefcounts
+        | Defect::LinkBeforeData
+        | Defect::L1BeforeL2
+        | Defect::FreeBeforeUnlink
+        | Defect::SizeBeforeContent
+        | Defect::SizeNotFlushed
+        | Defect::L1SwitchBeforeTable
+        | Defect::DirtyTooLate
+        | Defect::CleanTooEarly
+        | Defect::FlushClearsDirty
+        | Defect::FlushSkipsDevice
+        | Defect::FlushSkipsTables
+        | Defect::CopiedForgotten
+        | Defect::UnlockedUpdate
+        | Defect::CowTailLost
+        | Defect::RecycledNotZeroed
+        | Defect::GrowShowsBacking
+        | Defect::OldClusterLeaked
+        | Defect::RepairSkipsLast
+        | Defect::RepairCleansEarly
+        | Defect::RepairMissesLastEntry
+        | Defect::RepairKeepsShortFile => Pins::default(),
+    }
 }

@@ -129,6 +129,7 @@ impl Small {
         let mut simpler = vec![
             self.with_shape(|shape| shape.backing = None),
             self.with_shape(|shape| shape.filled.clear()),
+            self.with_shape(|shape| shape.abandoned = false),
             self.with_shape(|shape| shape.lazy_refcounts = false),
             self.with_shape(|shape| shape.geometry = with_bits(shape.geometry, None, Some(4))),
         ];

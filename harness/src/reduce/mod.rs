@@ -107,12 +107,18 @@ struct Search {
 
 impl Search {
     fn of(class: &FailureClass, crash: Option<&Crash>) -> Self {
-        let mut effort = Effort::minimise();
-        match crash.and_then(|crash| crash.then.as_ref()) {
-            None => {}
-            Some(Then::Repair { .. }) => effort.repair_every = 1,
-            Some(Then::Service { .. }) => effort.serve_every = 1,
-        }
+        // What comes after the first power loss is looked at only if that is where the failure was:
+        // otherwise a case without operations, that fails in the work after recovery, would do.
+        let (repair_every, serve_every) = match crash.and_then(|crash| crash.then.as_ref()) {
+            None => (None, None),
+            Some(Then::Repair { .. }) => (Some(1), None),
+            Some(Then::Service { .. }) => (None, Some(1)),
+        };
+        let effort = Effort {
+            repair_every,
+            serve_every,
+            ..Effort::minimise()
+        };
         Self {
             class: class.clone(),
             effort,

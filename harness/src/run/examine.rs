@@ -1,7 +1,7 @@
 //! Judging the crash states of a life.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use blkdebug::record::{Recording, Tick};
@@ -13,7 +13,7 @@ use super::{Case, Counts, Effort, Finding, Outcome};
 use crate::crash::explore::{Explored, Explorer};
 use crate::crash::state::CrashState;
 use crate::guest::{Expectation, Ledger};
-use crate::oracle::{FailureClass, Judge, Judgement, Oracle, Service, Verdict, Violation, Witness};
+use crate::oracle::{Judge, Judgement, Oracle, Service, Verdict, Violation, Witness};
 use crate::prng::Prng;
 use crate::trace::{Crash, Then};
 use crate::workload::ops::Moment;
@@ -40,7 +40,6 @@ pub(super) fn examine(
         judge,
         draw: draw_for(case),
         expectations: Expectations::default(),
-        classes: BTreeSet::new(),
         outcome: Outcome::default(),
         digest: Xxh3::new(),
         stop,
@@ -101,7 +100,6 @@ struct Examination<'a> {
     judge: Judge<'a>,
     draw: Prng,
     expectations: Expectations<'a>,
-    classes: BTreeSet<FailureClass>,
     outcome: Outcome,
     digest: Xxh3,
     stop: &'a mut dyn FnMut(&Violation) -> bool,
@@ -288,9 +286,24 @@ impl Examination<'_> {
     fn report(&mut self, violation: Violation, crash: Option<Crash>) {
         self.outcome.counts.violations += 1;
         self.stopped |= (self.stop)(&violation);
-        if self.classes.insert(violation.class.clone()) {
-            self.outcome.findings.push(Finding { violation, crash });
+        let finding = Finding { violation, crash };
+        let known = self.outcome.findings.iter_mut();
+        let mut same = known.filter(|known| known.violation.class == finding.violation.class);
+        match same.next() {
+            None => self.outcome.findings.push(finding),
+            // One power loss says more than two.
+            Some(known) if known.is_late() && !finding.is_late() => *known = finding,
+            Some(_) => {}
         }
+    }
+}
+
+impl Finding {
+    /// Whether it took more than a power loss to get there.
+    fn is_late(&self) -> bool {
+        self.crash
+            .as_ref()
+            .is_some_and(|crash| crash.then.is_some())
     }
 }
 
@@ -303,8 +316,8 @@ struct Inner<'a> {
 }
 
 /// Whether the `count`th of its kind, from 1, is sampled.
-fn is_due(count: u64, every: u64) -> bool {
-    (count - 1).is_multiple_of(every)
+fn is_due(count: u64, every: Option<u64>) -> bool {
+    every.is_some_and(|every| (count - 1).is_multiple_of(every))
 }
 
 /// The moments at which the guest was promised durability.

@@ -42,10 +42,10 @@ pub struct Effort {
     pub states: Budget,
     /// How the states of a second power loss are explored: inside a repair, or in the work after it.
     pub inner_states: Budget,
-    /// Of so many repaired states one has its repair interrupted; the first always.
-    pub repair_every: u64,
-    /// Of so many surviving states one serves a guest afterwards; the first always.
-    pub serve_every: u64,
+    /// Of so many repaired states one has its repair interrupted, the first always; `None` for none.
+    pub repair_every: Option<u64>,
+    /// Of so many surviving states one serves a guest afterwards, the first always; `None` for none.
+    pub serve_every: Option<u64>,
     /// Exploring ends at the first violation.
     pub first_only: bool,
 }
@@ -123,8 +123,8 @@ impl Effort {
                 samples: 2,
                 torn_masks: 1,
             },
-            repair_every: 32,
-            serve_every: 64,
+            repair_every: Some(32),
+            serve_every: Some(64),
             first_only: false,
         }
     }
@@ -138,7 +138,7 @@ impl Effort {
                 samples: 8,
                 torn_masks: 1,
             },
-            repair_every: 4,
+            repair_every: Some(4),
             ..Self::campaign()
         }
     }

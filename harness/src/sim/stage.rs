@@ -9,6 +9,7 @@ use engine::error::{Error, Refused};
 use engine::image::{Access, Image, LocalFuture, Unmap};
 use engine::qcow2::create::{self, BackingFormat, CreateOptions};
 use engine::qcow2::geometry::Geometry;
+use engine::qcow2::header::incompatible;
 use engine::qcow2::{CacheSizes, OpenOptions, Qcow2};
 
 use super::client::Opener;
@@ -100,8 +101,12 @@ fn new_image(shape: &ImageShape) -> Result<Stage, StageError> {
     if !shape.filled.is_empty() {
         at_once(fill(&file, backing.as_ref(), shape))?;
     }
+    let mut image = file.snapshot();
+    if shape.abandoned {
+        abandon(&mut image);
+    }
     Ok(Stage {
-        image: file.snapshot(),
+        image,
         backing,
         content: shape.content(),
         virtual_bytes: shape.virtual_bytes,
@@ -153,6 +158,21 @@ async fn fill(
         image.write(extent.offset, data).await?;
     }
     image.close().await
+}
+
+/// What is left of an image whose dirty bit reached the disk, and no refcount after it.
+/// Specification: "Header", bytes 48 to 59 (refcount table) and 72 to 79 (incompatible features).
+fn abandon(image: &mut PageImage) {
+    let word = |offset| {
+        let mut bytes = [0; 8];
+        image.read(offset, &mut bytes);
+        u64::from_be_bytes(bytes)
+    };
+    let (table, clusters) = (word(48), word(52) & 0xffff_ffff);
+    let cluster_bytes = 1 << (word(16) >> 24 & 0xff);
+    let incompatible = word(72) | incompatible::DIRTY;
+    image.write(72, &incompatible.to_be_bytes());
+    image.write_zeroes(table, clusters * cluster_bytes);
 }
 
 fn backing_file(backing: Backing) -> Result<PageImage, StageError> {
@@ -306,7 +326,8 @@ mod tests {
             let stage = Stage::prepare(&start).unwrap();
             let backing = stage.backing.as_ref().map(BackingFile::view);
             let report = walk(&stage.image);
-            assert!(report.is_perfect(), "{start:?}");
+            let abandoned = matches!(&start, Start::New(shape) if shape.abandoned);
+            assert!(report.is_perfect() != abandoned, "{start:?}");
             let view = GuestView::new(&stage.image, &report, backing.as_ref()).unwrap();
             assert_eq!(view.virtual_bytes(), stage.virtual_bytes);
             for range in stage.content.ranges() {

@@ -85,6 +85,13 @@ struct NewJson {
     backing: Option<BackingJson>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     filled: Vec<String>,
+    #[serde(default, skip_serializing_if = "is_off")]
+    abandoned: bool,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+fn is_off(switch: &bool) -> bool {
+    !switch
 }
 
 #[derive(Serialize, Deserialize)]
@@ -233,6 +240,7 @@ fn write_shape(shape: &ImageShape) -> NewJson {
             .iter()
             .map(|extent| text::extent_text(*extent))
             .collect(),
+        abandoned: shape.abandoned,
     }
 }
 
@@ -393,6 +401,7 @@ fn read_shape(json: &NewJson) -> Result<ImageShape, BadTrace> {
             None => None,
         },
         filled,
+        abandoned: json.abandoned,
     })
 }
 

@@ -70,6 +70,7 @@ fn image(draw: &mut Prng, pins: &Pins) -> ImageShape {
         .unwrap_or_else(|| virtual_bytes(draw, geometry));
     let backing = backing(draw, virtual_bytes, geometry, pins);
     let filled = filled(draw, virtual_bytes, geometry);
+    let drawn_abandoned = draw.chance(1, 24);
     ImageShape {
         version,
         geometry,
@@ -77,6 +78,7 @@ fn image(draw: &mut Prng, pins: &Pins) -> ImageShape {
         virtual_bytes,
         backing,
         filled,
+        abandoned: version == 3 && pins.abandoned.unwrap_or(drawn_abandoned),
     }
 }
 
@@ -235,6 +237,7 @@ fn tight_image(draw: &mut Prng, pins: &Pins, room: Room) -> ImageShape {
             offset: 0,
             len_bytes: fill,
         }],
+        abandoned: false,
     }
 }
 

@@ -28,6 +28,8 @@ pub struct Pins {
     pub operations: Option<usize>,
     /// How much room the refcount structures have left.
     pub room: Option<Room>,
+    /// Whether the image was left dirty, without its refcounts.
+    pub abandoned: Option<bool>,
 }
 
 /// How much room an image's refcount structures have before they must grow.
@@ -55,7 +57,8 @@ impl std::error::Error for BadPin {}
 
 /// The options that exist, for messages and help.
 pub const OPTIONS: &str = "version=2|3, cluster_size=512..2M, refcount_bits=1|2|4|8|16|32|64, \
-     lazy_refcounts=on|off, backing=raw|qcow2|none, size=BYTES, concurrency=1.., operations=1.., room=any|block|table";
+     lazy_refcounts=on|off, backing=raw|qcow2|none, size=BYTES, concurrency=1.., operations=1.., \
+     room=any|block|table, abandoned=on|off";
 
 /// The largest disk that a campaign makes: every written sector is looked at in every crash state.
 const MAX_VIRTUAL_BYTES: u64 = 1 << 40;
@@ -97,11 +100,10 @@ impl Pins {
                     Some(order.ok_or_else(|| wrong("a power of two from 1 to 64"))?);
             }
             "lazy_refcounts" => {
-                self.lazy_refcounts = Some(match value {
-                    "on" => true,
-                    "off" => false,
-                    _ => return Err(wrong("on or off")),
-                });
+                self.lazy_refcounts = Some(switch(value).ok_or_else(|| wrong("on or off"))?);
+            }
+            "abandoned" => {
+                self.abandoned = Some(switch(value).ok_or_else(|| wrong("on or off"))?);
             }
             "backing" => {
                 self.backing = Some(match (value, backing_format(value)) {
@@ -140,12 +142,22 @@ impl Pins {
 
     fn check(&self) -> Result<(), BadPin> {
         let only_16 = self.refcount_order.is_some_and(|order| order != 4);
-        if self.version == Some(2) && (only_16 || self.lazy_refcounts == Some(true)) {
+        if self.version == Some(2)
+            && (only_16 || self.lazy_refcounts == Some(true) || self.abandoned == Some(true))
+        {
             return Err(BadPin(
-                "version=2 has refcounts of 16 bits and no lazy refcounts: use version=3".into(),
+                "version=2 has refcounts of 16 bits and no dirty bit: use version=3".into(),
             ));
         }
         Ok(())
+    }
+}
+
+fn switch(text: &str) -> Option<bool> {
+    match text {
+        "on" => Some(true),
+        "off" => Some(false),
+        _ => None,
     }
 }
 

@@ -69,6 +69,9 @@ pub struct ImageShape {
     pub backing: Option<Backing>,
     /// What the guest wrote long ago, each range stamped with [`Writer::Image`].
     pub filled: Vec<Extent>,
+    /// Whether whoever wrote it last lost power with the dirty bit set, before any refcount reached the
+    /// disk. Version 3 only.
+    pub abandoned: bool,
 }
 
 /// A backing file, every sector of which is stamped with [`Writer::Backing`].
@@ -160,8 +163,9 @@ impl ImageShape {
             format!("image version {} is not 2 or 3", self.version),
         )?;
         require(
-            self.version == 3 || (self.geometry.refcount_order() == 4 && !self.lazy_refcounts),
-            "an image of version 2 has refcounts of 16 bits and no lazy refcounts".into(),
+            self.version == 3
+                || (self.geometry.refcount_order() == 4 && !self.lazy_refcounts && !self.abandoned),
+            "an image of version 2 has refcounts of 16 bits and no dirty bit".into(),
         )?;
         require(
             self.virtual_bytes.is_multiple_of(512) && self.virtual_bytes <= MAX_VIRTUAL_BYTES,
