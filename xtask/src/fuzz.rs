@@ -15,7 +15,7 @@ use crate::terminal::{Display, Limit, default_jobs, parse_duration};
 use crate::{Ending, Refusal, source, violation};
 
 /// Runs where nobody said how many: a few seconds on two cores.
-const DEFAULT_RUNS: u64 = 256;
+const DEFAULT_RUNS: u64 = 160;
 /// So many violations of different classes are minimised; the others are counted.
 const MINIMISED: usize = 4;
 
@@ -28,7 +28,7 @@ pub(crate) struct Fuzz {
     /// Where the generators start; printed first
     #[arg(long, value_name = "N")]
     seed: u64,
-    /// End after so many runs [default: 256 where no --time is given]
+    /// End after so many runs [default: 160 where no --time is given]
     #[arg(long, value_name = "R", value_parser = clap::value_parser!(u64).range(1..))]
     runs: Option<u64>,
     /// End after so long, such as 30s, 10m or 2h

@@ -2,10 +2,14 @@
 
 use std::io;
 use std::path::Path;
+use std::rc::Rc;
 
-use engine::device::FileDevice;
-use engine::device::{Device, Event, Op, PageImage, Reply, Request, drive};
-use engine::qcow2::header;
+use engine::device::{
+    Device, Event, FileDevice, Op, PageImage, Port, RamDevice, Reply, Request, drive,
+};
+use engine::qcow2::check::{CheckOptions, Repair, check};
+use engine::qcow2::geometry::Geometry;
+use engine::qcow2::header::{self, Header};
 use harness::trace::Trace;
 use harness::workload::shape::Given;
 
@@ -42,9 +46,7 @@ pub(crate) fn load(path: &Path) -> Result<PageImage, Refusal> {
 }
 
 /// Reads a qcow2 image that a campaign shall start from, with the size of its disk and its geometry.
-pub(crate) fn load_image(
-    path: &Path,
-) -> Result<(Given, u64, engine::qcow2::geometry::Geometry), Refusal> {
+pub(crate) fn load_image(path: &Path) -> Result<(Given, u64, Geometry), Refusal> {
     let refuse = |text: String| Refusal(format!("{}: {text}", path.display()));
     let metadata = std::fs::metadata(path).map_err(|error| refuse(error.to_string()))?;
     if metadata.len() > MAX_IMAGE_BYTES {
@@ -57,13 +59,7 @@ pub(crate) fn load_image(
     if !engine::qcow2::probe(&bytes.read_vec(0, 512)) {
         return Err(refuse("this is not a qcow2 image".into()));
     }
-    let ram = std::rc::Rc::new(engine::device::RamDevice::new(bytes.clone()));
-    let port = engine::device::Port::new(ram);
-    let header = drive(header::read(&port)).expect("memory answers at once");
-    let header = header.map_err(|error| refuse(error.to_string()))?;
-    header
-        .require_writable()
-        .map_err(|error| refuse(error.to_string()))?;
+    let header = sound_header(&bytes).map_err(refuse)?;
     if header.backing_name.is_some() {
         return Err(refuse(
             "images with a backing file cannot start a campaign".into(),
@@ -74,6 +70,30 @@ pub(crate) fn load_image(
         bytes: bytes.into(),
     };
     Ok((given, header.virtual_bytes, header.geometry))
+}
+
+/// The header of an image that recovery can bring into order: on a copy in memory, it is tried.
+fn sound_header(bytes: &PageImage) -> Result<Header, String> {
+    let port = Port::new(Rc::new(RamDevice::new(bytes.clone())));
+    let report = drive(check(&port, Repair::All, &CheckOptions::default()));
+    let report = report
+        .expect("memory answers at once")
+        .map_err(|error| error.to_string())?;
+    match report.errors_remaining() {
+        0 => {
+            let header = drive(header::read(&port)).expect("memory answers at once");
+            header.map_err(|error| error.to_string())
+        }
+        errors => {
+            let first = report
+                .findings
+                .first()
+                .map_or_else(String::new, ToString::to_string);
+            Err(format!(
+                "the image is damaged beyond repair, {errors} errors remain: {first}"
+            ))
+        }
+    }
 }
 
 /// Reads a trace.
