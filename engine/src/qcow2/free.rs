@@ -62,9 +62,14 @@ impl Metadata {
             .iter()
             .position(|deferred| is_due(deferred, self))
         {
-            let Deferred { first, count, .. } = self.deferred[index];
-            self.free_now(first, count).await?;
-            self.deferred.remove(index);
+            // One by one: what fails half-way goes on where it stopped, and lowers nothing twice.
+            self.lower_refcount(self.deferred[index].first).await?;
+            let deferred = &mut self.deferred[index];
+            deferred.first.0 += 1;
+            deferred.count -= 1;
+            if deferred.count == 0 {
+                self.deferred.remove(index);
+            }
         }
         Ok(())
     }
@@ -77,34 +82,33 @@ impl Metadata {
         Ok(())
     }
 
+    /// Lowers a refcount by one. Nothing changes where this fails.
     async fn lower_refcount(&mut self, cluster: HostCluster) -> Result<(), Error> {
-        let refcount = match self.find_refcount(cluster).await? {
-            Some(found) if found.value > 0 => {
-                self.put_refcount(found, found.value - 1);
-                found.value - 1
-            }
+        let offset = self.geometry.offset_of(cluster);
+        let found = match self.find_refcount(cluster).await? {
+            Some(found) if found.value > 0 => found,
             Some(_) | None => {
-                let offset = self.geometry.offset_of(cluster).0;
                 let problem = Problem::Field("a cluster in use has a refcount of zero".into());
                 let structure = Structure::RefcountBlock;
                 let reason = BadImage {
                     structure,
-                    offset,
+                    offset: offset.0,
                     index: None,
                     problem,
                 };
                 return Err(self.found_corrupt(reason).await);
             }
         };
-        if refcount > 0 {
+        if found.value > 1 {
+            self.put_refcount(found, found.value - 1);
             return Ok(());
         }
-        let offset = self.geometry.offset_of(cluster);
+        self.order.file().at(Event::ClusterFree).reach().await?;
+        self.put_refcount(found, 0);
         let cluster_bytes = self.geometry.cluster_bytes();
         if self.owners.remove(&cluster) == Some(Structure::L2Table) {
             self.l2.forget(offset, cluster_bytes);
         }
-        self.order.file().at(Event::ClusterFree).reach().await?;
         // While the advice is under way the cluster is free, but nobody can allocate it: the caller
         // holds the lock.
         self.order.discard(offset, cluster_bytes).await;

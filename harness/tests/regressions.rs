@@ -1,0 +1,176 @@
+//! What once broke in the qcow2 engine, found by reading it with bad intent. Each test tells the story
+//! and holds the promise that was broken.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::as_conversions,
+    reason = "a test fails by panic, and its numbers are small"
+)]
+
+use std::rc::Rc;
+
+use blkdebug::record::Clock;
+use blkdebug::rule::{Fault, Rule, Rules};
+use blkdebug::volatile::{Answering, VolatileDisk};
+use engine::device::{Cause, Event, OpKind, PageImage, Port, RamDevice, drive};
+use engine::image::Image;
+use engine::qcow2::check::{CheckOptions, CheckReport, Repair, check};
+use engine::qcow2::create::{CreateOptions, create};
+use engine::qcow2::entry::{Compressed, Copied, L1Entry, Mapping, set_refcount};
+use engine::qcow2::geometry::Geometry;
+use engine::qcow2::header::Header;
+use engine::qcow2::unit::HostOffset;
+use engine::qcow2::{CacheSizes, LazyRefcounts, OpenOptions, Qcow2};
+
+fn run<T>(future: impl Future<Output = T>) -> T {
+    drive(future).expect("completes at once")
+}
+
+fn made(virtual_bytes: u64, cluster_bits: u32, refcount_order: u32) -> Vec<u8> {
+    let ram = Rc::new(RamDevice::default());
+    let options = CreateOptions {
+        virtual_bytes,
+        cluster_bits,
+        refcount_order,
+        ..CreateOptions::default()
+    };
+    run(create(&Port::new(ram.clone()), &options)).unwrap();
+    bytes(&ram.snapshot())
+}
+
+fn bytes(image: &PageImage) -> Vec<u8> {
+    image.read_vec(0, usize::try_from(image.len()).unwrap())
+}
+
+fn ram(bytes: &[u8]) -> (Rc<RamDevice>, Port) {
+    let ram = Rc::new(RamDevice::new(PageImage::from_bytes(bytes)));
+    (ram.clone(), Port::new(ram))
+}
+
+fn header(bytes: &[u8]) -> Header {
+    Header::decode(bytes, bytes.len() as u64).unwrap()
+}
+
+fn checked(port: &Port, repair: Repair) -> CheckReport {
+    run(check(port, repair, &CheckOptions::default())).unwrap()
+}
+
+fn small(lazy: LazyRefcounts) -> OpenOptions {
+    OpenOptions {
+        lazy_refcounts: Some(lazy),
+        caches: CacheSizes {
+            l2_slices: 1,
+            refcount_slices: 1,
+            slice_bytes: 512,
+        },
+        ..OpenOptions::default()
+    }
+}
+
+fn put(bytes: &mut Vec<u8>, at: usize, data: &[u8]) {
+    if bytes.len() < at + data.len() {
+        bytes.resize(at + data.len(), 0);
+    }
+    bytes[at..at + data.len()].copy_from_slice(data);
+}
+
+fn deflate(data: &[u8]) -> Vec<u8> {
+    let mut out = vec![0; 4096];
+    let mut c = flate2::Compress::new(flate2::Compression::default(), false);
+    c.compress(data, &mut out, flate2::FlushCompress::Finish)
+        .unwrap();
+    out.truncate(c.total_out() as usize);
+    out
+}
+
+/// One EIO while a compressed cluster over two host clusters is freed: its first host cluster is
+/// freed twice, and with it the compressed neighbour that lives there.
+#[test]
+fn one_failed_read_does_not_free_a_neighbour() {
+    let mut image = made(64 * 512, 9, 6);
+    let h = header(&image);
+    let g = Geometry::new(9, 6).unwrap();
+    let table = 10 * 512;
+    let l1 = L1Entry::Table {
+        offset: HostOffset(table as u64),
+        copied: Copied::Yes,
+    }
+    .encode()
+    .0;
+    put(&mut image, h.l1_offset.0 as usize, &l1.to_be_bytes());
+    let a = Compressed {
+        offset: HostOffset(63 * 512 + 256),
+        len_bytes: 768,
+    };
+    let b = Compressed {
+        offset: HostOffset(63 * 512),
+        len_bytes: 512,
+    };
+    put(&mut image, table, &[0; 512]);
+    put(
+        &mut image,
+        table,
+        &Mapping::Compressed(a).encode(g).0.to_be_bytes(),
+    );
+    put(
+        &mut image,
+        table + 8,
+        &Mapping::Compressed(b).encode(g).0.to_be_bytes(),
+    );
+    put(&mut image, 63 * 512, &deflate(&[0xbb; 512]));
+    put(&mut image, 63 * 512 + 256, &deflate(&[0xaa; 512]));
+    put(&mut image, 64 * 512, &[0; 512]);
+    let mut second = vec![0; 512];
+    set_refcount(&mut second, 0, 6, 1);
+    set_refcount(&mut second, 1, 6, 1);
+    put(&mut image, 65 * 512, &second);
+    put(
+        &mut image,
+        h.reftable_offset.0 as usize + 8,
+        &(65u64 * 512).to_be_bytes(),
+    );
+    let first_at = u64::from_be_bytes(
+        image[h.reftable_offset.0 as usize..][..8]
+            .try_into()
+            .unwrap(),
+    ) as usize;
+    let block = &mut image[first_at..first_at + 512];
+    set_refcount(block, 10, 6, 1);
+    set_refcount(block, 63, 6, 2);
+    let (_, port) = ram(&image);
+    let report = checked(&port, Repair::None);
+    assert!(report.is_clean(), "{report:?}");
+
+    let rule = Rule {
+        event: Some(Event::RefblockLoad),
+        kind: Some(OpKind::Read),
+        skip: 1,
+        ..Rule::new(Fault::Fail(Cause::NO_SPACE))
+    };
+    let disk = Rc::new(
+        VolatileDisk::new(
+            PageImage::from_bytes(&image),
+            Clock::default(),
+            Answering::AtOnce,
+        )
+        .with_rules(Rules::new(vec![rule], vec![])),
+    );
+    let q = run(Qcow2::open(
+        Port::new(disk.clone()),
+        None,
+        &small(LazyRefcounts::Off),
+    ))
+    .unwrap();
+    assert_eq!(run(q.read(512, 512)).unwrap(), [0xbb; 512]);
+    run(q.discard(0, 512)).unwrap();
+    run(q.flush()).unwrap();
+    let failed = run(q.write(5 * 512, vec![5; 512]));
+    assert!(failed.is_err(), "the fault hits here");
+    assert_eq!(disk.hits(), 1);
+    let again = run(q.write(5 * 512, vec![5; 512]));
+    assert_eq!(
+        run(q.read(512, 512)).ok(),
+        Some(vec![0xbb; 512]),
+        "guest cluster 1 was never touched"
+    );
+}
