@@ -120,6 +120,8 @@ impl Metadata {
 
     async fn first_free(&mut self) -> Result<HostCluster, Error> {
         self.must_be_sound()?;
+        // What counts the clusters may be gone with the flush that failed (rules 5 and 7).
+        self.order.must_be_trusted()?;
         self.reap().await?;
         self.order.file().at(Event::ClusterAlloc).reach().await?;
         loop {

@@ -123,6 +123,7 @@ impl Metadata {
             self.write_refcounts().await?;
             needs = needs.max(self.refcounts_written);
         }
+        self.order.must_be_trusted()?;
         self.order.barrier(Rule::BeforeLink, needs).await?;
         for offset in slices {
             let bytes = self.l2.slice(*offset).bytes.clone();

@@ -28,6 +28,9 @@
 //! 10. **Size last**: what a grown disk shows in its new part is durable before the new size is written.
 //! 11. **Guest flush**: L2 tables are written under rule 1, then the device is flushed.
 //!
+//! A flush that fails may have dropped what it was to make durable, and a later one would not tell.
+//! From then on nothing is allocated and no table is written back, barrier or not.
+//!
 //! # Overlapping requests
 //!
 //! A request claims its range of guest clusters: shared to read and to overwrite in place, exclusive

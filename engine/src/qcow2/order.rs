@@ -148,9 +148,7 @@ impl Order {
         if rule.defect().is_some_and(|defect| self.planted.has(defect)) || self.is_durable(needs) {
             return Ok(());
         }
-        if self.distrusted.get() {
-            return Err(Refused::Distrusted.into());
-        }
+        self.must_be_trusted()?;
         let covers = self.completed.get();
         if let Err(error) = self.file.at(Event::FlushToDisk).flush().await {
             // What it was to make durable may be gone, and no later flush would tell.
@@ -164,6 +162,15 @@ impl Order {
     /// Makes every further barrier fail: what the file relies on is no longer known.
     pub(crate) fn distrust(&self) {
         self.distrusted.set(true);
+    }
+
+    /// Refuses what would build on writes that may be gone, whether it waits for a barrier or not.
+    pub(crate) fn must_be_trusted(&self) -> Result<(), Error> {
+        if self.distrusted.get() {
+            Err(Refused::Distrusted.into())
+        } else {
+            Ok(())
+        }
     }
 
     /// Whether the writes up to `stamp` are durable.
