@@ -229,3 +229,72 @@ fn after_a_failed_flush_nothing_is_mapped_that_no_refcount_block_covers() {
     let opened = run(Qcow2::open(port, None, &OpenOptions::default()));
     assert!(opened.is_ok(), "repair at open fails: {:?}", opened.err());
 }
+
+/// Two flushes under way. The first fails and may have dropped what it was to make durable; the second
+/// is answered, and lifts the mark of what is durable over what the first dropped.
+#[test]
+fn a_flush_beside_a_failed_one_is_not_believed() {
+    use std::task::{Context, Waker};
+    let image = made(1 << 20, 16, 4);
+    let rule = Rule {
+        event: Some(Event::FlushToDisk),
+        state: Some(State(2)),
+        ..Rule::new(Fault::Fail(Cause::IO))
+    };
+    let hook = Transition {
+        event: Event::FlushToOs,
+        from: None,
+        to: State(2),
+    };
+    let disk = Rc::new(
+        VolatileDisk::new(
+            PageImage::from_bytes(&image),
+            Clock::default(),
+            Answering::OnCommand,
+        )
+        .with_rules(Rules::new(vec![rule], vec![hook])),
+    );
+    let mut context = Context::from_waker(Waker::noop());
+    let finish = |mut future: std::pin::Pin<Box<dyn Future<Output = ()>>>| {
+        while future
+            .as_mut()
+            .poll(&mut Context::from_waker(Waker::noop()))
+            .is_pending()
+        {
+            disk.complete(disk.in_flight()[0].id);
+        }
+    };
+    let holder = Rc::new(std::cell::RefCell::new(None));
+    let into = Rc::clone(&holder);
+    let port = Port::new(disk.clone());
+    finish(Box::pin(async move {
+        let q = Qcow2::open(port, None, &small(LazyRefcounts::On))
+            .await
+            .unwrap();
+        q.write(0, vec![1; 512]).await.unwrap();
+        *into.borrow_mut() = Some(Rc::new(q));
+    }));
+    let q: Rc<Qcow2> = holder.borrow_mut().take().unwrap();
+    let mut first = q.flush();
+    let mut second = q.flush();
+    // Write back what the first has to, until both flushes of the device are under way.
+    loop {
+        let a = first.as_mut().poll(&mut context);
+        let b = second.as_mut().poll(&mut context);
+        if disk.in_flight_count() == 2 || a.is_ready() {
+            break;
+        }
+        disk.complete(disk.in_flight()[0].id);
+    }
+    let pending = disk.in_flight();
+    disk.complete(pending[0].id);
+    let a = first.as_mut().poll(&mut context);
+    disk.complete(pending[1].id);
+    let b = second.as_mut().poll(&mut context);
+    let mut third = q.flush();
+    let c = third.as_mut().poll(&mut context);
+    assert!(
+        !matches!(c, std::task::Poll::Ready(Ok(()))),
+        "a flush after a failed flush succeeds without a request"
+    );
+}

@@ -145,16 +145,21 @@ impl Order {
 
     /// Waits until the writes up to `needs` are durable, as `rule` demands.
     pub(crate) async fn barrier(&self, rule: Rule, needs: Stamp) -> Result<(), Error> {
-        if rule.defect().is_some_and(|defect| self.planted.has(defect)) || self.is_durable(needs) {
+        if rule.defect().is_some_and(|defect| self.planted.has(defect)) {
             return Ok(());
         }
         self.must_be_trusted()?;
+        if self.is_durable(needs) {
+            return Ok(());
+        }
         let covers = self.completed.get();
         if let Err(error) = self.file.at(Event::FlushToDisk).flush().await {
             // What it was to make durable may be gone, and no later flush would tell.
             self.distrust();
             return Err(error.into());
         }
+        // A flush that failed meanwhile may have dropped what this one covers.
+        self.must_be_trusted()?;
         self.durable.set(self.durable.get().max(covers));
         Ok(())
     }
