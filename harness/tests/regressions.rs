@@ -4,6 +4,7 @@
 #![allow(
     clippy::unwrap_used,
     clippy::as_conversions,
+    clippy::cast_possible_truncation,
     reason = "a test fails by panic, and its numbers are small"
 )]
 
@@ -89,7 +90,7 @@ fn deflate(data: &[u8]) -> Vec<u8> {
 fn one_failed_read_does_not_free_a_neighbour() {
     let mut image = made(64 * 512, 9, 6);
     let h = header(&image);
-    let g = Geometry::new(9, 6).unwrap();
+    let geometry = Geometry::new(9, 6).unwrap();
     let table = 10 * 512;
     let l1 = L1Entry::Table {
         offset: HostOffset(table as u64),
@@ -98,11 +99,11 @@ fn one_failed_read_does_not_free_a_neighbour() {
     .encode()
     .0;
     put(&mut image, h.l1_offset.0 as usize, &l1.to_be_bytes());
-    let a = Compressed {
+    let long = Compressed {
         offset: HostOffset(63 * 512 + 256),
         len_bytes: 768,
     };
-    let b = Compressed {
+    let neighbour = Compressed {
         offset: HostOffset(63 * 512),
         len_bytes: 512,
     };
@@ -110,12 +111,15 @@ fn one_failed_read_does_not_free_a_neighbour() {
     put(
         &mut image,
         table,
-        &Mapping::Compressed(a).encode(g).0.to_be_bytes(),
+        &Mapping::Compressed(long).encode(geometry).0.to_be_bytes(),
     );
     put(
         &mut image,
         table + 8,
-        &Mapping::Compressed(b).encode(g).0.to_be_bytes(),
+        &Mapping::Compressed(neighbour)
+            .encode(geometry)
+            .0
+            .to_be_bytes(),
     );
     put(&mut image, 63 * 512, &deflate(&[0xbb; 512]));
     put(&mut image, 63 * 512 + 256, &deflate(&[0xaa; 512]));
@@ -167,7 +171,7 @@ fn one_failed_read_does_not_free_a_neighbour() {
     let failed = run(q.write(5 * 512, vec![5; 512]));
     assert!(failed.is_err(), "the fault hits here");
     assert_eq!(disk.hits(), 1);
-    let again = run(q.write(5 * 512, vec![5; 512]));
+    let _ = run(q.write(5 * 512, vec![5; 512]));
     assert_eq!(
         run(q.read(512, 512)).ok(),
         Some(vec![0xbb; 512]),
@@ -212,7 +216,7 @@ fn after_a_failed_flush_nothing_is_mapped_that_no_refcount_block_covers() {
     let mut late = None;
     for cluster in 0..64 * 12 {
         if cluster % 64 != 0 {
-            let outcome = run(q.write(cluster * 512, vec![2; 512]));
+            let _ = run(q.write(cluster * 512, vec![2; 512]));
             if disk.hits() > 0 && late.is_none() {
                 late = Some(cluster);
             }
@@ -280,7 +284,7 @@ fn a_flush_beside_a_failed_one_is_not_believed() {
     // Write back what the first has to, until both flushes of the device are under way.
     loop {
         let a = first.as_mut().poll(&mut context);
-        let b = second.as_mut().poll(&mut context);
+        let _ = second.as_mut().poll(&mut context);
         if disk.in_flight_count() == 2 || a.is_ready() {
             break;
         }
@@ -288,13 +292,46 @@ fn a_flush_beside_a_failed_one_is_not_believed() {
     }
     let pending = disk.in_flight();
     disk.complete(pending[0].id);
-    let a = first.as_mut().poll(&mut context);
+    assert!(first.as_mut().poll(&mut context).is_ready());
     disk.complete(pending[1].id);
-    let b = second.as_mut().poll(&mut context);
+    assert!(second.as_mut().poll(&mut context).is_ready());
     let mut third = q.flush();
     let c = third.as_mut().poll(&mut context);
     assert!(
         !matches!(c, std::task::Poll::Ready(Ok(()))),
         "a flush after a failed flush succeeds without a request"
+    );
+}
+
+#[test]
+fn close_after_a_failed_close_leaves_the_image_clean_or_says_that_it_does_not() {
+    let image = made(1 << 20, 16, 4);
+    let rule = Rule {
+        event: Some(Event::None),
+        kind: Some(OpKind::Write),
+        skip: 1,
+        ..Rule::new(Fault::Fail(Cause::NO_SPACE))
+    };
+    let disk = Rc::new(
+        VolatileDisk::new(
+            PageImage::from_bytes(&image),
+            Clock::default(),
+            Answering::AtOnce,
+        )
+        .with_rules(Rules::new(vec![rule], vec![])),
+    );
+    let q = run(Qcow2::open(
+        Port::new(disk.clone()),
+        None,
+        &small(LazyRefcounts::On),
+    ))
+    .unwrap();
+    run(q.write(0, vec![1; 512])).unwrap();
+    assert!(run(q.close()).is_err());
+    let again = run(q.close());
+    let dirty = header(&bytes(&disk.current())).is_dirty();
+    assert!(
+        again.is_err() || !dirty,
+        "close said {again:?}, dirty {dirty}"
     );
 }

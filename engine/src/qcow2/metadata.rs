@@ -35,8 +35,9 @@ pub(super) struct Metadata {
     pub(super) version: u32,
     pub(super) refcounting: Refcounting,
     pub(super) sector0: HeaderSector,
+    /// The incompatible features that the file may name: those that a failed write left in doubt too.
     pub(super) incompatible: u64,
-    /// The dirty bit as it durably stands.
+    /// Whether the dirty bit durably stands in the file.
     pub(super) dirty: bool,
     /// The image was found corrupt: it takes no more changes.
     pub(super) corrupt: bool,
@@ -177,11 +178,11 @@ impl Metadata {
 
     /// Rule 9: clears the dirty bit. The caller has made everything else durable.
     pub(super) async fn clear_dirty(&mut self) -> Result<(), Error> {
-        if !self.dirty {
-            return Ok(());
-        }
         // Should the write fail, the file may say either: only the weaker may be relied on.
         self.dirty = false;
+        if self.incompatible & incompatible::DIRTY == 0 {
+            return Ok(());
+        }
         self.set_incompatible(self.incompatible & !incompatible::DIRTY)
             .await
     }
@@ -200,6 +201,7 @@ impl Metadata {
     async fn set_incompatible(&mut self, bits: u64) -> Result<(), Error> {
         let mut sector0 = self.sector0.clone();
         sector0.set_incompatible(bits);
+        self.incompatible |= bits;
         self.order
             .write_through(Event::None, HostOffset(0), sector0.bytes())
             .await?;
