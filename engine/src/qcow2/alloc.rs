@@ -4,7 +4,7 @@ use super::entry;
 use super::metadata::Metadata;
 use super::unit::{HostCluster, HostOffset, mem_len};
 use crate::device::Event;
-use crate::error::{BadImage, Error, Problem, Refused, Structure};
+use crate::error::{BadImage, Error, Refused, Structure};
 
 /// Clusters that were just allocated, one after the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -159,22 +159,10 @@ impl Metadata {
     /// Raises the refcounts of free clusters to one.
     async fn take(&mut self, first: HostCluster, count: u64) -> Result<Run, Error> {
         let last = HostCluster(first.0 + count - 1);
-        if let Some((cluster, owner)) = self.owners.range(first..=last).next() {
-            // The refcounts call metadata free.
-            let len_bytes = self.geometry.cluster_bytes();
-            let (structure, offset) = (*owner, self.geometry.offset_of(*cluster).0);
-            let problem = Problem::Overlap {
-                owner: *owner,
-                len_bytes,
-            };
-            let reason = BadImage {
-                structure,
-                offset,
-                index: None,
-                problem,
-            };
-            return Err(self.found_corrupt(reason).await);
-        }
+        // The refcounts may call metadata free.
+        let len_bytes = count * self.geometry.cluster_bytes();
+        self.guard(self.geometry.offset_of(first), len_bytes)
+            .await?;
         for cluster in first.0..=last.0 {
             let found = self.find_refcount(HostCluster(cluster)).await?;
             self.put_refcount(found.expect("a free cluster is counted"), 1);

@@ -255,7 +255,7 @@ impl Metadata {
             .await
     }
 
-    /// Refuses a write of guest data that would destroy metadata, and marks the image corrupt.
+    /// Refuses a write that would destroy metadata, and marks the image corrupt.
     pub(super) async fn guard(&mut self, offset: HostOffset, len_bytes: u64) -> Result<(), Error> {
         let first = self.geometry.cluster_of(offset);
         let last = self

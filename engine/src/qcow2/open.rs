@@ -207,46 +207,60 @@ async fn load(
         fresh_from,
     };
     if options.access == Access::ReadWrite {
-        metadata.owners = owners(header, geometry, &metadata);
+        metadata.owners = owners(header, geometry, &metadata)?;
     }
     Ok(metadata)
 }
 
 /// What the clusters of metadata hold, so far as the tables in memory tell. Entries that cannot be
-/// right are passed over here: they are refused where they are used.
+/// right are passed over here: they are refused where they are used. A cluster that two structures
+/// claim, or one refcount block for two ranges, is refused at once: to write for one is to destroy the
+/// other. Only an L2 table may be named more than once.
 fn owners(
     header: &Header,
     geometry: Geometry,
     metadata: &Metadata,
-) -> BTreeMap<HostCluster, Structure> {
+) -> Result<BTreeMap<HostCluster, Structure>, BadImage> {
     let mut owners = BTreeMap::new();
-    let mut own = |offset: HostOffset, bytes: u64, owner: Structure| {
+    let mut own = |offset: HostOffset, len_bytes: u64, owner: Structure| {
         let first = geometry.cluster_of(offset).0;
-        for cluster in first..first + geometry.clusters_for(bytes) {
-            owners.insert(HostCluster(cluster), owner);
+        for cluster in first..first + geometry.clusters_for(len_bytes) {
+            let before = owners.insert(HostCluster(cluster), owner);
+            let shared = before == Some(Structure::L2Table) && owner == Structure::L2Table;
+            if let Some(before) = before.filter(|_| !shared) {
+                return Err(overlap(owner, offset, before, len_bytes));
+            }
         }
+        Ok(())
     };
+    own(HostOffset(0), 1, Structure::Header)?;
+    let len_bytes = byte_count(metadata.reftable.len()) * 8;
+    own(header.reftable_offset, len_bytes, Structure::RefcountTable)?;
+    own(header.l1_offset, header.l1_entries * 8, Structure::L1Table)?;
+    if header.snapshot_count > 0 {
+        own(header.snapshots_offset, 1, Structure::SnapshotTable)?;
+    }
     for word in &metadata.l1 {
         if let Ok(L1Entry::Table { offset, .. }) = word.decode(geometry) {
-            own(offset, 1, Structure::L2Table);
+            own(offset, 1, Structure::L2Table)?;
         }
     }
     for word in &metadata.reftable {
         if let Ok(Some(offset)) = word.decode(geometry) {
-            own(offset, 1, Structure::RefcountBlock);
+            own(offset, 1, Structure::RefcountBlock)?;
         }
     }
-    own(
-        header.reftable_offset,
-        byte_count(metadata.reftable.len()) * 8,
-        Structure::RefcountTable,
-    );
-    own(header.l1_offset, header.l1_entries * 8, Structure::L1Table);
-    if header.snapshot_count > 0 {
-        own(header.snapshots_offset, 1, Structure::SnapshotTable);
+    Ok(owners)
+}
+
+fn overlap(structure: Structure, offset: HostOffset, owner: Structure, len_bytes: u64) -> BadImage {
+    let problem = Problem::Overlap { owner, len_bytes };
+    BadImage {
+        structure,
+        offset: offset.0,
+        index: None,
+        problem,
     }
-    own(HostOffset(0), 1, Structure::Header);
-    owners
 }
 
 fn words(bytes: &[u8]) -> Vec<u64> {

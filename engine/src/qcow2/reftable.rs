@@ -20,6 +20,8 @@ impl Metadata {
     pub(super) async fn add_refblock(&mut self, table_index: u64) -> Result<(), Error> {
         let first = HostCluster(table_index * self.geometry.refcounts_per_block());
         let offset = self.geometry.offset_of(first);
+        // A damaged table may leave out the range of a structure that is in use.
+        self.guard(offset, self.geometry.cluster_bytes()).await?;
         self.order.file().at(Event::RefblockAlloc).reach().await?;
         let mut block = vec![0; self.geometry.cluster_len()];
         entry::set_refcount(&mut block, 0, self.geometry.refcount_order(), 1);
@@ -56,6 +58,8 @@ impl Metadata {
         let cluster_bytes = self.geometry.cluster_bytes();
         let first = HostCluster(old_entries * per_block);
         let blocks_offset = self.geometry.offset_of(first);
+        let len_bytes = (plan.blocks + plan.table_clusters) * cluster_bytes;
+        self.guard(blocks_offset, len_bytes).await?;
 
         let mut table = self.reftable.clone();
         table.resize(
