@@ -335,3 +335,35 @@ fn close_after_a_failed_close_leaves_the_image_clean_or_says_that_it_does_not() 
         "close said {again:?}, dirty {dirty}"
     );
 }
+
+/// A process is killed with a new refcount block and its table entry in the disk's cache. The next one
+/// reads both there, finds the image clean, and links clusters that the block counts. All it flushes is
+/// its own writes, unless it flushes before it builds on what it found.
+#[test]
+fn an_image_opened_for_writing_is_flushed_before_anything_builds_on_it() {
+    for lazy in [LazyRefcounts::Off, LazyRefcounts::On] {
+        let image = PageImage::from_bytes(&made(1 << 20, 9, 6));
+        let disk = Rc::new(VolatileDisk::new(
+            image,
+            Clock::default(),
+            Answering::AtOnce,
+        ));
+        let opened = run(Qcow2::open(Port::new(disk.clone()), None, &small(lazy)));
+        let first = opened.unwrap();
+        run(first.write(0, vec![1; 512 * 64])).unwrap();
+        drop(first);
+        let before = disk.recording().entries.len();
+        run(Qcow2::open(Port::new(disk.clone()), None, &small(lazy))).unwrap();
+        let recording = disk.recording();
+        let kinds: Vec<OpKind> = recording.entries[before..]
+            .iter()
+            .map(|entry| entry.op.kind())
+            .collect();
+        let last = kinds.iter().rposition(|kind| *kind != OpKind::Read);
+        assert_eq!(
+            last.map(|last| kinds[last]),
+            Some(OpKind::Flush),
+            "{kinds:?}"
+        );
+    }
+}

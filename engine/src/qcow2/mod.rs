@@ -27,6 +27,8 @@
 //! 9. **Clean last**: the dirty bit is cleared only when L2 tables and refcounts are durable.
 //! 10. **Size last**: what a grown disk shows in its new part is durable before the new size is written.
 //! 11. **Guest flush**: L2 tables are written under rule 1, then the device is flushed.
+//! 12. **Before use**: an image that is opened for writing is flushed once. Whoever wrote it last may
+//!     have been killed and left a mapping, a count or data volatile that rules 1 to 7 rely on.
 //!
 //! A flush that fails may have dropped what it was to make durable, and a later one would not tell.
 //! From then on nothing is allocated and no table is written back, barrier or not.

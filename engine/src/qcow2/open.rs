@@ -11,7 +11,7 @@ use super::geometry::Geometry;
 use super::header::{self, Header, HeaderSector};
 use super::image::Qcow2;
 use super::metadata::{Metadata, Refcounting};
-use super::order::{Order, Stamp};
+use super::order::{Order, Rule, Stamp};
 use super::unit::{HostCluster, HostOffset, byte_count, mem_len};
 use crate::defect::Planted;
 use crate::device::{Event, Port};
@@ -91,6 +91,9 @@ impl Qcow2 {
             (header, sector0) = header::load(&file).await?;
         }
         let order = Rc::new(Order::new(file, options.planted));
+        if options.access == Access::ReadWrite {
+            order.barrier(Rule::BeforeUse, order.latest()).await?;
+        }
         let mut metadata = load(Rc::clone(&order), &header, sector0, options).await?;
         if options.access == Access::ReadWrite && header.autoclear != 0 {
             // No bit of these is kept up here, so none may stand once the image is written.

@@ -11,7 +11,8 @@ use crate::device::{Event, Port};
 use crate::error::{Error, Refused};
 use crate::qcow2::unit::HostOffset;
 
-/// A write's place in the order of completions. The default stands before every write.
+/// A write's place in the order of completions. The default stands before every write, also those
+/// of whoever had the file open before.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Stamp(u64);
 
@@ -42,6 +43,8 @@ pub enum Rule {
     AfterSize,
     /// Rule 11: what the guest asked to be durable.
     GuestFlush,
+    /// Rule 12: what stands in the file before anything builds on it.
+    BeforeUse,
 }
 
 impl Rule {
@@ -59,7 +62,7 @@ impl Rule {
             Self::AfterReftableSwitch => Some(Defect::UseBeforeSwitch),
             Self::BeforeSize => Some(Defect::SizeBeforeContent),
             Self::AfterSize => Some(Defect::SizeNotFlushed),
-            Self::AfterClean => None,
+            Self::AfterClean | Self::BeforeUse => None,
         }
     }
 }
@@ -75,11 +78,13 @@ pub(crate) struct Order {
 }
 
 impl Order {
+    /// A file of which nothing is known to be durable: whoever wrote it may have been killed before
+    /// the flush. All of that counts as one write, the youngest so far.
     pub(crate) fn new(file: Port, planted: Planted) -> Self {
         Self {
             file,
             planted,
-            completed: Cell::new(0),
+            completed: Cell::new(1),
             durable: Cell::new(0),
             distrusted: Cell::new(false),
         }
