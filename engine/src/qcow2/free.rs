@@ -3,6 +3,8 @@
 //! Rule 3: freeing waits until the write that unlinked the cluster is durable. Until then its
 //! refcount stays, so that no allocation can find it, whatever survives a power loss.
 
+use std::collections::{BTreeMap, VecDeque};
+
 use super::metadata::Metadata;
 use super::order::Stamp;
 use super::unit::{HostCluster, HostOffset};
@@ -10,12 +12,57 @@ use crate::defect::Defect;
 use crate::device::Event;
 use crate::error::{BadImage, Error, Problem, Structure};
 
-/// Clusters to be freed once.
-#[derive(Clone, Copy, Debug)]
+/// Clusters to be freed once, by the write that unlinks them.
+#[derive(Debug, Default)]
 pub(super) struct Deferred {
+    /// It has not happened: it is the next write of this L2 slice.
+    by_slice: BTreeMap<HostOffset, VecDeque<Freed>>,
+    /// It has completed. The oldest is durable first.
+    written: BTreeMap<Stamp, VecDeque<Freed>>,
+}
+
+/// Adjacent clusters, never none.
+#[derive(Clone, Copy, Debug)]
+struct Freed {
     first: HostCluster,
     count: u64,
-    unlink: Unlink,
+}
+
+impl Deferred {
+    fn push(&mut self, unlink: Unlink, freed: Freed) {
+        let list = match unlink {
+            Unlink::BySlice(slice) => self.by_slice.entry(slice).or_default(),
+            Unlink::Written(stamp) => self.written.entry(stamp).or_default(),
+        };
+        match list.back_mut() {
+            Some(last) if last.first.0 + last.count == freed.first.0 => last.count += freed.count,
+            Some(_) | None => list.push_back(freed),
+        }
+    }
+
+    /// The cluster to be freed next, and the write that must be durable before.
+    fn oldest(&self) -> Option<(Stamp, HostCluster)> {
+        let (stamp, list) = self.written.first_key_value()?;
+        Some((*stamp, list.front()?.first))
+    }
+
+    /// Forgets the cluster that [`Deferred::oldest`] named.
+    fn advance(&mut self) {
+        let Some(mut entry) = self.written.first_entry() else {
+            return;
+        };
+        let list = entry.get_mut();
+        if let Some(freed) = list.front_mut() {
+            freed.first.0 += 1;
+            freed.count -= 1;
+            if freed.count == 0 {
+                list.pop_front();
+            }
+        }
+        if list.is_empty() {
+            entry.remove();
+        }
+    }
 }
 
 /// The write that unlinks a cluster.
@@ -35,41 +82,25 @@ impl Metadata {
         } else {
             unlink
         };
-        self.deferred.push(Deferred {
-            first,
-            count,
-            unlink,
-        });
+        self.deferred.push(unlink, Freed { first, count });
     }
 
     /// Notes that an L2 slice was written, and with it everything that it unlinks.
     pub(super) fn unlinked_by_slice(&mut self, slice: HostOffset, stamp: Stamp) {
-        for deferred in &mut self.deferred {
-            if deferred.unlink == Unlink::BySlice(slice) {
-                deferred.unlink = Unlink::Written(stamp);
-            }
+        if let Some(mut list) = self.deferred.by_slice.remove(&slice) {
+            let written = self.deferred.written.entry(stamp).or_default();
+            written.append(&mut list);
         }
     }
 
     /// Frees what may be freed by now.
     pub(super) async fn reap(&mut self) -> Result<(), Error> {
-        let is_due = |deferred: &Deferred, metadata: &Self| match deferred.unlink {
-            Unlink::BySlice(_) => false,
-            Unlink::Written(stamp) => metadata.order.is_durable(stamp),
-        };
-        while let Some(index) = self
-            .deferred
-            .iter()
-            .position(|deferred| is_due(deferred, self))
+        while let Some((unlinked, cluster)) = self.deferred.oldest()
+            && self.order.is_durable(unlinked)
         {
             // One by one: what fails half-way goes on where it stopped, and lowers nothing twice.
-            self.lower_refcount(self.deferred[index].first).await?;
-            let deferred = &mut self.deferred[index];
-            deferred.first.0 += 1;
-            deferred.count -= 1;
-            if deferred.count == 0 {
-                self.deferred.remove(index);
-            }
+            self.lower_refcount(cluster).await?;
+            self.deferred.advance();
         }
         Ok(())
     }

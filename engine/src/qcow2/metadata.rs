@@ -52,7 +52,7 @@ pub(super) struct Metadata {
     pub(super) refcounts_written: Stamp,
     /// What each cluster of metadata holds.
     pub(super) owners: BTreeMap<HostCluster, Structure>,
-    pub(super) deferred: Vec<Deferred>,
+    pub(super) deferred: Deferred,
     /// No cluster below this one is free.
     pub(super) free_hint: u64,
     /// Clusters from here on were never written: they read as zeroes.

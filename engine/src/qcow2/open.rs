@@ -7,6 +7,7 @@ use std::rc::Rc;
 use super::cache::Cache;
 use super::check::{CheckOptions, Repair, check};
 use super::entry::{L1Entry, L1Word, ReftableWord};
+use super::free::Deferred;
 use super::geometry::Geometry;
 use super::header::{self, Header, HeaderSector};
 use super::image::Qcow2;
@@ -205,7 +206,7 @@ async fn load(
         ),
         refcounts_written: Stamp::default(),
         owners: BTreeMap::new(),
-        deferred: Vec::new(),
+        deferred: Deferred::default(),
         free_hint: 0,
         fresh_from,
     };
