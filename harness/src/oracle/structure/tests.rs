@@ -197,6 +197,15 @@ fn metadata_starts_within_the_file_dirty_or_not() {
     sample.count(20, 1);
     assert_eq!(rules(&sample), ["beyond-end refcount-block"]);
     assert_eq!(rules(&sample.dirty()), ["beyond-end refcount-block"]);
+    for (pointer, rule) in [
+        (48, "beyond-end refcount-table"),
+        (40, "beyond-end l1-table"),
+    ] {
+        let mut sample = Sample::new();
+        sample.long(pointer, sample.offset(5));
+        assert!(rules(&sample).contains(&rule.into()));
+        assert_eq!(rules(&sample.dirty()), [rule]);
+    }
 }
 
 #[test]
