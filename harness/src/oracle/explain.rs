@@ -161,6 +161,12 @@ pub(super) fn misread(
     Violation::new(Oracle::Repair, "misread", "", vec![line])
 }
 
+/// A subject that yields more or less than it was asked for.
+pub(super) fn short_read() -> Violation {
+    let line = "after recovery a read yields more or fewer bytes than it asked for".into();
+    Violation::new(Oracle::Repair, "short-read", "", vec![line])
+}
+
 fn value_at(view: &GuestView<'_>, sector: u64) -> SectorValue {
     let run = view.runs(sector..sector + 1).next();
     run.map_or(SectorValue::Zero, |run| run.content(sector).value())

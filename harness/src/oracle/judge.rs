@@ -174,6 +174,7 @@ impl Case<'_> {
         before: Option<&Witness>,
     ) -> Result<(), Ended> {
         check_structure(&self.state.report, "in the crash state")?;
+        self.check_backing(&self.state.report, Oracle::Structure)?;
         let view = self.view_of(&self.state)?;
         self.judge.observer.begin(Stage::GuestBefore);
         let interest = interest(&view, expectation);
@@ -200,6 +201,19 @@ impl Case<'_> {
         self.check_all()?;
         self.judge.observer.begin(Stage::Again);
         self.again()
+    }
+
+    /// Without the name of its backing file an image has lost all that lies there, whatever is put
+    /// below it here.
+    fn check_backing(&self, report: &StructureReport, oracle: Oracle) -> Result<(), Ended> {
+        let named = report
+            .layout
+            .is_some_and(|layout| layout.backing_name_bytes > 0);
+        if self.judge.backing.is_some() && !named {
+            let line = "the header no longer names the backing file".into();
+            return Err(Violation::new(oracle, "backing-lost", "header", vec![line]).into());
+        }
+        Ok(())
     }
 
     fn view_of<'a>(&'a self, witness: &'a Witness) -> Result<GuestView<'a>, Ended> {
@@ -230,6 +244,7 @@ impl Case<'_> {
         self.judge.observer.begin(Stage::StructureAfter);
         let recovered = Witness::new(attempt.image);
         check_structure_after(&recovered.report, doing)?;
+        self.check_backing(&recovered.report, Oracle::Repair)?;
         self.judge.observer.begin(Stage::GuestAfter);
         let (before, after) = (self.view_of(&self.state)?, self.view_of(&recovered)?);
         compare_views(&before, &after, doing)?;
@@ -239,6 +254,10 @@ impl Case<'_> {
 
     fn compare_reads(&self, reads: &[Range<u64>], data: &[Vec<u8>]) -> Result<(), Ended> {
         let view = self.view_of(&self.state)?;
+        let lengths = data.iter().map(|data| u64::try_from(data.len()));
+        if !lengths.eq(reads.iter().map(|range| Ok(range.end - range.start))) {
+            return Err(explain::short_read().into());
+        }
         for (range, data) in reads.iter().zip(data) {
             if let Some(difference) = view.difference_to_data(range.start / 512, data) {
                 return Err(explain::misread(&view, difference, range, data).into());

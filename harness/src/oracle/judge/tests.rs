@@ -19,6 +19,8 @@ struct Fake<'a> {
     check: &'a dyn Fn(&Disk) -> Result<Tally, Failure>,
     /// Added to the first byte of everything that is read.
     misread: u8,
+    /// Taken off the end of everything that is read.
+    missing_bytes: usize,
 }
 
 struct Disk(VolatileDisk);
@@ -83,6 +85,7 @@ impl Subject for Fake<'_> {
                 }
             }
             data[0] = data[0].wrapping_add(self.misread);
+            data.truncate(data.len() - self.missing_bytes);
             data
         };
         disk.attempt(result.map(|()| reads.iter().map(read).collect()))
@@ -108,6 +111,7 @@ const HONEST: Fake<'_> = Fake {
     recover: &|_| Ok(()),
     check: &|_| Ok(Tally::default()),
     misread: 0,
+    missing_bytes: 0,
 };
 
 /// Guest cluster 1 holds the stamps of operation 0, which is durable. Host cluster 5.
@@ -641,4 +645,51 @@ fn what_the_workload_did_not_touch_is_still_looked_at() {
         assert_eq!(judged(&hit, base), "guest/stale-foreign/");
         assert_eq!(judged(&gone, base), "guest/zeros/");
     }
+}
+
+#[test]
+fn a_read_that_yields_too_little_is_a_violation() {
+    let short = Fake {
+        missing_bytes: 512,
+        ..HONEST
+    };
+    assert_eq!(verdict(&short, &written()), "repair/short-read/");
+}
+
+#[test]
+fn the_header_goes_on_naming_the_backing_file() {
+    let ledger = Ledger::new(Start::zeroes(), 8 * 4096, &history());
+    let below = Backing::raw(PageImage::default());
+    let judged = |subject: &Fake<'_>, sample: &Sample| {
+        let judge = Judge {
+            subject,
+            backing: Some(&below),
+            base: None,
+            accept: None,
+            observer: &(),
+        };
+        let image = sample.image.clone();
+        name(&judge.judge(image, &ledger.expect(Moment(4)), None).verdict)
+    };
+    let backed = |mut sample: Sample| {
+        sample.long(8, 0x200);
+        sample.image.write(16, &4_u32.to_be_bytes());
+        sample
+    };
+    assert_eq!(judged(&HONEST, &backed(written())), "survived");
+    let lost = "structure/backing-lost/header";
+    assert_eq!(judged(&HONEST, &written()), lost);
+    let forgets = |disk: &Disk| {
+        disk.change(|sample| {
+            mend(sample);
+            sample.long(8, 0);
+        });
+        Ok(())
+    };
+    let forgetful = Fake {
+        recover: &forgets,
+        ..HONEST
+    };
+    let lost = "repair/backing-lost/header";
+    assert_eq!(judged(&forgetful, &backed(dirty())), lost);
 }

@@ -37,6 +37,8 @@ pub struct Layout {
     pub snapshot_count: u32,
     /// Where the snapshot table stands, in bytes.
     pub snapshots_offset: u64,
+    /// The length of the backing file's name; 0 where there is none.
+    pub backing_name_bytes: u32,
     /// Whether the refcounts may be wrong.
     pub dirty: bool,
     /// Whether the image is marked as damaged.
@@ -81,6 +83,11 @@ impl Layout {
             reftable_clusters: u64::from(header.word(56)),
             snapshot_count: header.word(60),
             snapshots_offset: header.long(64),
+            backing_name_bytes: if header.long(8) == 0 {
+                0
+            } else {
+                header.word(16)
+            },
             dirty: incompatible & DIRTY != 0,
             corrupt: incompatible & CORRUPT != 0,
             zstd: incompatible & COMPRESSION_TYPE != 0 && sector[104] != 0,
