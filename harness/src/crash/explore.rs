@@ -39,7 +39,7 @@ impl Default for Budget {
 /// How much was explored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Explored {
-    /// Cuts.
+    /// Cuts that were visited, if only to find that nothing is new there.
     pub cuts: u64,
     /// Survivors that were tried.
     pub generated: u64,
@@ -128,8 +128,9 @@ impl<'a> Explorer<'a> {
 
     /// How much was explored so far.
     pub fn explored(&self) -> Explored {
+        let visited = self.keys.iter().flatten().count();
         Explored {
-            cuts: u64::try_from(self.cuts.len()).expect("cuts can be counted"),
+            cuts: u64::try_from(visited).expect("cuts can be counted"),
             generated: self.visited.generated(),
             distinct: self.visited.distinct(),
         }

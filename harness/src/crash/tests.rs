@@ -655,10 +655,12 @@ fn a_budget_ends_the_exploration() {
             states,
             ..Budget::default()
         };
-        Explorer::new(&recording, Contract::Epoch, budget, &[]).count()
+        let mut explorer = Explorer::new(&recording, Contract::Epoch, budget, &[]);
+        (explorer.by_ref().count(), explorer.explored().cuts)
     };
-    assert_eq!(count(10), 10);
-    assert_eq!(count(u64::MAX), 64);
+    assert_eq!(count(1), (1, 1), "a cut that nobody came to is not counted");
+    assert_eq!(count(10).0, 10);
+    assert_eq!(count(u64::MAX), (64, 8));
 }
 
 #[test]
