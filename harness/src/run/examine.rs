@@ -128,15 +128,10 @@ impl Examination<'_> {
 
     /// What is wrong with an image that was closed in good order needs no power loss.
     fn settle_closed(&mut self, judgement: Judgement) {
-        self.outcome.counts.states_judged += 1;
         self.outcome.counts.states_generated += 1;
         self.outcome.counts.states_distinct += 1;
-        match judgement.verdict {
-            Verdict::Survived => {}
-            Verdict::Violated(violation) => self.report(violation, None),
-            Verdict::NotMeasured(why) => keep(&mut self.outcome.not_measured, why),
-            Verdict::HarnessBroken(how) => keep(&mut self.outcome.broken, how),
-        }
+        let hash = judgement.state.image.content_hash();
+        self.settle(hash, judgement.verdict, || None);
     }
 
     fn explore(&mut self) {
@@ -173,7 +168,11 @@ impl Examination<'_> {
             ..Crash::of(life.recording(), state.cut, &state.survivors)
         };
         let survived = judgement.verdict.survived();
-        self.settle(state.hash, judgement.verdict, || outer(None));
+        self.settle(state.hash, judgement.verdict, || Some(outer(None)));
+        if let Some(recovered) = &judgement.recovered {
+            let hash = recovered.image.content_hash();
+            self.digest.update(&hash.0.to_le_bytes());
+        }
         if !judgement.repairs.is_empty() {
             self.outcome.counts.repairs += 1;
         }
@@ -192,6 +191,7 @@ impl Examination<'_> {
                 let cases = Inner {
                     recording,
                     promises: &[],
+                    key: &|_| 0,
                     judge: &judge,
                     crash: &crash,
                 };
@@ -220,7 +220,7 @@ impl Examination<'_> {
         let survived = verdict.survived();
         self.outcome.counts.served += 1;
         self.settle(recovered.image.content_hash(), verdict, || {
-            outer(Some(Then::Service { crash: None }))
+            Some(outer(Some(Then::Service { crash: None })))
         });
         let Some(ledger) = ledger.filter(|_| survived && !self.stopped) else {
             return;
@@ -234,6 +234,7 @@ impl Examination<'_> {
         self.explore_inner(&Inner {
             recording: &recording,
             promises: &promises(&ledger),
+            key: &|cut| ledger.expect(Moment(cut.0)).key(),
             judge: &judge,
             crash: &crash,
         });
@@ -246,7 +247,8 @@ impl Examination<'_> {
         let contract = self.case.scenario.contract;
         let budget = self.effort.inner_states;
         let mut explorer = Explorer::new(inner.recording, contract, budget, inner.promises)
-            .with_draw(move |bound| sampling.below(bound));
+            .with_draw(move |bound| sampling.below(bound))
+            .with_expectation(inner.key);
         for state in explorer.by_ref() {
             if self.stopped {
                 break;
@@ -255,7 +257,7 @@ impl Examination<'_> {
             self.outcome.counts.states_nested += 1;
             self.settle(state.hash, verdict, || {
                 let crash = Crash::of(inner.recording, state.cut, &state.survivors);
-                (inner.crash)(Box::new(crash))
+                Some((inner.crash)(Box::new(crash)))
             });
         }
         let explored = explorer.explored();
@@ -265,14 +267,19 @@ impl Examination<'_> {
     }
 
     /// Counts and folds a verdict, and reports what is wrong.
-    fn settle(&mut self, hash: ContentHash, verdict: Verdict, crash: impl FnOnce() -> Crash) {
+    fn settle(
+        &mut self,
+        hash: ContentHash,
+        verdict: Verdict,
+        crash: impl FnOnce() -> Option<Crash>,
+    ) {
         self.outcome.counts.states_judged += 1;
         self.digest.update(&hash.0.to_le_bytes());
         match verdict {
             Verdict::Survived => self.digest.update(&[0]),
             Verdict::Violated(violation) => {
                 self.digest.update(violation.class.to_string().as_bytes());
-                self.report(violation, Some(crash()));
+                self.report(violation, crash());
             }
             Verdict::NotMeasured(why) => {
                 self.outcome.counts.not_measured += 1;
@@ -311,6 +318,8 @@ impl Finding {
 struct Inner<'a> {
     recording: &'a Recording,
     promises: &'a [Tick],
+    /// Names what may be expected at a cut: a loss may have the bytes of an earlier, legal state.
+    key: &'a dyn Fn(Tick) -> u128,
     judge: &'a dyn Fn(PageImage, Tick) -> Verdict,
     crash: &'a dyn Fn(Box<Crash>) -> Crash,
 }

@@ -254,8 +254,11 @@ fn fold_recording(digest: &mut Xxh3, recording: &Recording) {
         fold(digest, entry.op.offset());
         fold(digest, entry.submitted.0);
         fold(digest, entry.completed.map_or(0, |(tick, _)| tick.0));
+        fold(digest, u64::from(entry.succeeded().is_some()));
+        fold(digest, u64::from(entry.op.is_advisory()));
         fold(digest, to_u64(entry.op.sector_count()));
-        if let RecordedOp::Write { run, .. } = &entry.op {
+        if let RecordedOp::Write { run, fua } = &entry.op {
+            fold(digest, u64::from(*fua));
             for index in 0..entry.op.sector_count() {
                 digest.update(&run.hash(index).to_le_bytes());
             }
