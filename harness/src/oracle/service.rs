@@ -7,10 +7,13 @@
 use std::ops::Range;
 
 use blkdebug::record::Recording;
+use engine::device::PageImage;
 use engine::image::Unmap;
 
 use super::explain;
-use super::judge::{Ended, Judge, Stage, Witness, check_guest, check_structure, interest};
+use super::judge::{
+    Ended, Judge, Judgement, Stage, Witness, check_guest, check_structure, interest,
+};
 use super::verdict::{Oracle, Verdict, Violation};
 use super::view::GuestView;
 use crate::guest::{Expectation, Ledger};
@@ -66,6 +69,22 @@ impl Judge<'_> {
             recording,
             ledger: Some(ledger),
         }
+    }
+
+    /// Judges a state that a power loss in this work left. The work began with what recovery left, and
+    /// so does its ledger: what the image held before that is legal no more.
+    pub fn judge_in_service(
+        &self,
+        recovered: &Witness,
+        image: PageImage,
+        expectation: &Expectation<'_>,
+    ) -> Judgement {
+        let whole: Judge<'_> = *self;
+        let judge = Judge {
+            base: Some(recovered),
+            ..whole
+        };
+        judge.judge(image, expectation, None)
     }
 
     fn judge_served(

@@ -228,7 +228,9 @@ impl Examination<'_> {
         let whole = self.judge;
         let judge = |image, cut: Tick| {
             let expectation = ledger.expect(Moment(cut.0));
-            whole.judge(image, &expectation, None).verdict
+            whole
+                .judge_in_service(recovered, image, &expectation)
+                .verdict
         };
         let crash = |crash| outer(Some(Then::Service { crash: Some(crash) }));
         self.explore_inner(&Inner {

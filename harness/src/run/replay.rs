@@ -190,7 +190,7 @@ fn judge_crash(
             if let (Some(crash), Some(ledger)) = (crash, &service.ledger) {
                 let second = replayed.second(&service.recording, crash, "service")?;
                 let expectation = ledger.expect(Moment(second.cut.0));
-                judgement = judge.judge(second.image, &expectation, None);
+                judgement = judge.judge_in_service(recovered, second.image, &expectation);
             }
         }
     }

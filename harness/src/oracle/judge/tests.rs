@@ -693,3 +693,33 @@ fn the_header_goes_on_naming_the_backing_file() {
     let lost = "repair/backing-lost/header";
     assert_eq!(judged(&forgetful, &backed(dirty())), lost);
 }
+
+#[test]
+fn after_recovery_what_was_there_before_is_not_legal_again() {
+    let mut before = Sample::new();
+    let held = before.map(1, 0);
+    for sector in 0..8 {
+        let bytes = stamp(Writer::Image, 8 + sector);
+        before
+            .image
+            .write(before.offset(held) + sector * 512, &bytes);
+    }
+    let (before, recovered) = (Witness::new(before.image), Witness::new(written().image));
+    let mut initial = Start::zeroes();
+    initial.stamp(8..16, Writer::Operation(OperationId(0)));
+    let ledger = Ledger::new(initial, 8 * 4096, &[]);
+    let judge = Judge {
+        subject: &HONEST,
+        backing: None,
+        base: Some(&before),
+        accept: None,
+        observer: &(),
+    };
+    let judged = |image: &PageImage| {
+        let expectation = ledger.expect(Moment(4));
+        let judgement = judge.judge_in_service(&recovered, image.clone(), &expectation);
+        name(&judgement.verdict)
+    };
+    assert_eq!(judged(&recovered.image), "survived");
+    assert_eq!(judged(&before.image), "guest/stale-foreign/");
+}
