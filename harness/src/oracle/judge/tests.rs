@@ -723,3 +723,25 @@ fn after_recovery_what_was_there_before_is_not_legal_again() {
     assert_eq!(judged(&recovered.image), "survived");
     assert_eq!(judged(&before.image), "guest/stale-foreign/");
 }
+
+#[test]
+fn a_durable_write_that_is_gone_is_lost_even_where_the_base_shows_the_same() {
+    let mut base = Sample::new();
+    base.map(1, 7);
+    let witness = Witness::new(base.image.clone());
+    let initial = witness.view(None).unwrap().content(std::iter::once(0..64));
+    let ledger = Ledger::new(initial, 8 * 4096, &history());
+    let judge = Judge {
+        subject: &HONEST,
+        backing: None,
+        base: Some(&witness),
+        accept: None,
+        observer: &(),
+    };
+    let judged = |cut| {
+        let expectation = ledger.expect(Moment(cut));
+        name(&judge.judge(base.image.clone(), &expectation, None).verdict)
+    };
+    assert_eq!(judged(3), "survived");
+    assert_eq!(judged(4), "guest/lost/");
+}
