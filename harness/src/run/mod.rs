@@ -15,7 +15,7 @@ use crate::trace::Crash;
 use crate::workload::shape::Scenario;
 
 pub use live::{Life, Subjects, live};
-pub use replay::{Replayed, Step, replay};
+pub use replay::{Replayed, Step, Unreplayable, replay};
 
 /// What is run: a scenario and who decides its schedule.
 #[derive(Clone, Debug)]

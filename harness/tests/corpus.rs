@@ -1,0 +1,65 @@
+//! Every trace of the corpus comes to what it says, and its run is the one that was recorded.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panic")]
+#![allow(
+    clippy::print_stderr,
+    reason = "what was not measured is told where it is seen"
+)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use harness::run::{Unreplayable, replay};
+use harness::trace::Trace;
+
+fn corpus() -> Vec<PathBuf> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../corpus");
+    let mut traces: Vec<PathBuf> = fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| {
+            path.extension()
+                .is_some_and(|extension| extension == "json")
+        })
+        .collect();
+    traces.sort();
+    traces
+}
+
+#[test]
+fn every_trace_comes_to_what_it_says() {
+    let traces = corpus();
+    assert!(traces.len() >= 12, "the corpus holds at least the canaries");
+    let mut wrong = Vec::new();
+    for path in traces {
+        let text = fs::read_to_string(&path).unwrap();
+        let trace = Trace::from_json(&text, &|name| Err(format!("{name}: not in the corpus")));
+        let trace = trace.unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        match replay(&trace) {
+            Ok(replayed) if !replayed.is_as(&trace.expected) => wrong.push(format!(
+                "{}: {:?} instead of {:?}",
+                path.display(),
+                replayed.verdict,
+                trace.expected
+            )),
+            Ok(_) => {}
+            Err(Unreplayable::NoDefects(defect)) => {
+                eprintln!(
+                    "NOT MEASURED: {} needs the planted defect {defect}",
+                    path.display()
+                );
+            }
+            Err(error) => wrong.push(format!("{}: {error}", path.display())),
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn a_trace_reads_back_as_it_was_written() {
+    for path in corpus() {
+        let text = fs::read_to_string(&path).unwrap();
+        let trace = Trace::from_json(&text, &|name| Err(name.to_owned())).unwrap();
+        assert_eq!(trace.to_json(), text, "{}", path.display());
+    }
+}

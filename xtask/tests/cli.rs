@@ -1,0 +1,151 @@
+//! The commands as people call them: what they print, how they end, what they leave alone.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panic")]
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+
+fn xtask(folder: &Path, arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_xtask"))
+        .args(arguments)
+        .current_dir(folder)
+        .output()
+        .unwrap()
+}
+
+fn out(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+/// Refused with exit code 2 and one line that says all of this.
+fn refused(folder: &Path, arguments: &[&str], says: &[&str]) {
+    let output = xtask(folder, arguments);
+    let errors = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{arguments:?}: {errors}");
+    let first = errors.lines().next().unwrap_or_default();
+    for text in says {
+        assert!(
+            first.contains(text),
+            "{arguments:?} should name {text}: {errors}"
+        );
+    }
+}
+
+fn summary(folder: &Path) -> serde_json::Value {
+    serde_json::from_str(&fs::read_to_string(folder.join("summary.json")).unwrap()).unwrap()
+}
+
+#[test]
+fn the_same_seed_comes_to_the_same_digest_with_any_number_of_jobs() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut digests = Vec::new();
+    for (seed, jobs) in [("7", "1"), ("7", "2"), ("7", "5"), ("8", "2")] {
+        let name = format!("out-{seed}-{jobs}");
+        let arguments = [
+            "fuzz", "--seed", seed, "--runs", "6", "--jobs", jobs, "--out", &name,
+        ];
+        let output = xtask(folder.path(), &arguments);
+        assert_eq!(output.status.code(), Some(0), "{}", out(&output));
+        assert!(
+            out(&output).starts_with(&format!("seed {seed}\n")),
+            "the seed comes first"
+        );
+        let summary = summary(&folder.path().join(name));
+        for key in [
+            "states_generated",
+            "states_distinct",
+            "states_judged",
+            "repairs",
+            "seconds",
+            "violations",
+        ] {
+            assert!(
+                summary[key].is_number(),
+                "{key} is a documented number: {summary}"
+            );
+        }
+        assert!(summary["states_judged"].as_u64().unwrap() > 0, "{summary}");
+        digests.push(summary["digest"].as_str().unwrap().to_owned());
+    }
+    assert!(
+        digests[0] == digests[1] && digests[1] == digests[2],
+        "{digests:?}"
+    );
+    assert_ne!(digests[2], digests[3], "another seed is another campaign");
+}
+
+#[test]
+fn what_cannot_be_used_is_refused_in_one_line_and_left_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str, bytes: &[u8]| fs::write(folder.path().join(name), bytes).unwrap();
+    at("text", b"no image");
+    at(
+        "header",
+        &[b"QFI\xfb\0\0\0\x03".as_slice(), &[0; 200]].concat(),
+    );
+    at("broken.json", b"{\"format\": ");
+    at("other.json", b"{\"something\": \"else\"}");
+    at("file", b"");
+    let here = folder.path();
+    refused(here, &["fuzz"], &["--seed"]);
+    refused(here, &["fuzz", "--seed", "x"], &["x"]);
+    refused(
+        here,
+        &["fuzz", "--seed", "1", "--options", "colour=red"],
+        &["colour"],
+    );
+    refused(
+        here,
+        &["fuzz", "--seed", "1", "--contract", "kind"],
+        &["kind", "epoch-torn"],
+    );
+    refused(here, &["fuzz", "--seed", "1", "--time", "soon"], &["soon"]);
+    refused(
+        here,
+        &["fuzz", "--seed", "1", "--image", "missing"],
+        &["missing"],
+    );
+    refused(
+        here,
+        &["fuzz", "--seed", "1", "--image", "text"],
+        &["text", "not a qcow2 image"],
+    );
+    refused(
+        here,
+        &["fuzz", "--seed", "1", "--image", "header"],
+        &["header", "offset"],
+    );
+    refused(
+        here,
+        &["fuzz", "--seed", "1", "--out", "file/below"],
+        &["file/below"],
+    );
+    refused(here, &["replay", "missing.json"], &["missing.json"]);
+    refused(here, &["replay", "broken.json"], &["broken.json", "line 1"]);
+    refused(here, &["replay", "other.json"], &["other.json"]);
+    refused(
+        here,
+        &["minimise", "broken.json"],
+        &["broken.json", "line 1"],
+    );
+    refused(here, &["canary", "--only", "sparrow"], &["sparrow"]);
+    refused(here, &["bogus"], &["bogus"]);
+    assert_eq!(fs::read(here.join("text")).unwrap(), b"no image");
+    assert_eq!(
+        fs::read(here.join("broken.json")).unwrap(),
+        b"{\"format\": "
+    );
+}
+
+#[test]
+fn check_ends_as_qemu_img_does() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("text"), b"no image").unwrap();
+    for name in ["text", "missing", "."] {
+        let output = xtask(folder.path(), &["check", name]);
+        let errors = String::from_utf8(output.stderr.clone()).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{name}: {errors}");
+        assert_eq!(errors.lines().count(), 1, "{name}: one line, not {errors}");
+    }
+}
