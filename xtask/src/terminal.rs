@@ -119,8 +119,8 @@ mod tests {
     #[test]
     fn times_are_read_as_people_write_them() {
         assert_eq!(parse_duration("30s"), Ok(Duration::from_secs(30)));
-        assert_eq!(parse_duration("10m"), Ok(Duration::from_secs(600)));
-        assert_eq!(parse_duration("2h"), Ok(Duration::from_secs(7200)));
+        assert_eq!(parse_duration("10m"), Ok(Duration::from_mins(10)));
+        assert_eq!(parse_duration("2h"), Ok(Duration::from_hours(2)));
         assert_eq!(parse_duration("7"), Ok(Duration::from_secs(7)));
         for wrong in ["", "s", "-1s", "1d", "99999999999999999999h", "ä"] {
             assert!(parse_duration(wrong).is_err(), "{wrong}");
