@@ -2,7 +2,7 @@
 //!
 //! A run is reproduced by its trace, not by its seed: a trace spells out the image, the operations, the
 //! schedule, the faults and the crash, by names that a person can read. `docs/TRACE.md` describes the
-//! format and how it changes. The types that runs are made of know nothing of JSON; [`json`] does.
+//! format and how it changes. The types that runs are made of know nothing of JSON; `json` does.
 //!
 //! What a trace is read from may come from anywhere: reading it ends with a trace that means something or
 //! with one line that says what is wrong and where.
