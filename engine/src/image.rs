@@ -3,7 +3,8 @@
 use std::future::Future;
 use std::pin::Pin;
 
-use crate::error::Error;
+use crate::device::SECTOR_BYTES;
+use crate::error::{Error, Refused};
 
 /// A boxed future that stays on its thread.
 pub type LocalFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, Error>> + 'a>>;
@@ -55,4 +56,33 @@ pub trait Image {
     /// Writes back everything, marks the image clean, and leaves it to nobody. The image takes no
     /// request afterwards.
     fn close(&self) -> LocalFuture<'_, ()>;
+}
+
+impl Access {
+    /// Refuses changes to an image that is open for reading.
+    pub(crate) fn must_allow_writes(self) -> Result<(), Error> {
+        match self {
+            Self::ReadWrite => Ok(()),
+            Self::ReadOnly => Err(Refused::ReadOnly.into()),
+        }
+    }
+}
+
+/// Refuses a range that is not made of sectors of a disk of `virtual_bytes`.
+pub(crate) fn must_contain(virtual_bytes: u64, offset: u64, len_bytes: u64) -> Result<(), Error> {
+    if !offset.is_multiple_of(SECTOR_BYTES) || !len_bytes.is_multiple_of(SECTOR_BYTES) {
+        return Err(Refused::Unaligned { offset, len_bytes }.into());
+    }
+    if offset
+        .checked_add(len_bytes)
+        .is_none_or(|end| end > virtual_bytes)
+    {
+        return Err(Refused::OutOfRange {
+            offset,
+            len_bytes,
+            virtual_bytes,
+        }
+        .into());
+    }
+    Ok(())
 }

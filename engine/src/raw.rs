@@ -7,7 +7,7 @@ use std::cell::Cell;
 
 use crate::device::{Event, Port, SECTOR_BYTES};
 use crate::error::{Error, Refused};
-use crate::image::{Access, Image, LocalFuture, Unmap};
+use crate::image::{Access, Image, LocalFuture, Unmap, must_contain};
 
 /// An open raw image.
 #[derive(Debug)]
@@ -28,29 +28,7 @@ impl Raw {
     }
 
     fn must_contain(&self, offset: u64, len_bytes: u64) -> Result<(), Error> {
-        let virtual_bytes = self.virtual_bytes.get();
-        if !offset.is_multiple_of(SECTOR_BYTES) || !len_bytes.is_multiple_of(SECTOR_BYTES) {
-            return Err(Refused::Unaligned { offset, len_bytes }.into());
-        }
-        if offset
-            .checked_add(len_bytes)
-            .is_none_or(|end| end > virtual_bytes)
-        {
-            return Err(Refused::OutOfRange {
-                offset,
-                len_bytes,
-                virtual_bytes,
-            }
-            .into());
-        }
-        Ok(())
-    }
-
-    fn must_be_writable(&self) -> Result<(), Error> {
-        if self.access == Access::ReadOnly {
-            return Err(Refused::ReadOnly.into());
-        }
-        Ok(())
+        must_contain(self.virtual_bytes.get(), offset, len_bytes)
     }
 
     async fn make_durable(&self) -> Result<(), Error> {
@@ -75,7 +53,7 @@ impl Image for Raw {
 
     fn write(&self, offset: u64, data: Vec<u8>) -> LocalFuture<'_, ()> {
         Box::pin(async move {
-            self.must_be_writable()?;
+            self.access.must_allow_writes()?;
             self.must_contain(offset, to_u64(data.len()))?;
             Ok(self.file.at(Event::WriteAio).write(offset, data).await?)
         })
@@ -83,7 +61,7 @@ impl Image for Raw {
 
     fn write_zeroes(&self, offset: u64, len_bytes: u64, unmap: Unmap) -> LocalFuture<'_, ()> {
         Box::pin(async move {
-            self.must_be_writable()?;
+            self.access.must_allow_writes()?;
             self.must_contain(offset, len_bytes)?;
             let at = self.file.at(Event::PwritevZero);
             Ok(at
@@ -103,7 +81,7 @@ impl Image for Raw {
 
     fn grow(&self, virtual_bytes: u64) -> LocalFuture<'_, ()> {
         Box::pin(async move {
-            self.must_be_writable()?;
+            self.access.must_allow_writes()?;
             let now = self.virtual_bytes.get();
             if virtual_bytes < now || !virtual_bytes.is_multiple_of(SECTOR_BYTES) {
                 return Err(Refused::Option(format!(

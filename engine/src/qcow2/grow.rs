@@ -19,7 +19,7 @@ const MAX_L1_BYTES: u64 = 32 << 20;
 impl Qcow2 {
     /// Makes the guest's disk `virtual_bytes` large. Before or after, whatever fails between.
     pub(super) async fn grow_disk(&self, virtual_bytes: u64) -> Result<(), Error> {
-        self.must_be_writable()?;
+        self.access.must_allow_writes()?;
         let _all = self.claims.lock(0..u64::MAX, Mode::Exclusive).await;
         let old_bytes = self.virtual_bytes.get();
         if virtual_bytes < old_bytes || !virtual_bytes.is_multiple_of(SECTOR_BYTES) {

@@ -8,9 +8,9 @@ use super::geometry::Geometry;
 use super::metadata::Metadata;
 use super::order::{Order, Rule};
 use crate::defect::{Defect, Planted};
-use crate::device::{Event, SECTOR_BYTES};
-use crate::error::{Error, Refused};
-use crate::image::{Access, Image, LocalFuture, Unmap};
+use crate::device::Event;
+use crate::error::Error;
+use crate::image::{Access, Image, LocalFuture, Unmap, must_contain};
 use crate::sync::{Mode, Mutex, RangeGuard, RangeLock};
 
 /// An open qcow2 image. Made by [`Qcow2::open`].
@@ -56,30 +56,7 @@ impl Qcow2 {
 
     /// Refuses a range that is not made of sectors of the guest's disk.
     pub(super) fn must_contain(&self, offset: u64, len_bytes: u64) -> Result<(), Error> {
-        let virtual_bytes = self.virtual_bytes.get();
-        if !offset.is_multiple_of(SECTOR_BYTES) || !len_bytes.is_multiple_of(SECTOR_BYTES) {
-            return Err(Refused::Unaligned { offset, len_bytes }.into());
-        }
-        if offset
-            .checked_add(len_bytes)
-            .is_none_or(|end| end > virtual_bytes)
-        {
-            return Err(Refused::OutOfRange {
-                offset,
-                len_bytes,
-                virtual_bytes,
-            }
-            .into());
-        }
-        Ok(())
-    }
-
-    /// Refuses changes to an image that is open for reading.
-    pub(super) fn must_be_writable(&self) -> Result<(), Error> {
-        match self.access {
-            Access::ReadWrite => Ok(()),
-            Access::ReadOnly => Err(Refused::ReadOnly.into()),
-        }
+        must_contain(self.virtual_bytes.get(), offset, len_bytes)
     }
 
     async fn flush_all(&self) -> Result<(), Error> {

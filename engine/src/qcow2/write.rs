@@ -34,7 +34,7 @@ enum Origin {
 impl Qcow2 {
     /// Writes a range of the guest's disk.
     pub(super) async fn write_range(&self, offset: u64, data: Vec<u8>) -> Result<(), Error> {
-        self.must_be_writable()?;
+        self.access.must_allow_writes()?;
         self.must_contain(offset, byte_count(data.len()))?;
         let mut done = 0;
         {

@@ -24,7 +24,7 @@ impl Qcow2 {
         len_bytes: u64,
         unmap: Unmap,
     ) -> Result<(), Error> {
-        self.must_be_writable()?;
+        self.access.must_allow_writes()?;
         self.must_contain(offset, len_bytes)?;
         let _claim = self.claim(offset, len_bytes, Mode::Exclusive).await;
         self.zero_claimed(offset, len_bytes, unmap, self.virtual_bytes.get())
@@ -52,7 +52,7 @@ impl Qcow2 {
 
     /// Gives up the whole clusters of a range. Parts of clusters stay as they are.
     pub(super) async fn discard_range(&self, offset: u64, len_bytes: u64) -> Result<(), Error> {
-        self.must_be_writable()?;
+        self.access.must_allow_writes()?;
         self.must_contain(offset, len_bytes)?;
         if self.version < 3 && self.backing.is_some() {
             // Nothing says "zeroes here" in version 2, and the backing file must not show again.

@@ -8,7 +8,7 @@ use engine::error::{Error, Refused};
 use engine::image::{Image, LocalFuture};
 
 use crate::workload::ops::{Answer, Happening, Moment, Operation, OperationId};
-use crate::workload::stamp::{Writer, stamp_range};
+use crate::workload::perform::perform;
 
 /// Opens the image under test on the simulated disks, as often as it is asked to.
 pub trait Opener {
@@ -103,25 +103,7 @@ impl Client {
         }
         let image = self.image.borrow().clone();
         let image = image.ok_or(Refused::Distrusted)?;
-        match operation {
-            Operation::Read { offset, len_bytes } => {
-                return image.read(offset, to_usize(len_bytes)).await;
-            }
-            Operation::Write { offset, len_bytes } => {
-                let data = stamp_range(Writer::Operation(id), offset, len_bytes);
-                image.write(offset, data).await
-            }
-            Operation::WriteZeroes {
-                offset,
-                len_bytes,
-                unmap,
-            } => image.write_zeroes(offset, len_bytes, unmap).await,
-            Operation::Discard { offset, len_bytes } => image.discard(offset, len_bytes).await,
-            Operation::Flush => image.flush().await,
-            Operation::Grow { virtual_bytes } => image.grow(virtual_bytes).await,
-            Operation::Reopen => unreachable!("handled above"),
-        }
-        .map(|()| Vec::new())
+        perform(&*image, id, operation).await
     }
 
     /// Closes and opens; opens even where closing failed, as a new process would.

@@ -14,7 +14,7 @@ use super::{Attempt, Failure, Repair, Subject, Tally};
 use crate::caught::catch;
 use crate::oracle::view::Backing;
 use crate::workload::ops::{Answer, Happening, Moment, Operation, OperationId};
-use crate::workload::stamp::{Writer, stamp_range};
+use crate::workload::perform::perform;
 
 /// The engine's qcow2 over a disk that answers at once.
 #[derive(Clone, Debug)]
@@ -120,28 +120,6 @@ impl Subject for EngineSubject {
             open.close().await?;
             Ok(history)
         })
-    }
-}
-
-async fn perform(image: &Qcow2, id: OperationId, operation: Operation) -> Result<(), Error> {
-    match operation {
-        Operation::Read { offset, len_bytes } => {
-            let len = usize::try_from(len_bytes).expect("a read fits memory");
-            image.read(offset, len).await.map(drop)
-        }
-        Operation::Write { offset, len_bytes } => {
-            let data = stamp_range(Writer::Operation(id), offset, len_bytes);
-            image.write(offset, data).await
-        }
-        Operation::WriteZeroes {
-            offset,
-            len_bytes,
-            unmap,
-        } => image.write_zeroes(offset, len_bytes, unmap).await,
-        Operation::Discard { offset, len_bytes } => image.discard(offset, len_bytes).await,
-        Operation::Flush => image.flush().await,
-        Operation::Grow { virtual_bytes } => image.grow(virtual_bytes).await,
-        Operation::Reopen => unreachable!("the caller reopens"),
     }
 }
 

@@ -2,6 +2,7 @@
 
 pub mod generate;
 pub mod ops;
+pub mod perform;
 pub mod pin;
 pub mod shape;
 pub mod stamp;

@@ -9,6 +9,7 @@ use super::*;
 use crate::guest::{Content, Ledger};
 use crate::oracle::judge::{Judge, Witness};
 use crate::oracle::verdict::Verdict;
+use crate::workload::stamp::{Writer, stamp_range};
 
 const VIRTUAL_BYTES: u64 = 256 * 1024;
 

@@ -1,0 +1,38 @@
+//! Carrying an operation out on an open image.
+
+use engine::error::Error;
+use engine::image::Image;
+
+use super::ops::{Operation, OperationId};
+use super::stamp::{Writer, stamp_range};
+
+/// Carries out any operation but [`Operation::Reopen`], which is its caller's. Yields what was read.
+///
+/// # Panics
+/// Where it is asked to reopen.
+pub async fn perform(
+    image: &dyn Image,
+    id: OperationId,
+    operation: Operation,
+) -> Result<Vec<u8>, Error> {
+    match operation {
+        Operation::Read { offset, len_bytes } => {
+            let len = usize::try_from(len_bytes).expect("a read fits memory");
+            return image.read(offset, len).await;
+        }
+        Operation::Write { offset, len_bytes } => {
+            let data = stamp_range(Writer::Operation(id), offset, len_bytes);
+            image.write(offset, data).await
+        }
+        Operation::WriteZeroes {
+            offset,
+            len_bytes,
+            unmap,
+        } => image.write_zeroes(offset, len_bytes, unmap).await,
+        Operation::Discard { offset, len_bytes } => image.discard(offset, len_bytes).await,
+        Operation::Flush => image.flush().await,
+        Operation::Grow { virtual_bytes } => image.grow(virtual_bytes).await,
+        Operation::Reopen => unreachable!("the caller reopens"),
+    }
+    .map(|()| Vec::new())
+}
