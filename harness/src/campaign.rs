@@ -19,7 +19,7 @@ use crate::workload::pin::Pins;
 use crate::workload::shape::{Given, Scenario};
 
 /// Runs are done and folded so many at a time.
-pub const BATCH_RUNS: u64 = 32;
+pub const BATCH_RUNS: u64 = 16;
 /// One run in so many is done twice, and must come to the same.
 const TWICE_EVERY: u64 = 100;
 const STACK_BYTES: usize = 16 << 20;

@@ -39,9 +39,10 @@ pub fn hunt(
         contract: None,
         given: None,
         defect: Some(defect),
-        effort: Effort::campaign(),
+        effort: effort(),
     };
-    let campaign = campaign(&plan, jobs, between)?;
+    let mut campaign = campaign(&plan, jobs, between)?;
+    campaign.found.sort_by_key(|found| found.finding.is_late());
     let found = campaign.found.iter().find_map(|found| reduce(found).ok());
     let replays = found.as_ref().is_some_and(|reduced| {
         let expected = &reduced.trace.expected;
@@ -53,6 +54,16 @@ pub fn hunt(
         found,
         replays,
     })
+}
+
+/// One violation is enough, and more runs find it sooner than more states of a run.
+fn effort() -> Effort {
+    let mut effort = Effort {
+        first_only: true,
+        ..Effort::campaign()
+    };
+    effort.states.states = 150;
+    effort
 }
 
 /// What is not drawn, so that the images are such as the defect shows on.

@@ -10,10 +10,10 @@ use xxhash_rust::xxh3::Xxh3;
 
 use super::live::{Life, Subjects, live};
 use super::{Case, Counts, Effort, Finding, Outcome};
-use crate::crash::explore::{Explored, Explorer};
+use crate::crash::explore::{Budget, Explored, Explorer};
 use crate::crash::state::CrashState;
 use crate::guest::{Expectation, Ledger};
-use crate::oracle::{Judge, Judgement, Oracle, Service, Verdict, Violation, Witness};
+use crate::oracle::{Judge, Judgement, Oracle, Service, Verdict, Violation};
 use crate::prng::Prng;
 use crate::trace::{Crash, Then};
 use crate::workload::ops::Moment;
@@ -40,6 +40,7 @@ pub(super) fn examine(
         judge,
         draw: draw_for(case),
         expectations: Expectations::default(),
+        passed: Vec::new(),
         outcome: Outcome::default(),
         digest: Xxh3::new(),
         stop,
@@ -100,6 +101,7 @@ struct Examination<'a> {
     judge: Judge<'a>,
     draw: Prng,
     expectations: Expectations<'a>,
+    passed: Vec<Passed<'a>>,
     outcome: Outcome,
     digest: Xxh3,
     stop: &'a mut dyn FnMut(&Violation) -> bool,
@@ -124,6 +126,7 @@ impl Examination<'_> {
             let judgement = self.judge.judge_closed(life.last.clone(), &end);
             self.settle_closed(judgement);
         }
+        self.go_on();
     }
 
     /// What is wrong with an image that was closed in good order needs no power loss.
@@ -140,7 +143,8 @@ impl Examination<'_> {
         let promises = promises(&life.ledger);
         let mut sampling = self.draw.fork("crash");
         let expectations = Expectations(Rc::clone(&self.expectations.0));
-        let mut explorer = Explorer::new(life.recording(), contract, self.effort.states, &promises)
+        let budget = affordable(self.effort.states, life.last.len());
+        let mut explorer = Explorer::new(life.recording(), contract, budget, &promises)
             .with_draw(move |bound| sampling.below(bound))
             .with_expectation(move |cut| expectations.at(life, cut).key());
         for state in explorer.by_ref() {
@@ -163,76 +167,89 @@ impl Examination<'_> {
         let life = self.life;
         let expectation = self.expectations.at(life, state.cut);
         let judgement = self.judge.judge(state.image, &expectation, None);
-        let outer = |then| Crash {
-            then,
-            ..Crash::of(life.recording(), state.cut, &state.survivors)
-        };
+        let crash = || Crash::of(life.recording(), state.cut, &state.survivors);
         let survived = judgement.verdict.survived();
-        self.settle(state.hash, judgement.verdict, || Some(outer(None)));
+        let repaired = !judgement.repairs.is_empty();
+        self.settle(state.hash, judgement.verdict.clone(), || Some(crash()));
         if let Some(recovered) = &judgement.recovered {
             let hash = recovered.image.content_hash();
             self.digest.update(&hash.0.to_le_bytes());
         }
-        if !judgement.repairs.is_empty() {
-            self.outcome.counts.repairs += 1;
-        }
+        self.outcome.counts.repairs += u64::from(repaired);
         if !survived {
             return;
         }
-        let repairs = self.outcome.counts.repairs;
-        if !judgement.repairs.is_empty() && is_due(repairs, self.effort.repair_every) {
-            for (attempt, recording) in judgement.repairs.iter().enumerate() {
-                let whole = self.judge;
-                let judge = |image, _| {
-                    let before = Some(&judgement.state);
-                    whole.judge(image, &expectation, before).verdict
-                };
-                let crash = |crash| outer(Some(Then::Repair { attempt, crash }));
-                let cases = Inner {
-                    recording,
-                    promises: &[],
-                    key: &|_| 0,
-                    judge: &judge,
-                    crash: &crash,
-                };
-                self.explore_inner(&cases);
+        self.outcome.counts.survived += 1;
+        let interrupt = repaired && is_due(self.outcome.counts.repairs, self.effort.repair_every);
+        let serve = is_due(self.outcome.counts.survived, self.effort.serve_every);
+        if interrupt || serve {
+            self.passed.push(Passed {
+                crash: crash(),
+                judgement,
+                expectation,
+                interrupt,
+                serve,
+            });
+        }
+    }
+
+    /// What may come after the first power loss, once all states of the first are judged: whatever is
+    /// found with one power loss is told with one.
+    fn go_on(&mut self) {
+        for passed in std::mem::take(&mut self.passed) {
+            if passed.interrupt && !self.stopped {
+                self.interrupt(&passed);
+            }
+            if passed.serve && !self.stopped {
+                self.serve(&passed);
             }
         }
-        self.outcome.counts.survived += 1;
-        if !self.stopped && is_due(self.outcome.counts.survived, self.effort.serve_every) {
-            let recovered = judgement.recovered.as_ref().unwrap_or(&judgement.state);
-            self.serve(recovered, &expectation, &outer);
+    }
+
+    /// Loses power inside the repair.
+    fn interrupt(&mut self, passed: &Passed<'_>) {
+        let whole = self.judge;
+        for (attempt, recording) in passed.judgement.repairs.iter().enumerate() {
+            let judge = |image, _| {
+                let before = Some(&passed.judgement.state);
+                whole.judge(image, &passed.expectation, before).verdict
+            };
+            let crash = |crash| passed.then(Then::Repair { attempt, crash });
+            self.explore_inner(&Inner {
+                recording,
+                promises: &[],
+                key: &|_| 0,
+                judge: &judge,
+                crash: &crash,
+            });
         }
     }
 
     /// Lets work go on after recovery, and loses power in that too.
-    fn serve(
-        &mut self,
-        recovered: &Witness,
-        expectation: &Expectation<'_>,
-        outer: &dyn Fn(Option<Then>) -> Crash,
-    ) {
+    fn serve(&mut self, passed: &Passed<'_>) {
+        let whole = self.judge;
+        let recovered = passed.judgement.recovered.as_ref();
+        let recovered = recovered.unwrap_or(&passed.judgement.state);
         let Service {
             verdict,
             recording,
             ledger,
-        } = self.judge.judge_service(recovered, expectation);
+        } = whole.judge_service(recovered, &passed.expectation);
         let survived = verdict.survived();
         self.outcome.counts.served += 1;
         self.settle(recovered.image.content_hash(), verdict, || {
-            Some(outer(Some(Then::Service { crash: None })))
+            Some(passed.then(Then::Service { crash: None }))
         });
         let Some(ledger) = ledger.filter(|_| survived && !self.stopped) else {
             return;
         };
-        let whole = self.judge;
         let judge = |image, cut: Tick| {
             let expectation = ledger.expect(Moment(cut.0));
             whole
                 .judge_in_service(recovered, image, &expectation)
                 .verdict
         };
-        let crash = |crash| outer(Some(Then::Service { crash: Some(crash) }));
+        let crash = |crash| passed.then(Then::Service { crash: Some(crash) });
         self.explore_inner(&Inner {
             recording: &recording,
             promises: &promises(&ledger),
@@ -307,12 +324,33 @@ impl Examination<'_> {
     }
 }
 
-impl Finding {
-    /// Whether it took more than a power loss to get there.
-    fn is_late(&self) -> bool {
-        self.crash
-            .as_ref()
-            .is_some_and(|crash| crash.then.is_some())
+/// Fewer states of a large image: each is walked, read and recovered whole.
+fn affordable(budget: Budget, image_bytes: u64) -> Budget {
+    const CHEAP_BYTES: u64 = 256 << 10;
+    const FEWEST: u64 = 64;
+    let share = budget.states.saturating_mul(CHEAP_BYTES) / image_bytes.max(CHEAP_BYTES);
+    Budget {
+        states: share.max(FEWEST).min(budget.states),
+        ..budget
+    }
+}
+
+/// A state that passed, to be looked at once more.
+struct Passed<'a> {
+    crash: Crash,
+    judgement: Judgement,
+    expectation: Rc<Expectation<'a>>,
+    interrupt: bool,
+    serve: bool,
+}
+
+impl Passed<'_> {
+    /// The crash that left the state, and what came then.
+    fn then(&self, then: Then) -> Crash {
+        Crash {
+            then: Some(then),
+            ..self.crash.clone()
+        }
     }
 }
 

@@ -76,6 +76,15 @@ pub struct Finding {
     pub crash: Option<Crash>,
 }
 
+impl Finding {
+    /// Whether it took more than one power loss, or work after it, to get there.
+    pub fn is_late(&self) -> bool {
+        self.crash
+            .as_ref()
+            .is_some_and(|crash| crash.then.is_some())
+    }
+}
+
 /// What was done, in numbers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
