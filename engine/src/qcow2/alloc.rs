@@ -104,6 +104,10 @@ impl Metadata {
     /// Allocates exactly `count` adjacent clusters.
     pub(super) async fn allocate_exactly(&mut self, count: u64) -> Result<Run, Error> {
         let mut first = self.first_free().await?;
+        if count >= self.geometry.refcounts_per_block() {
+            first = self.place_beyond(count).await?;
+            return self.take(first, count).await;
+        }
         let mut have = 1;
         while have < count {
             // A cluster beyond what is counted becomes known as free or as the new block's own.
@@ -136,15 +140,21 @@ impl Metadata {
 
     /// Makes sure that a refcount block counts this cluster.
     async fn cover(&mut self, cluster: HostCluster) -> Result<(), Error> {
-        if cluster.0 >= HOST_LIMIT_BYTES / self.geometry.cluster_bytes() {
-            return Err(Refused::TableFull(Structure::RefcountTable).into());
-        }
+        self.must_be_addressable(cluster)?;
         let table_index = cluster.0 / self.geometry.refcounts_per_block();
         if mem_len(table_index) >= self.reftable.len() {
             self.grow_reftable(table_index + 1).await?;
         }
         if self.reftable[mem_len(table_index)].0 == 0 {
-            self.add_refblock(table_index).await?;
+            self.add_refblocks(table_index, 1).await?;
+        }
+        Ok(())
+    }
+
+    /// Refuses a cluster that no L2 entry could name.
+    pub(super) fn must_be_addressable(&self, cluster: HostCluster) -> Result<(), Error> {
+        if cluster.0 >= HOST_LIMIT_BYTES / self.geometry.cluster_bytes() {
+            return Err(Refused::TableFull(Structure::RefcountTable).into());
         }
         Ok(())
     }

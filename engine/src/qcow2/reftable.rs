@@ -1,49 +1,104 @@
-//! How the refcount structures grow: one block at a time, and now and then a larger table.
+//! How the refcount structures grow: mostly one block at a time, and now and then a larger table.
 //!
-//! A new block counts itself: it stands at the first cluster of the range that it counts, which is
-//! free because nothing counted it before. So its allocation depends on no other block.
+//! New blocks count themselves: they stand together at the start of the range that they count, which is
+//! free because nothing counted it before. So their allocation depends on no other block.
 
 use super::entry::{self, ReftableWord};
 use super::free::Unlink;
 use super::header::HeaderSector;
 use super::metadata::Metadata;
-use super::order::Rule;
+use super::order::{Rule, Stamp};
 use super::unit::{HostCluster, HostOffset, byte_count, mem_len};
-use crate::device::Event;
+use crate::device::{Event, SECTOR_BYTES};
 use crate::error::{Error, Refused, Structure};
 
 /// QEMU's limit, so that both open the same images.
 const MAX_REFTABLE_BYTES: u64 = 8 << 20;
 
 impl Metadata {
-    /// Adds the refcount block of table entry `table_index`, under rules 4 and 5.
-    pub(super) async fn add_refblock(&mut self, table_index: u64) -> Result<(), Error> {
-        let first = HostCluster(table_index * self.geometry.refcounts_per_block());
+    /// Adds the refcount blocks of `count` table entries from `index` on, which have none, under rules
+    /// 4 and 5. They stand together at the start of the range that they count.
+    pub(super) async fn add_refblocks(&mut self, index: u64, count: u64) -> Result<(), Error> {
+        let first = HostCluster(index * self.geometry.refcounts_per_block());
         let offset = self.geometry.offset_of(first);
+        let len_bytes = count * self.geometry.cluster_bytes();
         // A damaged table may leave out the range of a structure that is in use.
-        self.guard(offset, self.geometry.cluster_bytes()).await?;
+        self.guard(offset, len_bytes).await?;
         self.order.file().at(Event::RefblockAlloc).reach().await?;
-        let mut block = vec![0; self.geometry.cluster_len()];
-        entry::set_refcount(&mut block, 0, self.geometry.refcount_order(), 1);
-        let content = self
-            .order
-            .write(Event::RefblockAllocWrite, offset, block)
-            .await?;
-        self.order.barrier(Rule::BeforeHookup, content).await?;
-        self.refcounts.forget(offset, self.geometry.cluster_bytes());
-        let index = mem_len(table_index);
-        self.reftable[index] = ReftableWord(offset.0);
-        let hookup = match self.write_reftable_sector(index).await {
+        let blocks = self.new_blocks(count, count);
+        let event = Event::RefblockAllocWrite;
+        let content = self.order.write(event, offset, blocks).await?;
+        self.refcounts.forget(offset, len_bytes);
+        let hookup = match self.hook_up(index, count, content).await {
             Ok(hookup) => hookup,
             Err(error) => {
-                self.reftable[index] = ReftableWord(0);
+                self.reftable[mem_len(index)..mem_len(index + count)].fill(ReftableWord(0));
                 return Err(error);
             }
         };
         self.order.barrier(Rule::AfterHookup, hookup).await?;
-        self.own(offset, 1, Structure::RefcountBlock);
-        self.fresh_from = self.fresh_from.max(first.0 + 1);
+        self.own(offset, count, Structure::RefcountBlock);
+        self.fresh_from = self.fresh_from.max(first.0 + count);
         Ok(())
+    }
+
+    /// Writes the table entries of new blocks, sector after sector: each block is counted by one that
+    /// comes no later, so that whatever survives names only what is counted.
+    async fn hook_up(&mut self, first: u64, count: u64, mut needs: Stamp) -> Result<Stamp, Error> {
+        let block = self
+            .geometry
+            .offset_of(HostCluster(first * self.geometry.refcounts_per_block()));
+        let per_sector = SECTOR_BYTES / 8;
+        let mut index = first;
+        while index < first + count {
+            self.order.barrier(Rule::BeforeHookup, needs).await?;
+            let end = (index / per_sector + 1) * per_sector;
+            let end = end.min(first + count);
+            for index in index..end {
+                let within = (index - first) * self.geometry.cluster_bytes();
+                self.reftable[mem_len(index)] = ReftableWord(block.0 + within);
+            }
+            let written = self.write_reftable_sector(mem_len(index)).await;
+            if written.is_err() && count > 1 {
+                // The file may name some of the blocks: nothing may be put in the place of any.
+                self.order.distrust();
+            }
+            needs = written?;
+            index = end;
+        }
+        Ok(needs)
+    }
+
+    /// `count` blocks that count the first `used` clusters of their range as used once.
+    fn new_blocks(&self, count: u64, used: u64) -> Vec<u8> {
+        let mut blocks = vec![0; mem_len(count * self.geometry.cluster_bytes())];
+        for index in 0..mem_len(used) {
+            entry::set_refcount(&mut blocks, index, self.geometry.refcount_order(), 1);
+        }
+        blocks
+    }
+
+    /// The first of `count` adjacent free clusters beyond everything that is counted, with new blocks before
+    /// them. For what is longer than a block counts there is no other place: between two blocks that
+    /// stand at the start of their ranges it does not fit.
+    pub(super) async fn place_beyond(&mut self, count: u64) -> Result<HostCluster, Error> {
+        let per_block = self.geometry.refcounts_per_block();
+        let blocks = count.div_ceil(per_block - 1);
+        let mut index = self.first_unnamed();
+        if index + blocks > byte_count(self.reftable.len()) {
+            self.grow_reftable(index + 2 * blocks).await?;
+            index = self.first_unnamed();
+        }
+        let first = HostCluster(index * per_block + blocks);
+        self.must_be_addressable(HostCluster(first.0 + count))?;
+        self.add_refblocks(index, blocks).await?;
+        Ok(first)
+    }
+
+    /// The refcount table entry after the last that names a block.
+    fn first_unnamed(&self) -> u64 {
+        let last = self.reftable.iter().rposition(|word| word.0 != 0);
+        last.map_or(0, |last| byte_count(last) + 1)
     }
 
     /// Moves to a refcount table of at least `min_entries` entries, under rules 6 and 7.
@@ -66,15 +121,7 @@ impl Metadata {
             mem_len(plan.table_clusters * cluster_bytes / 8),
             ReftableWord(0),
         );
-        let mut blocks = vec![0; mem_len(plan.blocks * cluster_bytes)];
-        for index in 0..plan.blocks + plan.table_clusters {
-            entry::set_refcount(
-                &mut blocks,
-                mem_len(index),
-                self.geometry.refcount_order(),
-                1,
-            );
-        }
+        let blocks = self.new_blocks(plan.blocks, plan.blocks + plan.table_clusters);
         for block in 0..plan.blocks {
             let offset = blocks_offset.0 + block * cluster_bytes;
             table[mem_len(old_entries + block)] = ReftableWord(offset);
