@@ -43,11 +43,16 @@ impl Counts {
     /// Counts `times` references to every cluster that a range of bytes touches.
     pub(super) fn add_range(&mut self, offset: u64, len_bytes: u64, times: u32) {
         for cluster in self.clusters(offset, len_bytes) {
-            let count = self.count_mut(cluster);
-            *count = count.saturating_add(times);
-            let count = *count;
-            self.most = self.most.max(count);
+            self.add_cluster(cluster, times);
         }
+    }
+
+    /// Counts `times` references to a cluster.
+    pub(super) fn add_cluster(&mut self, cluster: u64, times: u32) {
+        let count = self.count_mut(cluster);
+        *count = count.saturating_add(times);
+        let count = *count;
+        self.most = self.most.max(count);
     }
 
     /// The highest count that any cluster ever had.
@@ -69,7 +74,7 @@ impl Counts {
             return 0..0;
         }
         let cluster = |offset| self.geometry.cluster_of(HostOffset(offset)).0;
-        cluster(offset)..cluster(offset + len_bytes - 1) + 1
+        cluster(offset)..cluster(offset.saturating_add(len_bytes - 1)) + 1
     }
 
     /// The slots of clusters from `start` on, at most `count`: empty beyond the file.

@@ -161,6 +161,13 @@ impl<'a> Survey<'a> {
         } else {
             self.note_stuck(kind, place);
             self.wild.push((offset, offset.saturating_add(len_bytes)));
+            // The file may have been cut by mistake. What a refcount still holds has one owner, and
+            // stays out of the reach of every other.
+            for cluster in self.counts.clusters(offset, len_bytes) {
+                if self.stored.covers(cluster) {
+                    self.counts.add_cluster(cluster, times);
+                }
+            }
         }
     }
 
