@@ -12,6 +12,7 @@ mod kit;
 
 use engine::error::{BadImage, Error, Problem, Structure};
 use engine::image::Image;
+use engine::qcow2::check::{CheckOptions, Repair, check};
 use engine::qcow2::create::{CreateOptions, create};
 use engine::qcow2::header::Header;
 use engine::qcow2::{OpenOptions, Qcow2};
@@ -98,4 +99,86 @@ fn an_image_whose_structures_overlap_is_not_opened_for_writing() {
         );
     }
     open(&Ram::from_bytes(&sound)).unwrap();
+}
+
+/// A file was cut by mistake. Repair lowered the refcounts of what lay behind the end, as leaks, and the
+/// next allocation gave these clusters to another guest cluster.
+#[test]
+fn repair_does_not_free_what_mappings_beyond_the_end_refer_to() {
+    for repair in [Repair::All, Repair::Leaks] {
+        let ram = Ram::empty();
+        let options = CreateOptions {
+            virtual_bytes: 4 << 20,
+            ..CreateOptions::default()
+        };
+        run(create(&ram.port, &options)).unwrap();
+        let image = run(Qcow2::open(ram.port.clone(), None, &OpenOptions::default())).unwrap();
+        run(image.write(8 << 16, vec![1; 512])).unwrap();
+        run(image.write(0, vec![1; 4 << 16])).unwrap();
+        run(image.close()).unwrap();
+        let mut bytes = ram.bytes();
+        bytes.truncate(bytes.len() - (2 << 16));
+
+        let ram = Ram::from_bytes(&bytes);
+        run(check(&ram.port, repair, &CheckOptions::default())).unwrap();
+        let image = run(Qcow2::open(ram.port.clone(), None, &OpenOptions::default())).unwrap();
+        run(image.write(20 << 16, vec![0x77; 2 << 16])).unwrap();
+        run(image.flush()).unwrap();
+        run(image.write(2 << 16, vec![0x22; 1 << 16])).unwrap();
+        let other = run(image.read(20 << 16, 512)).unwrap();
+        assert_eq!(
+            other, [0x77; 512],
+            "{repair:?}: a write to one cluster changed another"
+        );
+    }
+}
+
+/// Every new refcount block takes the first cluster of its range, so no run of free clusters was ever as
+/// long as a block counts, and the search went on until the refcount table was at its limit.
+#[test]
+fn an_l1_table_longer_than_a_refcount_block_counts_finds_a_place() {
+    let ram = Ram::empty();
+    let options = CreateOptions {
+        virtual_bytes: 1 << 20,
+        cluster_bits: 9,
+        refcount_order: 6,
+        ..CreateOptions::default()
+    };
+    run(create(&ram.port, &options)).unwrap();
+    let image = run(Qcow2::open(ram.port.clone(), None, &OpenOptions::default())).unwrap();
+    // A block counts 64 clusters; so does this L1 table take.
+    let grown = 64 * 64 * 64 * 512;
+    run(image.grow(grown)).unwrap();
+    run(image.write(grown - 512, vec![7; 512])).unwrap();
+    run(image.close()).unwrap();
+    let report = run(check(&ram.port, Repair::None, &CheckOptions::default())).unwrap();
+    assert!(report.is_clean(), "{:?}", report.findings);
+    assert!(ram.bytes().len() < 512 << 10, "few blocks were added");
+}
+
+/// The cluster that the end of the disk cuts holds bytes of another program behind the end: growing the
+/// disk showed them.
+#[test]
+fn growing_does_not_show_what_stands_behind_the_old_end() {
+    let ram = Ram::empty();
+    let options = CreateOptions {
+        virtual_bytes: 1 << 20,
+        ..CreateOptions::default()
+    };
+    run(create(&ram.port, &options)).unwrap();
+    let image = run(Qcow2::open(ram.port.clone(), None, &OpenOptions::default())).unwrap();
+    run(image.write(0, vec![9; 3 << 16])).unwrap();
+    run(image.close()).unwrap();
+    let mut bytes = ram.bytes();
+    // The size, cut to one sector by a program that freed nothing.
+    bytes[24..32].copy_from_slice(&512u64.to_be_bytes());
+    let ram = Ram::from_bytes(&bytes);
+    let image = run(Qcow2::open(ram.port.clone(), None, &OpenOptions::default())).unwrap();
+    run(image.grow(3 << 16)).unwrap();
+    let read = run(image.read(0, 3 << 16)).unwrap();
+    assert_eq!(read[..512], [9; 512]);
+    assert!(
+        read[512..].iter().all(|byte| *byte == 0),
+        "what is added reads zero"
+    );
 }

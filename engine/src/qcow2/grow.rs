@@ -6,7 +6,7 @@ use super::header::HeaderSector;
 use super::image::Qcow2;
 use super::metadata::Metadata;
 use super::order::Rule;
-use super::unit::{HostOffset, byte_count, mem_len};
+use super::unit::{GuestCluster, HostOffset, byte_count, mem_len};
 use crate::defect::Defect;
 use crate::device::{Event, SECTOR_BYTES};
 use crate::error::{Error, Refused, Structure};
@@ -36,6 +36,7 @@ impl Qcow2 {
                 metadata.grow_l1(entries).await?;
             }
         }
+        self.hide_leftovers(old_bytes, virtual_bytes).await?;
         self.hide_backing(old_bytes, virtual_bytes).await?;
         let mut metadata = self.metadata.lock().await;
         metadata.write_back_all().await?;
@@ -50,6 +51,27 @@ impl Qcow2 {
         metadata.virtual_bytes = virtual_bytes;
         self.virtual_bytes.set(virtual_bytes);
         self.order.barrier(Rule::AfterSize, written).await
+    }
+
+    /// Makes what is added read as zeroes where something is mapped already: in the cluster that the
+    /// old end of the disk cuts, and in images that others made smaller, behind it.
+    async fn hide_leftovers(&self, old_bytes: u64, virtual_bytes: u64) -> Result<(), Error> {
+        let bits = self.geometry.cluster_bits();
+        let end = GuestCluster(self.geometry.clusters_for(virtual_bytes));
+        let mut from = GuestCluster(old_bytes >> bits);
+        loop {
+            let next = self.metadata.lock().await.next_content(from, end).await?;
+            let Some(cluster) = next else {
+                return Ok(());
+            };
+            from = GuestCluster(cluster.0 + 1);
+            let start = old_bytes.max(cluster.0 << bits);
+            let end = virtual_bytes.min(from.0 << bits);
+            if start < end {
+                self.zero_claimed(start, end - start, Unmap::Allow, virtual_bytes)
+                    .await?;
+            }
+        }
     }
 
     /// Makes what is added read as zeroes where a longer backing file would show.

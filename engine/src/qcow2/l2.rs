@@ -42,6 +42,32 @@ impl Metadata {
         Ok(mappings)
     }
 
+    /// The first guest cluster from `from` on and before `end` whose content stands in the file.
+    pub(super) async fn next_content(
+        &mut self,
+        mut from: GuestCluster,
+        end: GuestCluster,
+    ) -> Result<Option<GuestCluster>, Error> {
+        let per_table = self.geometry.l2_entries();
+        while from < end {
+            let l1_index = from.0 / per_table;
+            if mem_len(l1_index) >= self.l1.len() {
+                return Ok(None);
+            }
+            if self.l1_entry(mem_len(l1_index))? == L1Entry::Empty {
+                from = GuestCluster((l1_index + 1) * per_table);
+                continue;
+            }
+            for mapping in self.mappings(from, end.0 - from.0).await? {
+                if matches!(mapping, Mapping::Data { .. } | Mapping::Compressed(_)) {
+                    return Ok(Some(from));
+                }
+                from.0 += 1;
+            }
+        }
+        Ok(None)
+    }
+
     /// Maps guest clusters from `first` on anew, all within one slice, and frees what they were
     /// mapped to once that is durable. The slice may be written when `needs` is durable.
     ///
