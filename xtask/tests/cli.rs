@@ -18,15 +18,20 @@ fn out(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).unwrap()
 }
 
-/// Refused with exit code 2 and one line that says all of this.
+/// Refused with exit code 2 and words that say all of this: one line, and behind a wrong call the way to
+/// the right one.
 fn refused(folder: &Path, arguments: &[&str], says: &[&str]) {
     let output = xtask(folder, arguments);
     let errors = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(2), "{arguments:?}: {errors}");
-    let first = errors.lines().next().unwrap_or_default();
+    let is_usage = errors.contains("For more information, try '--help'.");
+    assert!(
+        is_usage || errors.lines().count() == 1,
+        "{arguments:?}: {errors}"
+    );
     for text in says {
         assert!(
-            first.contains(text),
+            errors.contains(text),
             "{arguments:?} should name {text}: {errors}"
         );
     }
