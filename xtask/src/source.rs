@@ -72,28 +72,33 @@ pub(crate) fn load_image(path: &Path) -> Result<(Given, u64, Geometry), Refusal>
     Ok((given, header.virtual_bytes, header.geometry))
 }
 
-/// The header of an image that recovery can bring into order: on a copy in memory, it is tried.
+/// The header of an image that is sound, or that its dirty bit promises to repair at the next open: on a
+/// copy in memory, that is tried.
 fn sound_header(bytes: &PageImage) -> Result<Header, String> {
     let port = Port::new(Rc::new(RamDevice::new(bytes.clone())));
-    let report = drive(check(&port, Repair::All, &CheckOptions::default()));
-    let report = report
-        .expect("memory answers at once")
+    let at_once = "memory answers at once";
+    let header = drive(header::read(&port))
+        .expect(at_once)
         .map_err(|error| error.to_string())?;
-    match report.errors_remaining() {
-        0 => {
-            let header = drive(header::read(&port)).expect("memory answers at once");
-            header.map_err(|error| error.to_string())
-        }
-        errors => {
-            let first = report
-                .findings
-                .first()
-                .map_or_else(String::new, ToString::to_string);
-            Err(format!(
-                "the image is damaged beyond repair, {errors} errors remain: {first}"
-            ))
-        }
+    let repair = if header.is_dirty() {
+        Repair::All
+    } else {
+        Repair::None
+    };
+    let report = drive(check(&port, repair, &CheckOptions::default())).expect(at_once);
+    let report = report.map_err(|error| error.to_string())?;
+    let errors = report.errors_remaining();
+    if errors == 0 {
+        return Ok(header);
     }
+    let first = report
+        .findings
+        .first()
+        .map_or_else(String::new, ToString::to_string);
+    Err(format!(
+        "the image is damaged ({errors} errors, the first: {first}); repair a copy with `check --repair \
+         all` and start from that"
+    ))
 }
 
 /// Reads a trace.

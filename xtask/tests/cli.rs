@@ -5,6 +5,10 @@
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
+use std::rc::Rc;
+
+use engine::device::{Port, RamDevice, drive};
+use engine::qcow2::create::{CreateOptions, create};
 
 fn xtask(folder: &Path, arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_xtask"))
@@ -35,6 +39,18 @@ fn refused(folder: &Path, arguments: &[&str], says: &[&str]) {
             "{arguments:?} should name {text}: {errors}"
         );
     }
+}
+
+/// An image of which only the header is left.
+fn cut_image() -> Vec<u8> {
+    let ram = Rc::new(RamDevice::default());
+    let port = Port::new(Rc::<RamDevice>::clone(&ram));
+    let options = CreateOptions {
+        virtual_bytes: 1 << 20,
+        ..CreateOptions::default()
+    };
+    drive(create(&port, &options)).unwrap().unwrap();
+    ram.snapshot().read_vec(0, 1024)
 }
 
 fn summary(folder: &Path) -> serde_json::Value {
@@ -121,6 +137,13 @@ fn what_cannot_be_used_is_refused_in_one_line_and_left_alone() {
         &["fuzz", "--seed", "1", "--image", "header"],
         &["header", "offset"],
     );
+    at("cut", &cut_image());
+    refused(
+        here,
+        &["fuzz", "--seed", "1", "--image", "cut"],
+        &["cut", "damaged", "end of the file"],
+    );
+    assert_eq!(fs::read(here.join("cut")).unwrap(), cut_image());
     refused(
         here,
         &["fuzz", "--seed", "1", "--out", "file/below"],
