@@ -5,7 +5,9 @@
 
 mod kit;
 
-use engine::device::Port;
+use std::rc::Rc;
+
+use engine::device::{FileDevice, Port};
 use engine::image::{Image, Unmap};
 use engine::qcow2::create::{CreateOptions, create};
 use engine::qcow2::{LazyRefcounts, OpenOptions, Qcow2};
@@ -83,7 +85,9 @@ fn qemu_img_finds_our_images_clean_and_reads_the_same() {
                 if version == 2 && refcount_order != 4 {
                     continue;
                 }
-                let ram = Ram::empty();
+                let _ = std::fs::remove_file(&ours);
+                let file = Rc::new(FileDevice::create_new(&ours).unwrap());
+                let port = Port::new(file);
                 let cluster = 1 << cluster_bits;
                 let options = CreateOptions {
                     virtual_bytes: (12 * cluster)
@@ -99,10 +103,10 @@ fn qemu_img_finds_our_images_clean_and_reads_the_same() {
                 } else {
                     LazyRefcounts::Off
                 };
-                let mut disk = Disk::new(&ram.port, &options, lazy);
+                let mut disk = Disk::new(&port, &options, lazy);
                 disk.work(cluster);
                 run(disk.image.close()).unwrap();
-                ram.save(&ours);
+                drop((disk.image, port));
                 std::fs::write(&raw, &disk.model).unwrap();
                 let case = format!("{options:?} {lazy:?}");
                 let check = call("qemu-img", &["check", text(&ours)]);
