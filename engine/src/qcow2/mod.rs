@@ -44,6 +44,7 @@ mod alloc;
 mod cache;
 pub mod check;
 pub mod create;
+mod data;
 pub mod entry;
 pub mod extension;
 mod feature;

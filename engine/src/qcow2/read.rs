@@ -1,5 +1,6 @@
 //! Reading what the guest sees.
 
+use super::data::Place;
 use super::entry::{Compressed, Mapping};
 use super::image::Qcow2;
 use super::unit::{GuestCluster, HostOffset, byte_count, mem_len};
@@ -113,7 +114,8 @@ impl Qcow2 {
         match source {
             Source::Zero => into.fill(0),
             Source::File(host) => {
-                into.copy_from_slice(&self.order.file().at(event).read(host.0, into.len()).await?);
+                let guest = offset;
+                self.read_data(event, Place { host, guest }, into).await?;
             }
             Source::Backing => self.fill_from_backing(offset, into).await?,
             Source::Compressed(compressed) => {

@@ -1,13 +1,13 @@
 //! Writing guest data: in place where the mapping allows, into new clusters otherwise.
 
 use super::alloc::{Content, Run};
+use super::data::Place;
 use super::entry::{Copied, Mapping};
 use super::image::Qcow2;
 use super::metadata::Metadata;
 use super::order::Stamp;
 use super::unit::{GuestCluster, HostOffset, byte_count, mem_len};
 use crate::defect::Defect;
-use crate::device::Event;
 use crate::error::Error;
 use crate::sync::Mode;
 
@@ -92,8 +92,8 @@ impl Qcow2 {
             (host, mem_len(len))
         };
         let (host, len) = host;
-        self.order
-            .write(Event::WriteAio, host, data[..len].to_vec())
+        let guest = offset;
+        self.write_data(Place { host, guest }, data[..len].to_vec())
             .await?;
         Ok(len)
     }
@@ -197,13 +197,15 @@ impl Qcow2 {
         within: u64,
         data: &[u8],
     ) -> Result<Stamp, Error> {
-        let host = self.geometry.offset_of(target.run.first);
+        let start = Place {
+            host: self.geometry.offset_of(target.run.first),
+            guest: target.first.0 << self.geometry.cluster_bits(),
+        };
         let recycled =
             target.run.content == Content::Stale && !self.planted.has(Defect::RecycledNotZeroed);
         let bare = !recycled && target.old.iter().all(|old| self.reads_zero(*old));
         if bare {
-            let host = HostOffset(host.0 + within);
-            return self.order.write(Event::WriteAio, host, data.to_vec()).await;
+            return self.write_data(start.plus(within), data.to_vec()).await;
         }
         let mut bytes = vec![0; mem_len(target.run.count * self.geometry.cluster_bytes())];
         let (head, rest) = bytes.split_at_mut(mem_len(within));
@@ -220,7 +222,7 @@ impl Qcow2 {
             self.old_content(cluster, target.old[last], tail_within, tail)
                 .await?;
         }
-        self.order.write(Event::WriteAio, host, bytes).await
+        self.write_data(start, bytes).await
     }
 
     /// Links clusters whose data were written, under rules 1 and 8.

@@ -1,10 +1,10 @@
 //! Zeroing and discarding: changes of mappings where whole clusters are concerned.
 
+use super::data::Place;
 use super::entry::{Copied, Mapping};
 use super::image::Qcow2;
 use super::order::Stamp;
 use super::unit::{GuestCluster, HostOffset, byte_count, mem_len};
-use crate::device::Event;
 use crate::error::Error;
 use crate::image::Unmap;
 use crate::sync::Mode;
@@ -160,11 +160,12 @@ impl Qcow2 {
             }
         };
         match in_place {
-            Some(host) => self
-                .order
-                .write_zeroes(Event::PwritevZero, host, len_bytes)
-                .await
-                .map(drop),
+            Some(host) => {
+                let guest = offset;
+                self.zero_data(Place { host, guest }, len_bytes)
+                    .await
+                    .map(drop)
+            }
             None => {
                 self.write_claimed(offset, &vec![0; mem_len(len_bytes)])
                     .await

@@ -1,0 +1,53 @@
+//! Where guest data move: every byte of the guest's that is not compressed passes here.
+//!
+//! Callers name both the host offset and the guest offset of a range: what a byte looks like in the
+//! file may depend on either.
+
+use super::image::Qcow2;
+use super::order::Stamp;
+use super::unit::HostOffset;
+use crate::device::Event;
+use crate::error::Error;
+
+/// A stretch of guest data: where it stands and what the guest calls it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    pub(super) host: HostOffset,
+    pub(super) guest: u64,
+}
+
+impl Place {
+    /// The place `bytes` bytes further on.
+    pub(super) fn plus(self, bytes: u64) -> Self {
+        Self {
+            host: HostOffset(self.host.0 + bytes),
+            guest: self.guest + bytes,
+        }
+    }
+}
+
+impl Qcow2 {
+    /// Reads guest data.
+    pub(super) async fn read_data(
+        &self,
+        event: Event,
+        from: Place,
+        into: &mut [u8],
+    ) -> Result<(), Error> {
+        let file = self.order.file();
+        into.copy_from_slice(&file.at(event).read(from.host.0, into.len()).await?);
+        Ok(())
+    }
+
+    /// Writes guest data.
+    pub(super) async fn write_data(&self, to: Place, data: Vec<u8>) -> Result<Stamp, Error> {
+        self.order.write(Event::WriteAio, to.host, data).await
+    }
+
+    /// Makes guest data read as zeroes where they stand.
+    pub(super) async fn zero_data(&self, at: Place, len_bytes: u64) -> Result<Stamp, Error> {
+        self.order
+            .write_zeroes(Event::PwritevZero, at.host, len_bytes)
+            .await
+    }
+}
