@@ -5,6 +5,7 @@ use std::pin::Pin;
 
 use crate::device::SECTOR_BYTES;
 use crate::error::{Error, Refused};
+use crate::manage::Manage;
 
 /// A boxed future that stays on its thread.
 pub type LocalFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, Error>> + 'a>>;
@@ -50,8 +51,8 @@ pub trait Image {
     /// Makes durable every write that completed before this call.
     fn flush(&self) -> LocalFuture<'_, ()>;
 
-    /// Makes the guest's disk larger; what is added reads zero. Durable on return.
-    fn grow(&self, virtual_bytes: u64) -> LocalFuture<'_, ()>;
+    /// Carries out an operation on the image as a whole; refused where the format does not know it.
+    fn manage(&self, operation: Manage) -> LocalFuture<'_, ()>;
 
     /// Writes back everything, marks the image clean, and leaves it to nobody. The image takes no
     /// request afterwards.

@@ -11,6 +11,7 @@ pub mod defect;
 pub mod device;
 pub mod error;
 pub mod image;
+pub mod manage;
 pub mod qcow2;
 pub mod raw;
 pub mod sync;

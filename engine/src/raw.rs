@@ -8,6 +8,7 @@ use std::cell::Cell;
 use crate::device::{Event, Port, SECTOR_BYTES};
 use crate::error::{Error, Refused};
 use crate::image::{Access, Image, LocalFuture, Unmap, must_contain};
+use crate::manage::Manage;
 
 /// An open raw image.
 #[derive(Debug)]
@@ -36,6 +37,21 @@ impl Raw {
             return Ok(());
         }
         Ok(self.file.at(Event::FlushToDisk).flush().await?)
+    }
+
+    async fn grow(&self, virtual_bytes: u64) -> Result<(), Error> {
+        self.access.must_allow_writes()?;
+        let now = self.virtual_bytes.get();
+        if virtual_bytes < now || !virtual_bytes.is_multiple_of(SECTOR_BYTES) {
+            return Err(Refused::Option(format!(
+                "disk size {virtual_bytes} is not a multiple of 512 from {now} on"
+            ))
+            .into());
+        }
+        self.file.at(Event::None).set_len(virtual_bytes).await?;
+        self.make_durable().await?;
+        self.virtual_bytes.set(virtual_bytes);
+        Ok(())
     }
 }
 
@@ -79,21 +95,10 @@ impl Image for Raw {
         Box::pin(self.make_durable())
     }
 
-    fn grow(&self, virtual_bytes: u64) -> LocalFuture<'_, ()> {
-        Box::pin(async move {
-            self.access.must_allow_writes()?;
-            let now = self.virtual_bytes.get();
-            if virtual_bytes < now || !virtual_bytes.is_multiple_of(SECTOR_BYTES) {
-                return Err(Refused::Option(format!(
-                    "disk size {virtual_bytes} is not a multiple of 512 from {now} on"
-                ))
-                .into());
-            }
-            self.file.at(Event::None).set_len(virtual_bytes).await?;
-            self.make_durable().await?;
-            self.virtual_bytes.set(virtual_bytes);
-            Ok(())
-        })
+    fn manage(&self, operation: Manage) -> LocalFuture<'_, ()> {
+        match operation {
+            Manage::Resize { virtual_bytes } => Box::pin(self.grow(virtual_bytes)),
+        }
     }
 
     fn close(&self) -> LocalFuture<'_, ()> {

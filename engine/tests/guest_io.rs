@@ -8,6 +8,7 @@ use std::rc::Rc;
 
 use engine::device::{Port, RamDevice};
 use engine::image::{Image, Unmap};
+use engine::manage::Manage;
 use engine::qcow2::create::{CreateOptions, create};
 use engine::qcow2::{CacheSizes, LazyRefcounts, OpenOptions, Qcow2};
 use kit::run;
@@ -146,7 +147,10 @@ impl Pair {
             Step::Grow(more) => {
                 self.model
                     .resize(self.model.len() + usize::try_from(more * 512).unwrap(), 0);
-                run(self.image.grow(u64::try_from(self.model.len()).unwrap())).unwrap();
+                run(self.image.manage(Manage::Resize {
+                    virtual_bytes: u64::try_from(self.model.len()).unwrap(),
+                }))
+                .unwrap();
             }
             Step::Reopen => {
                 run(self.image.close()).unwrap();

@@ -6,6 +6,7 @@ mod kit;
 
 use engine::error::{Error, Refused};
 use engine::image::{Access, Image, Unmap};
+use engine::manage::Manage;
 use engine::raw::Raw;
 use kit::{Ram, run};
 
@@ -20,7 +21,10 @@ fn what_the_guest_writes_stands_in_the_file() {
     run(image.write(512, vec![2; 512])).unwrap();
     run(image.write_zeroes(1024, 512, Unmap::Keep)).unwrap();
     run(image.discard(1536, 512)).unwrap();
-    run(image.grow(3072)).unwrap();
+    run(image.manage(Manage::Resize {
+        virtual_bytes: 3072,
+    }))
+    .unwrap();
     run(image.write(2560, vec![3; 512])).unwrap();
     run(image.close()).unwrap();
     let expected = [[1; 512], [2; 512], [0; 512], [0; 512], [0; 512], [3; 512]].concat();
@@ -55,7 +59,10 @@ fn what_a_disk_cannot_do_is_refused() {
         Refused::OutOfRange { .. }
     ));
     assert!(matches!(refused(read(1, 512)), Refused::Unaligned { .. }));
-    assert!(matches!(refused(run(image.grow(512))), Refused::Option(_)));
+    assert!(matches!(
+        refused(run(image.manage(Manage::Resize { virtual_bytes: 512 }))),
+        Refused::Option(_)
+    ));
     let image = raw(&ram, Access::ReadOnly);
     assert_eq!(
         refused(run(image.write(0, vec![2; 512]))),

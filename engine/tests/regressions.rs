@@ -12,6 +12,7 @@ mod kit;
 
 use engine::error::{BadImage, Error, Problem, Structure};
 use engine::image::Image;
+use engine::manage::Manage;
 use engine::qcow2::check::{CheckOptions, Repair, check};
 use engine::qcow2::create::{CreateOptions, create};
 use engine::qcow2::header::Header;
@@ -148,7 +149,10 @@ fn an_l1_table_longer_than_a_refcount_block_counts_finds_a_place() {
     let image = run(Qcow2::open(ram.port.clone(), None, &OpenOptions::default())).unwrap();
     // A block counts 64 clusters; so does this L1 table take.
     let grown = 64 * 64 * 64 * 512;
-    run(image.grow(grown)).unwrap();
+    run(image.manage(Manage::Resize {
+        virtual_bytes: grown,
+    }))
+    .unwrap();
     run(image.write(grown - 512, vec![7; 512])).unwrap();
     run(image.close()).unwrap();
     let report = run(check(&ram.port, Repair::None, &CheckOptions::default())).unwrap();
@@ -174,7 +178,10 @@ fn growing_does_not_show_what_stands_behind_the_old_end() {
     bytes[24..32].copy_from_slice(&512u64.to_be_bytes());
     let ram = Ram::from_bytes(&bytes);
     let image = run(Qcow2::open(ram.port.clone(), None, &OpenOptions::default())).unwrap();
-    run(image.grow(3 << 16)).unwrap();
+    run(image.manage(Manage::Resize {
+        virtual_bytes: 3 << 16,
+    }))
+    .unwrap();
     let read = run(image.read(0, 3 << 16)).unwrap();
     assert_eq!(read[..512], [9; 512]);
     assert!(

@@ -11,6 +11,7 @@ use crate::defect::{Defect, Planted};
 use crate::device::Event;
 use crate::error::Error;
 use crate::image::{Access, Image, LocalFuture, Unmap, must_contain};
+use crate::manage::Manage;
 use crate::sync::{Mode, Mutex, RangeGuard, RangeLock};
 
 /// An open qcow2 image. Made by [`Qcow2::open`].
@@ -128,8 +129,10 @@ impl Image for Qcow2 {
         Box::pin(self.flush_all())
     }
 
-    fn grow(&self, virtual_bytes: u64) -> LocalFuture<'_, ()> {
-        Box::pin(self.grow_disk(virtual_bytes))
+    fn manage(&self, operation: Manage) -> LocalFuture<'_, ()> {
+        match operation {
+            Manage::Resize { virtual_bytes } => Box::pin(self.grow_disk(virtual_bytes)),
+        }
     }
 
     fn close(&self) -> LocalFuture<'_, ()> {

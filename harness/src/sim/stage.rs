@@ -7,6 +7,7 @@ use engine::defect::Planted;
 use engine::device::{Event, PageImage, Port, RamDevice, drive};
 use engine::error::{Error, Refused};
 use engine::image::{Access, Image, LocalFuture, Unmap};
+use engine::manage::Manage;
 use engine::qcow2::create::{self, BackingFormat, CreateOptions};
 use engine::qcow2::geometry::Geometry;
 use engine::qcow2::header::incompatible;
@@ -287,7 +288,7 @@ impl Image for Beneath {
         Box::pin(ready(Ok(())))
     }
 
-    fn grow(&self, _: u64) -> LocalFuture<'_, ()> {
+    fn manage(&self, _: Manage) -> LocalFuture<'_, ()> {
         read_only()
     }
 

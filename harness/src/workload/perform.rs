@@ -2,6 +2,7 @@
 
 use engine::error::Error;
 use engine::image::Image;
+use engine::manage::Manage;
 
 use super::ops::{Operation, OperationId};
 use super::stamp::{Writer, stamp_range};
@@ -31,7 +32,7 @@ pub async fn perform(
         } => image.write_zeroes(offset, len_bytes, unmap).await,
         Operation::Discard { offset, len_bytes } => image.discard(offset, len_bytes).await,
         Operation::Flush => image.flush().await,
-        Operation::Grow { virtual_bytes } => image.grow(virtual_bytes).await,
+        Operation::Grow { virtual_bytes } => image.manage(Manage::Resize { virtual_bytes }).await,
         Operation::Reopen => unreachable!("the caller reopens"),
     }
     .map(|()| Vec::new())

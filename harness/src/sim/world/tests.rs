@@ -3,6 +3,7 @@
 use blkdebug::volatile::Answering;
 use engine::device::{Completion, Event, PageImage, Port};
 use engine::image::{Image, LocalFuture, Unmap};
+use engine::manage::Manage;
 
 use super::*;
 use crate::prng::Prng;
@@ -69,7 +70,8 @@ impl Image for Plain {
         })
     }
 
-    fn grow(&self, virtual_bytes: u64) -> LocalFuture<'_, ()> {
+    fn manage(&self, operation: Manage) -> LocalFuture<'_, ()> {
+        let Manage::Resize { virtual_bytes } = operation;
         Box::pin(async move { Ok(self.port.at(Event::None).set_len(virtual_bytes).await?) })
     }
 
