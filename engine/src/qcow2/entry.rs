@@ -202,19 +202,25 @@ impl ReftableWord {
 }
 
 /// The refcount at `index` of a refcount block. Counts narrower than a byte stand lowest bit first.
+#[inline]
 pub fn refcount(block: &[u8], index: usize, refcount_order: u32) -> u64 {
     match refcount_order {
-        3.. => {
-            let width = 1 << (refcount_order - 3);
-            block[index * width..(index + 1) * width]
-                .iter()
-                .fold(0, |value, byte| value << 8 | u64::from(*byte))
-        }
+        6.. => u64::from_be_bytes(word(block, index)),
+        5 => u32::from_be_bytes(word(block, index)).into(),
+        4 => u16::from_be_bytes(word(block, index)).into(),
+        3 => block[index].into(),
         order => {
             let (byte, shift, mask) = sub_byte(index, order);
             u64::from(block[byte] >> shift & mask)
         }
     }
+}
+
+/// The bytes of word number `index` of a table.
+fn word<const LEN: usize>(table: &[u8], index: usize) -> [u8; LEN] {
+    table[index * LEN..][..LEN]
+        .try_into()
+        .expect("a slice of a word's length is a word")
 }
 
 /// Sets the refcount at `index` of a refcount block.
