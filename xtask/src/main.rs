@@ -7,16 +7,20 @@
     reason = "this is the command line"
 )]
 
+mod block;
 mod canary;
 mod check;
 mod ci;
 mod fuzz;
+mod img;
 mod minimise;
 mod replay;
 mod source;
 mod terminal;
 mod violation;
 
+use std::ffi::OsString;
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -44,8 +48,10 @@ enum Command {
     Minimise(minimise::Minimise),
     Check(check::Check),
     Canary(canary::Canary),
-
     Ci(ci::Ci),
+    /// qemu-img's commands, with its words and exit codes: `img --help` lists them
+    #[command(disable_help_flag = true)]
+    Img,
 }
 
 /// How a command ended.
@@ -82,15 +88,33 @@ impl From<Ending> for ExitCode {
     }
 }
 
+/// The commands that read their own arguments, as the program of that name does.
+fn other_program() -> Option<ExitCode> {
+    let mut arguments = std::env::args_os();
+    let called = arguments.next().unwrap_or_default();
+    let called = Path::new(&called)
+        .file_name()
+        .unwrap_or_default()
+        .to_owned();
+    if called == img::PROGRAM {
+        return Some(img::main(arguments));
+    }
+    let command: OsString = arguments.next()?;
+    (command == "img").then(|| img::main(arguments))
+}
+
 fn main() -> ExitCode {
+    if let Some(code) = other_program() {
+        return code;
+    }
     let outcome = match Arguments::parse().command {
         Command::Fuzz(fuzz) => fuzz.run(),
         Command::Replay(replay) => replay.run(),
         Command::Minimise(minimise) => minimise.run(),
         Command::Check(check) => check.run(),
         Command::Canary(canary) => canary.run(),
-
         Command::Ci(ci) => ci.run(),
+        Command::Img => unreachable!("`img` reads its own arguments"),
     };
     match outcome {
         Ok(ending) => ending.into(),

@@ -1,0 +1,337 @@
+//! Opening what a [`Spec`] describes, with everything beneath it.
+
+use std::fs;
+use std::future::Future;
+use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::rc::Rc;
+
+use engine::device::{Event, FileDevice, Port, SECTOR_BYTES, drive};
+use engine::error::{Error, Problem};
+use engine::image::{Access, Image};
+use engine::qcow2::header::{self, Header};
+use engine::qcow2::{LazyRefcounts, OpenOptions, Qcow2};
+use engine::raw::Raw;
+
+use super::device::CachedFile;
+use super::failure::{engine_text, os_text};
+use super::secret::Secrets;
+use super::spec::{BackingSpec, FileSpec};
+use super::{CacheMode, Failure, Format, Spec};
+
+/// A chain of more images than this is refused.
+const MAX_CHAIN: usize = 200;
+/// So many bytes tell a format.
+const PROBE_LEN: usize = 2048;
+
+/// How to open an image.
+#[derive(Clone, Debug)]
+pub(crate) struct Opening<'a> {
+    /// Whether it may be written; what lies beneath never is.
+    pub(crate) access: Access,
+    /// Whether others may write it meanwhile.
+    pub(crate) sharing: Sharing,
+    /// When written data must be on the medium.
+    pub(crate) cache: CacheMode,
+    /// How much is opened.
+    pub(crate) depth: Depth,
+    /// What options may refer to.
+    pub(crate) secrets: &'a Secrets,
+}
+
+/// Whether others may use an image meanwhile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sharing {
+    /// Others may read it.
+    Readers,
+    /// Others may do what they like (`-U`).
+    Anyone,
+}
+
+/// How much of an image is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Depth {
+    /// The file and its header.
+    Header,
+    /// The file, its header, and everything beneath, but not the image itself.
+    HeaderAndBacking,
+    /// The image, and nothing beneath: what is not in it reads as zeroes.
+    Alone,
+    /// The image and everything beneath.
+    Chain,
+}
+
+/// The file that an image stands in.
+#[derive(Clone, Debug)]
+pub(crate) struct FileNode {
+    /// What it is.
+    pub(crate) spec: FileSpec,
+    /// The local file at the bottom.
+    pub(crate) path: String,
+    /// The device that the format sees.
+    pub(crate) port: Port,
+}
+
+/// Something open.
+#[derive(Clone)]
+pub(crate) struct Node {
+    /// The name in output.
+    pub(crate) filename: String,
+    /// Its format.
+    pub(crate) format: Format,
+    /// Its file.
+    pub(crate) file: FileNode,
+    /// Its header, where its format has one.
+    pub(crate) header: Option<Header>,
+    /// The image, where it was asked for.
+    image: Option<Rc<dyn Image>>,
+    /// What lies beneath, where it was asked for and there is something.
+    pub(crate) backing: Option<Rc<Node>>,
+    /// When written data must be on the medium.
+    pub(crate) cache: CacheMode,
+}
+
+impl Node {
+    /// The open image.
+    ///
+    /// # Panics
+    /// Where it was opened to less than [`Depth::Alone`].
+    pub(crate) fn image(&self) -> &Rc<dyn Image> {
+        self.image.as_ref().expect("the image was asked for")
+    }
+
+    /// The size of the guest's disk.
+    pub(crate) fn virtual_bytes(&self) -> u64 {
+        match (&self.image, &self.header) {
+            (Some(image), _) => image.virtual_bytes(),
+            (None, Some(header)) => header.virtual_bytes,
+            (None, None) => self.file.port.len().next_multiple_of(SECTOR_BYTES),
+        }
+    }
+
+    /// What lies beneath by the word of the image.
+    pub(crate) fn backing_spec(&self) -> Result<Option<Spec>, Failure> {
+        match &self.header {
+            Some(header) => Spec::beneath(&self.file.spec, header),
+            None => Ok(None),
+        }
+    }
+}
+
+/// Runs an operation of the engine on files, which answer at once.
+pub(crate) fn at_once<T>(operation: impl Future<Output = T>) -> T {
+    drive(operation).expect("a file completes every request at once")
+}
+
+/// Opens what `spec` describes. The failure does not repeat the name of `spec` itself.
+pub(crate) fn open(spec: &Spec, opening: &Opening<'_>) -> Result<Node, Failure> {
+    Opener {
+        opening: opening.clone(),
+        above: Vec::new(),
+    }
+    .open(spec)
+}
+
+/// The opening of one chain, from the top down.
+struct Opener<'a> {
+    opening: Opening<'a>,
+    /// The files above, by device and inode.
+    above: Vec<(u64, u64)>,
+}
+
+impl Opener<'_> {
+    fn open(&mut self, spec: &Spec) -> Result<Node, Failure> {
+        let access = if spec.read_only {
+            Access::ReadOnly
+        } else {
+            self.opening.access
+        };
+        let file = self.open_file(&spec.file, access)?;
+        let start = at_once(file.port.at(Event::None).read(0, PROBE_LEN))
+            .map_err(|error| Failure(engine_text(&error.into())))?;
+        let format = spec.format.unwrap_or_else(|| Format::probe(&start));
+        if spec.format.is_none() && format == Format::Raw && access == Access::ReadWrite {
+            warn_of_probed_raw(&spec.called);
+        }
+        let mut node = Node {
+            filename: spec.file.filename(),
+            format,
+            header: read_header(format, &file.port, &start)?,
+            file,
+            image: None,
+            backing: None,
+            cache: self.opening.cache,
+        };
+        match self.opening.depth {
+            Depth::Header => {}
+            Depth::HeaderAndBacking => {
+                let depth = Depth::Chain;
+                node.backing = self.open_backing(spec, &node, depth)?;
+            }
+            Depth::Alone => node.image = Some(self.open_image(spec, &node, access)?),
+            Depth::Chain => {
+                node.backing = self.open_backing(spec, &node, Depth::Chain)?;
+                node.image = Some(self.open_image(spec, &node, access)?);
+            }
+        }
+        Ok(node)
+    }
+
+    fn open_file(&mut self, spec: &FileSpec, access: Access) -> Result<FileNode, Failure> {
+        match spec {
+            FileSpec::Local(path) => {
+                let device = open_local(path, access, self.opening.sharing)?;
+                self.must_be_new(path)?;
+                Ok(FileNode {
+                    spec: spec.clone(),
+                    path: path.clone(),
+                    port: Port::new(Rc::new(CachedFile::new(device, self.opening.cache))),
+                })
+            }
+            FileSpec::Blkdebug { config, below } => {
+                if !config.is_empty() {
+                    return Err(Failure(format!(
+                        "blkdebug configuration files are not supported yet: '{config}'"
+                    )));
+                }
+                let below = self.open_file(below, access)?;
+                Ok(FileNode {
+                    spec: spec.clone(),
+                    ..below
+                })
+            }
+        }
+    }
+
+    fn must_be_new(&mut self, path: &str) -> Result<(), Failure> {
+        let metadata = fs::metadata(path).map_err(|error| cannot_open(path, &os_text(&error)))?;
+        let identity = (metadata.dev(), metadata.ino());
+        if self.above.contains(&identity) {
+            return Err(Failure(format!(
+                "The backing chain comes back to '{path}': it is a loop"
+            )));
+        }
+        if self.above.len() >= MAX_CHAIN {
+            return Err(Failure(format!(
+                "The backing chain has more than {MAX_CHAIN} images"
+            )));
+        }
+        self.above.push(identity);
+        Ok(())
+    }
+
+    fn open_backing(
+        &mut self,
+        spec: &Spec,
+        node: &Node,
+        depth: Depth,
+    ) -> Result<Option<Rc<Node>>, Failure> {
+        let failed = |why: Failure| Failure(format!("Could not open backing file: {}", why.0));
+        let beneath = match &spec.backing {
+            BackingSpec::Nothing => None,
+            BackingSpec::Given(given) => Some(given.as_ref().clone()),
+            BackingSpec::FromImage => node.backing_spec().map_err(failed)?,
+        };
+        let Some(beneath) = beneath else {
+            return Ok(None);
+        };
+        let (access, above) = (self.opening.access, self.opening.depth);
+        self.opening.access = Access::ReadOnly;
+        self.opening.depth = depth;
+        let opened = self.open(&beneath);
+        self.opening.access = access;
+        self.opening.depth = above;
+        Ok(Some(Rc::new(opened.map_err(failed)?)))
+    }
+
+    fn open_image(
+        &self,
+        spec: &Spec,
+        node: &Node,
+        access: Access,
+    ) -> Result<Rc<dyn Image>, Failure> {
+        if let Some(secret) = &spec.key_secret {
+            self.opening.secrets.get(secret)?;
+        }
+        match node.format {
+            Format::Raw => Ok(Rc::new(Raw::open(node.file.port.clone(), access))),
+            Format::Qcow2 => {
+                let options = OpenOptions {
+                    access,
+                    lazy_refcounts: spec.lazy_refcounts.map(|on| {
+                        if on {
+                            LazyRefcounts::On
+                        } else {
+                            LazyRefcounts::Off
+                        }
+                    }),
+                    ..OpenOptions::default()
+                };
+                let backing = node.backing.as_ref().map(|node| Rc::clone(node.image()));
+                let opened = at_once(Qcow2::open(node.file.port.clone(), backing, &options));
+                Ok(Rc::new(opened.map_err(|error| qcow2_failure(&error))?))
+            }
+        }
+    }
+}
+
+fn open_local(path: &str, access: Access, sharing: Sharing) -> Result<FileDevice, Failure> {
+    let _ = sharing;
+    let opened = match access {
+        Access::ReadOnly => FileDevice::open_read_only(Path::new(path)),
+        Access::ReadWrite => FileDevice::open_read_write(Path::new(path)),
+    };
+    opened.map_err(|error| {
+        if error.kind() == ErrorKind::InvalidInput {
+            Failure(format!(
+                "'file' driver requires '{path}' to be a regular file"
+            ))
+        } else if error.kind() == ErrorKind::WouldBlock {
+            Failure(format!(
+                "Failed to get \"write\" lock\nIs another process using the image [{path}]?"
+            ))
+        } else {
+            cannot_open(path, &os_text(&error))
+        }
+    })
+}
+
+fn cannot_open(path: &str, why: &str) -> Failure {
+    Failure(format!("Could not open '{path}': {why}"))
+}
+
+fn read_header(format: Format, port: &Port, start: &[u8]) -> Result<Option<Header>, Failure> {
+    match format {
+        Format::Raw => Ok(None),
+        Format::Qcow2 => {
+            if !start.starts_with(b"QFI\xfb") {
+                return Err(Failure::new("Image is not in qcow2 format"));
+            }
+            let header = at_once(header::read(port)).map_err(|error| qcow2_failure(&error))?;
+            Ok(Some(header))
+        }
+    }
+}
+
+fn qcow2_failure(error: &Error) -> Failure {
+    if let Error::BadImage(bad) = error
+        && bad.problem == Problem::MarkedCorrupt
+    {
+        return Failure::new("qcow2: Image is corrupt; cannot be opened read/write");
+    }
+    Failure(engine_text(error))
+}
+
+#[expect(
+    clippy::print_stderr,
+    reason = "a warning for the person at the terminal"
+)]
+fn warn_of_probed_raw(name: &str) {
+    eprintln!(
+        "WARNING: Image format was not specified for '{name}' and probing guessed raw.\n         \
+         Automatically detecting the format is dangerous for raw images, write operations on block 0 \
+         will be restricted.\n         \
+         Specify the 'raw' format explicitly to remove the restrictions."
+    );
+}

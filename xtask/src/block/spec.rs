@@ -1,0 +1,390 @@
+//! What is to be opened: the description that a name or a set of options stands for.
+
+use engine::qcow2::header::Header;
+
+use super::options::Options;
+use super::{Failure, Format, name};
+
+/// An image: a format over a file, over whatever lies beneath.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Spec {
+    /// What the caller called it.
+    pub(crate) called: String,
+    /// Its format; probed where it is not given.
+    pub(crate) format: Option<Format>,
+    /// The file that it stands in.
+    pub(crate) file: FileSpec,
+    /// What lies beneath it.
+    pub(crate) backing: BackingSpec,
+    /// Whether the caller wants it read-only whatever the command would need.
+    pub(crate) read_only: bool,
+    /// Overrides what the image says of lazy refcounts.
+    pub(crate) lazy_refcounts: Option<bool>,
+    /// The name of the secret that decrypts it.
+    pub(crate) key_secret: Option<String>,
+}
+
+/// Where an image finds what lies beneath it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum BackingSpec {
+    /// Where the image says.
+    FromImage,
+    /// The caller wants nothing there.
+    Nothing,
+    /// Where the caller says.
+    Given(Box<Spec>),
+}
+
+/// A file, or a device that misbehaves before one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum FileSpec {
+    /// A local file.
+    Local(String),
+    /// blkdebug, with a configuration file's name (empty for none), before a file.
+    Blkdebug {
+        config: String,
+        below: Box<FileSpec>,
+    },
+}
+
+impl FileSpec {
+    /// The name that stands for this in output.
+    pub(crate) fn filename(&self) -> String {
+        match self {
+            Self::Local(path) => path.clone(),
+            Self::Blkdebug { config, below } => format!("blkdebug:{config}:{}", below.filename()),
+        }
+    }
+
+    fn from_name(text: &str) -> Result<Self, Failure> {
+        match name::parse(text) {
+            name::Name::Plain(path) => Ok(Self::Local(path.to_owned())),
+            name::Name::Blkdebug(rest) => {
+                let (config, below) = rest.split_once(':').ok_or_else(|| {
+                    Failure("blkdebug requires both config file and image path".into())
+                })?;
+                Ok(Self::Blkdebug {
+                    config: config.to_owned(),
+                    below: Box::new(Self::from_name(below)?),
+                })
+            }
+            name::Name::Json(text) => {
+                let mut options = Options::from_json(text)?;
+                let file = Self::from_options(&mut options)?;
+                refuse_rest("file", &options)?;
+                Ok(file)
+            }
+            name::Name::Protocol(protocol) => Err(unknown_protocol(protocol)),
+        }
+    }
+
+    /// The file that options describe; what it does not know stays behind in them.
+    fn from_options(options: &mut Options) -> Result<Self, Failure> {
+        // Locks are taken as QEMU's defaults ask, and the host's page cache is always used.
+        for ignored in [
+            "locking",
+            "aio",
+            "node-name",
+            "auto-read-only",
+            "read-only",
+            "discard",
+        ] {
+            options.take(ignored);
+        }
+        drop(options.take_below("cache"));
+        let driver = options.take("driver");
+        match driver.as_deref() {
+            None => {
+                let filename = options.take("filename");
+                let filename =
+                    filename.ok_or_else(|| Failure::new("Must specify either driver or file"))?;
+                Self::from_name(&filename)
+            }
+            Some("file") => {
+                let filename = options
+                    .take("filename")
+                    .ok_or_else(|| Failure::new("The 'file' block driver requires a file name"))?;
+                Ok(Self::Local(filename))
+            }
+            Some("blkdebug") => {
+                let below = match options.take("image") {
+                    Some(name) => return Err(no_such_node(&name)),
+                    None => options.take_below("image"),
+                };
+                let mut below = below;
+                if below.is_empty() {
+                    return Err(Failure::new(
+                        "A block device must be specified for \"image\"",
+                    ));
+                }
+                let file = Self::from_options(&mut below)?;
+                refuse_rest("file", &below)?;
+                Ok(Self::Blkdebug {
+                    config: options.take("config").unwrap_or_default(),
+                    below: Box::new(file),
+                })
+            }
+            Some(other) => Err(unknown_driver(other)),
+        }
+    }
+}
+
+impl Spec {
+    /// The image of that name, in that format or in the one that is found.
+    pub(crate) fn from_name(called: &str, format: Option<&str>) -> Result<Self, Failure> {
+        let format = format.map(Format::to_open).transpose()?;
+        if let name::Name::Json(text) = name::parse(called) {
+            let mut options = Options::from_json(text)?;
+            if let Some(format) = format {
+                options.set("driver", format.name());
+            }
+            return Self::from_options(called, options);
+        }
+        Ok(Self::new(called, format, FileSpec::from_name(called)?))
+    }
+
+    /// The image that a `--image-opts` argument describes.
+    pub(crate) fn from_image_opts(called: &str) -> Result<Self, Failure> {
+        if !called.contains('=') {
+            return Err(Failure(format!(
+                "Cannot find device='{called}' nor node-name='{called}'"
+            )));
+        }
+        Self::from_options(called, Options::from_list(called))
+    }
+
+    /// What lies beneath the image `above`, by the word of its header: a local file, and nothing else.
+    pub(crate) fn beneath(above: &FileSpec, header: &Header) -> Result<Option<Self>, Failure> {
+        let Some(bytes) = &header.backing_name else {
+            return Ok(None);
+        };
+        let text = std::str::from_utf8(bytes)
+            .map_err(|_| Failure::new("The backing file's name is not UTF-8"))?;
+        let format = match header.extension(engine::qcow2::extension::BACKING_FORMAT) {
+            None => None,
+            Some(bytes) => Some(Format::to_open(&String::from_utf8_lossy(bytes))?),
+        };
+        if name::has_protocol(text) {
+            return Err(Failure(format!(
+                "The image names '{text}', and only local files are opened on an image's word: name \
+                 the backing file yourself with --image-opts and backing.* options"
+            )));
+        }
+        let FileSpec::Local(here) = above else {
+            return Err(Failure::new(
+                "Cannot use a relative backing file behind blkdebug: name it with backing.* options",
+            ))
+            .or_else(|refused| {
+                if text.starts_with('/') {
+                    Ok(Some(Self::new(text, format, FileSpec::Local(text.into()))))
+                } else {
+                    Err(refused)
+                }
+            });
+        };
+        let path = name::beside(here, text);
+        Ok(Some(Self::new(
+            &path,
+            format,
+            FileSpec::Local(path.clone()),
+        )))
+    }
+
+    fn new(called: &str, format: Option<Format>, file: FileSpec) -> Self {
+        Self {
+            called: called.to_owned(),
+            format,
+            file,
+            backing: BackingSpec::FromImage,
+            read_only: false,
+            lazy_refcounts: None,
+            key_secret: None,
+        }
+    }
+
+    fn from_options(called: &str, mut options: Options) -> Result<Self, Failure> {
+        if matches!(options.get("driver"), Some("file" | "blkdebug")) {
+            // A file without a format of its own shows its bytes.
+            let file = FileSpec::from_options(&mut options)?;
+            refuse_rest("file", &options)?;
+            return Ok(Self::new(called, Some(Format::Raw), file));
+        }
+        let format = options.take("driver");
+        let format = format.as_deref().map(Format::to_open).transpose()?;
+        let file = match options.take("file") {
+            Some(name) => return Err(no_such_node(&name)),
+            None => {
+                let mut below = options.take_below("file");
+                match options.take("filename") {
+                    Some(name) if below.is_empty() => FileSpec::from_name(&name)?,
+                    _ if below.is_empty() => {
+                        return Err(Failure::new(
+                            "A block device must be specified for \"file\"",
+                        ));
+                    }
+                    _ => {
+                        let file = FileSpec::from_options(&mut below)?;
+                        refuse_rest("file", &below)?;
+                        file
+                    }
+                }
+            }
+        };
+        let mut spec = Self::new(called, format, file);
+        spec.take_format_options(&mut options)?;
+        refuse_rest(format.map_or("raw", Format::name), &options)?;
+        Ok(spec)
+    }
+
+    fn take_format_options(&mut self, options: &mut Options) -> Result<(), Failure> {
+        self.read_only = options.take_flag("read-only")?.unwrap_or(false);
+        // Neither changes what is read or written.
+        for ignored in ["node-name", "auto-read-only", "force-share"] {
+            options.take(ignored);
+        }
+        drop(options.take_below("cache"));
+        if self.format == Some(Format::Raw) {
+            return Ok(());
+        }
+        self.lazy_refcounts = options.take_flag("lazy-refcounts")?;
+        for ignored in [
+            "l2-cache-size",
+            "l2-cache-entry-size",
+            "refcount-cache-size",
+            "cache-size",
+            "cache-clean-interval",
+            "overlap-check",
+        ] {
+            options.take(ignored);
+        }
+        let mut encrypt = options.take_below("encrypt");
+        self.key_secret = encrypt.take("key-secret");
+        encrypt.take("format");
+        refuse_rest("qcow2", &encrypt)?;
+        if options.take("backing").is_some_and(|name| name.is_empty()) {
+            self.backing = BackingSpec::Nothing;
+        }
+        let backing = options.take_below("backing");
+        if !backing.is_empty() {
+            let called = backing
+                .get("file.filename")
+                .or_else(|| backing.get("filename"))
+                .unwrap_or_default()
+                .to_owned();
+            self.backing = BackingSpec::Given(Box::new(Self::from_options(&called, backing)?));
+        }
+        Ok(())
+    }
+}
+
+fn refuse_rest(driver: &str, options: &Options) -> Result<(), Failure> {
+    match options.first_key() {
+        None => Ok(()),
+        Some(key) => Err(Failure(format!(
+            "Block format '{driver}' does not support the option '{key}'"
+        ))),
+    }
+}
+
+fn no_such_node(name: &str) -> Failure {
+    Failure(format!("Cannot find device='' nor node-name='{name}'"))
+}
+
+fn unknown_driver(name: &str) -> Failure {
+    Failure(if name::KNOWN_ELSEWHERE.contains(&name) {
+        format!("The '{name}' driver is not supported yet")
+    } else {
+        format!("Unknown driver '{name}'")
+    })
+}
+
+fn unknown_protocol(name: &str) -> Failure {
+    Failure(if name::KNOWN_ELSEWHERE.contains(&name) {
+        format!("The '{name}' protocol is not supported yet")
+    } else {
+        format!("Unknown protocol '{name}'")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn local(name: &str) -> FileSpec {
+        FileSpec::Local(name.into())
+    }
+
+    #[test]
+    fn three_spellings_are_one_image() {
+        let by_name = Spec::from_name("a", Some("qcow2")).unwrap();
+        let text = "driver=qcow2,file.driver=file,file.filename=a";
+        let by_options = Spec::from_image_opts(text).unwrap();
+        let text = r#"json:{"driver":"qcow2","file":{"driver":"file","filename":"a"}}"#;
+        let by_json = Spec::from_name(text, None).unwrap();
+        for spec in [by_options, by_json] {
+            assert_eq!((spec.format, &spec.file), (by_name.format, &by_name.file));
+        }
+        assert_eq!(by_name.file, local("a"));
+    }
+
+    #[test]
+    fn blkdebug_stands_before_a_file() {
+        let below = Box::new(local("a"));
+        let config = "rules".to_owned();
+        let wanted = FileSpec::Blkdebug { config, below };
+        let by_name = Spec::from_name("blkdebug:rules:a", None).unwrap();
+        let by_options = Spec::from_image_opts(
+            "driver=qcow2,file.driver=blkdebug,file.config=rules,file.image.filename=a",
+        )
+        .unwrap();
+        assert_eq!((&by_name.file, &by_options.file), (&wanted, &wanted));
+        assert_eq!(wanted.filename(), "blkdebug:rules:a");
+    }
+
+    #[test]
+    fn what_is_not_known_is_refused_by_name() {
+        let refused = |text: &str| Spec::from_image_opts(text).unwrap_err().0;
+        assert_eq!(
+            refused("driver=qcow2,file.filename=a,bogus=1"),
+            "Block format 'qcow2' does not support the option 'bogus'"
+        );
+        assert_eq!(
+            refused("driver=qcow2"),
+            "A block device must be specified for \"file\""
+        );
+        assert_eq!(
+            refused("driver=bogus,file.filename=a"),
+            "Unknown driver 'bogus'"
+        );
+        assert_eq!(
+            Spec::from_name("foo:a", None).unwrap_err().0,
+            "Unknown protocol 'foo'"
+        );
+        assert!(
+            Spec::from_name("nbd://h", None)
+                .unwrap_err()
+                .0
+                .contains("not supported yet")
+        );
+    }
+
+    #[test]
+    fn a_backing_file_may_be_given() {
+        let spec = Spec::from_image_opts(
+            "driver=qcow2,file.filename=a,backing.driver=raw,backing.file.filename=b",
+        )
+        .unwrap();
+        let BackingSpec::Given(backing) = spec.backing else {
+            panic!("{spec:?}");
+        };
+        assert_eq!(
+            (backing.format, backing.file),
+            (Some(Format::Raw), local("b"))
+        );
+        let spec = Spec::from_name(
+            r#"json:{"driver":"qcow2","file":{"filename":"a","driver":"file"},"backing":null}"#,
+            None,
+        );
+        assert_eq!(spec.unwrap().backing, BackingSpec::Nothing);
+    }
+}

@@ -1,0 +1,200 @@
+//! `create`: a new, empty image.
+
+use super::creation::{Creation, asks_for_help, help, local_path};
+use super::getopt::{Parsed, flag, value};
+use super::{Command, Stop, misuse, print, secrets};
+use crate::block::secret::Secrets;
+use crate::block::{CacheMode, Depth, Failure, Format, Node, Opening, Sharing, Spec, open, size};
+use engine::image::Access;
+
+pub(super) const COMMAND: Command = Command {
+    name: "create",
+    about: "Create and format a new image file",
+    operands: "FILENAME [SIZE]",
+    options: &[
+        flag(Some('h'), "help", "tell the options"),
+        flag(Some('q'), "quiet", "say nothing that is not an error"),
+        value(Some('f'), "format", "the format of the new image (raw)"),
+        value(
+            Some('o'),
+            "options",
+            "options of the format; `-o help` lists them",
+        ),
+        value(Some('b'), "backing", "what lies beneath"),
+        value(
+            Some('F'),
+            "backing-format",
+            "the format of what lies beneath",
+        ),
+        flag(
+            Some('u'),
+            "backing-unsafe",
+            "do not look at what lies beneath",
+        ),
+        value(None, "object", "a secret that options refer to"),
+    ],
+    run,
+};
+
+fn run(parsed: &Parsed) -> Result<u8, Stop> {
+    let format_name = parsed.get("format").unwrap_or("raw");
+    let lists: Vec<&str> = parsed.all("options").collect();
+    if let Some(list) = lists.iter().find(|list| is_invalid_list(list)) {
+        return Err(Failure(format!("Invalid option list: {list}")).into());
+    }
+    if asks_for_help(&lists) {
+        let format = Format::from_name(format_name)
+            .ok_or_else(|| Failure(format!("Unknown file format '{format_name}'")))?;
+        print(&help(format));
+        return Ok(0);
+    }
+    let (name, size) = match parsed.operands.as_slice() {
+        [] => return Err(misuse("create", "Expecting image file name")),
+        [name] => (name, None),
+        [name, size] => (name, Some(read_size(size)?)),
+        [_, _, extra, ..] => {
+            return Err(misuse("create", format!("Unexpected argument: {extra}")));
+        }
+    };
+    let secrets = secrets(parsed)?;
+    let named = |why: Failure| Failure(format!("{name}: {}", why.0));
+    let mut creation = new_creation(format_name, &lists).map_err(named)?;
+    local_path(name).map_err(named)?;
+    add_backing(&mut creation, parsed).map_err(named)?;
+    settle(&mut creation, name, size, parsed, &secrets).map_err(named)?;
+    if !parsed.has("quiet") {
+        print(&creation.describe(name));
+    }
+    creation.make(name).map_err(named)?;
+    Ok(0)
+}
+
+/// An empty list, or one that starts or ends with a comma of its own.
+pub(super) fn is_invalid_list(list: &str) -> bool {
+    let trailing = list.len() - list.trim_end_matches(',').len();
+    list.is_empty() || list.starts_with(',') || trailing % 2 == 1
+}
+
+fn read_size(text: &str) -> Result<u64, Failure> {
+    let out_of_range = || {
+        Failure(format!(
+            "Invalid image size specified. Must be between 0 and {}.",
+            i64::MAX
+        ))
+    };
+    match size::parse(text) {
+        Ok(bytes) if i64::try_from(bytes).is_ok() => Ok(bytes),
+        Ok(_) | Err(size::BadSize::TooLarge) => Err(out_of_range()),
+        Err(size::BadSize::Syntax) => match text.strip_prefix('-') {
+            Some(positive) if size::parse(positive) != Err(size::BadSize::Syntax) => {
+                Err(out_of_range())
+            }
+            _ => Err(Failure(format!("Invalid image size specified: '{text}'."))),
+        },
+    }
+}
+
+/// The options of `-f` and `-o`.
+pub(super) fn new_creation(format: &str, lists: &[&str]) -> Result<Creation, Failure> {
+    let format = Format::from_name(format)
+        .ok_or_else(|| Failure(format!("Unknown file format '{format}'")))?;
+    let mut creation = Creation::new(format);
+    for list in lists {
+        creation.read(list)?;
+    }
+    Ok(creation)
+}
+
+/// The options of `-b` and `-F`.
+fn add_backing(creation: &mut Creation, parsed: &Parsed) -> Result<(), Failure> {
+    let unsupported = |what: &str, format: Format| {
+        Failure(format!(
+            "{what} not supported for file format '{}'",
+            format.name()
+        ))
+    };
+    if let Some(backing) = parsed.get("backing") {
+        creation
+            .set("backing_file", backing)
+            .map_err(|_| unsupported("Backing file", creation.format()))?;
+    }
+    if let Some(format) = parsed.get("backing-format") {
+        creation
+            .set("backing_fmt", format)
+            .map_err(|_| unsupported("Backing format", creation.format()))?;
+    }
+    Ok(())
+}
+
+/// Finds the size of the disk, and looks at what lies beneath.
+fn settle(
+    creation: &mut Creation,
+    name: &str,
+    size: Option<u64>,
+    parsed: &Parsed,
+    secrets: &Secrets,
+) -> Result<(), Failure> {
+    if let Some(size) = size {
+        if creation.size().is_some() {
+            return Err(Failure::new("The image size must be specified only once"));
+        }
+        creation.set("size", &size.to_string())?;
+    }
+    if let Some(backing) = creation.get("backing_file").map(ToOwned::to_owned) {
+        if backing.is_empty() {
+            return Err(Failure::new("Expected backing file name, got empty string"));
+        }
+        if backing == name {
+            return Err(Failure::new(
+                "Error: Trying to create an image with the same filename as the backing file",
+            ));
+        }
+        let format = creation.get("backing_fmt").map(ToOwned::to_owned);
+        if !parsed.has("backing-unsafe") {
+            let beneath = open_beneath(name, &backing, format.as_deref(), secrets)
+                .map_err(|why| Failure(format!("{}\nCould not open backing image.", why.0)))?;
+            if format.is_none() {
+                return Err(Failure(format!(
+                    "Backing file specified without backing format\nDetected format of {}.",
+                    beneath.format.name()
+                )));
+            }
+            if creation.size().is_none() {
+                creation.set("size", &beneath.virtual_bytes().to_string())?;
+            }
+        } else if format.is_none() {
+            return Err(Failure::new(
+                "Backing file specified without backing format",
+            ));
+        }
+    }
+    if creation.size().is_none() {
+        return Err(Failure::new("Image creation needs a size parameter"));
+    }
+    Ok(())
+}
+
+/// Opens what shall lie beneath the image `name`: relative names start beside it.
+pub(super) fn open_beneath(
+    name: &str,
+    backing: &str,
+    format: Option<&str>,
+    secrets: &Secrets,
+) -> Result<Node, Failure> {
+    let full = if crate::block::name::has_protocol(backing) {
+        backing.to_owned()
+    } else {
+        crate::block::name::beside(name, backing)
+    };
+    let spec = Spec::from_name(&full, format)?;
+    open(
+        &spec,
+        &Opening {
+            access: Access::ReadOnly,
+            sharing: Sharing::Readers,
+            cache: CacheMode::WriteBack,
+            depth: Depth::Chain,
+            secrets,
+        },
+    )
+}

@@ -1,0 +1,441 @@
+//! Creation options (`-o`): what each format knows, how they are told, and the image made from them.
+
+use std::path::Path;
+use std::rc::Rc;
+
+use engine::device::{Event, FileDevice, Port, SECTOR_BYTES};
+use engine::error::{Error, Refused, Structure};
+use engine::qcow2::create::{self, Backing, BackingFormat, CreateOptions};
+use engine::qcow2::geometry::Geometry;
+
+use crate::block::failure::{engine_text, os_text};
+use crate::block::open::at_once;
+use crate::block::{Failure, Format, name, options, size};
+
+/// What an option's value is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Text,
+    Flag,
+    Number,
+    Size,
+}
+
+/// One option that a format knows.
+#[derive(Clone, Copy, Debug)]
+struct Known {
+    name: &'static str,
+    kind: Kind,
+    /// The value that counts, and is told, where none is given.
+    default: Option<&'static str>,
+    about: &'static str,
+}
+
+const fn known(
+    name: &'static str,
+    kind: Kind,
+    default: Option<&'static str>,
+    about: &'static str,
+) -> Known {
+    Known {
+        name,
+        kind,
+        default,
+        about,
+    }
+}
+
+/// In the order in which they are told.
+const QCOW2: [Known; 13] = [
+    known(
+        "cluster_size",
+        Kind::Size,
+        Some("65536"),
+        "bytes in a cluster",
+    ),
+    known("extended_l2", Kind::Flag, Some("off"), "subclusters"),
+    known(
+        "preallocation",
+        Kind::Text,
+        None,
+        "off, metadata, falloc or full",
+    ),
+    known("compression_type", Kind::Text, Some("zlib"), "zlib or zstd"),
+    known("size", Kind::Size, None, "the size of the disk"),
+    known("compat", Kind::Text, None, "v2 (0.10) or v3 (1.1)"),
+    known("backing_file", Kind::Text, None, "what lies beneath"),
+    known(
+        "backing_fmt",
+        Kind::Text,
+        None,
+        "the format of what lies beneath",
+    ),
+    known(
+        "data_file",
+        Kind::Text,
+        None,
+        "a file of its own for the guest's data",
+    ),
+    known(
+        "data_file_raw",
+        Kind::Flag,
+        None,
+        "the data file stays a raw image of the disk",
+    ),
+    known(
+        "lazy_refcounts",
+        Kind::Flag,
+        Some("off"),
+        "postpone refcount updates",
+    ),
+    known(
+        "refcount_bits",
+        Kind::Number,
+        Some("16"),
+        "the width of a refcount",
+    ),
+    known(
+        "nocow",
+        Kind::Flag,
+        None,
+        "off; copy-on-write of the host's file system stays",
+    ),
+];
+
+const RAW: [Known; 3] = [
+    known("size", Kind::Size, None, "the size of the disk"),
+    known(
+        "nocow",
+        Kind::Flag,
+        None,
+        "off; copy-on-write of the host's file system stays",
+    ),
+    known("preallocation", Kind::Text, None, "off, falloc or full"),
+];
+
+fn table(format: Format) -> &'static [Known] {
+    match format {
+        Format::Raw => &RAW,
+        Format::Qcow2 => &QCOW2,
+    }
+}
+
+/// The options of one image that is to be made.
+#[derive(Clone, Debug)]
+pub(super) struct Creation {
+    format: Format,
+    /// One value for each option of the format's table.
+    values: Vec<Option<String>>,
+}
+
+/// Whether an option list asks which options there are.
+pub(super) fn asks_for_help(lists: &[&str]) -> bool {
+    lists
+        .iter()
+        .flat_map(|list| options::split_list(list))
+        .any(|part| part == "help" || part == "?")
+}
+
+/// The options of a format, for a person.
+pub(super) fn help(format: Format) -> String {
+    let mut known: Vec<&Known> = table(format).iter().collect();
+    known.sort_by_key(|known| known.name);
+    let mut text = format!("Supported {} options:\n", format.name());
+    for known in known {
+        let kind = match known.kind {
+            Kind::Text => "<str>",
+            Kind::Flag => "<bool (on/off)>",
+            Kind::Number => "<num>",
+            Kind::Size => "<size>",
+        };
+        let left = format!("{}={kind}", known.name);
+        text.push_str(&format!("  {left:22} - {}\n", known.about));
+    }
+    text
+}
+
+impl Creation {
+    /// No option but the defaults.
+    pub(super) fn new(format: Format) -> Self {
+        let values = table(format)
+            .iter()
+            .map(|known| known.default.map(ToOwned::to_owned))
+            .collect();
+        Self { format, values }
+    }
+
+    pub(super) fn format(&self) -> Format {
+        self.format
+    }
+
+    /// Takes in a list of options, `key=value,key=value`.
+    pub(super) fn read(&mut self, list: &str) -> Result<(), Failure> {
+        for part in options::split_list(list) {
+            let (name, value) = match part.split_once('=') {
+                Some((name, value)) => (name.to_owned(), value.to_owned()),
+                None => match part.strip_prefix("no") {
+                    Some(name) if self.index(name).is_some() => (name.to_owned(), "off".to_owned()),
+                    _ => (part, "on".to_owned()),
+                },
+            };
+            self.set(&name, &value)?;
+        }
+        Ok(())
+    }
+
+    fn index(&self, name: &str) -> Option<usize> {
+        table(self.format)
+            .iter()
+            .position(|known| known.name == name)
+    }
+
+    /// Sets one option.
+    pub(super) fn set(&mut self, name: &str, value: &str) -> Result<(), Failure> {
+        let Some(index) = self.index(name) else {
+            return Err(Failure(if name.starts_with("encrypt") {
+                format!("The option '{name}' is not supported yet")
+            } else {
+                format!("Invalid parameter '{name}'")
+            }));
+        };
+        let value = match table(self.format)[index].kind {
+            Kind::Text => value.to_owned(),
+            Kind::Flag => match value {
+                "on" | "off" => value.to_owned(),
+                _ => return Err(Failure(format!("Parameter '{name}' expects 'on' or 'off'"))),
+            },
+            Kind::Number => value
+                .parse::<u64>()
+                .map_err(|_| Failure(format!("Parameter '{name}' expects a number")))?
+                .to_string(),
+            Kind::Size => size::parse(value)
+                .map_err(|bad| bad_size(name, value, bad))?
+                .to_string(),
+        };
+        self.values[index] = Some(value);
+        Ok(())
+    }
+
+    /// The value of an option, given or by default.
+    pub(super) fn get(&self, name: &str) -> Option<&str> {
+        self.values[self.index(name)?].as_deref()
+    }
+
+    fn number(&self, name: &str) -> u64 {
+        self.get(name)
+            .and_then(|value| value.parse().ok())
+            .unwrap_or(0)
+    }
+
+    /// The size of the disk, so far as it is known.
+    pub(super) fn size(&self) -> Option<u64> {
+        self.get("size").and_then(|value| value.parse().ok())
+    }
+
+    /// The line that tells what is made.
+    pub(super) fn describe(&self, filename: &str) -> String {
+        let mut text = format!("Formatting '{filename}', fmt={}", self.format.name());
+        for (known, value) in table(self.format).iter().zip(&self.values) {
+            if let Some(value) = value {
+                text.push_str(&format!(" {}={}", known.name, value.replace(',', ",,")));
+            }
+        }
+        text.push('\n');
+        text
+    }
+
+    /// Makes the image; what stood in the file before is gone.
+    pub(super) fn make(&self, filename: &str) -> Result<(), Failure> {
+        self.refuse_what_cannot_be_whole()?;
+        let path = local_path(filename)?;
+        match self.format {
+            Format::Raw => self.make_raw(path),
+            Format::Qcow2 => {
+                let options = self.qcow2_options()?;
+                let port = open_empty(path)?;
+                at_once(create::create(&port, &options)).map_err(|error| qcow2_failure(&error))
+            }
+        }
+    }
+
+    /// What is in the tables above because it has a place there, and cannot be done.
+    fn refuse_what_cannot_be_whole(&self) -> Result<(), Failure> {
+        let given =
+            |name: &str, harmless: &str| self.get(name).is_some_and(|value| value != harmless);
+        for (name, harmless) in [
+            ("extended_l2", "off"),
+            ("preallocation", "off"),
+            ("compression_type", "zlib"),
+            ("data_file", ""),
+            ("data_file_raw", "off"),
+            ("nocow", "off"),
+        ] {
+            if given(name, harmless) {
+                let value = self.get(name).unwrap_or_default();
+                return Err(Failure(format!("{name}={value} is not supported yet")));
+            }
+        }
+        Ok(())
+    }
+
+    fn make_raw(&self, path: &str) -> Result<(), Failure> {
+        let bytes = self.size().unwrap_or(0);
+        let bytes = bytes.checked_next_multiple_of(SECTOR_BYTES);
+        let bytes = bytes
+            .filter(|bytes| i64::try_from(*bytes).is_ok())
+            .ok_or_else(too_large)?;
+        let port = open_empty(path)?;
+        let at = port.at(Event::None);
+        at_once(async {
+            at.set_len(0).await?;
+            at.set_len(bytes).await?;
+            at.flush().await
+        })
+        .map_err(|error| {
+            Failure(format!(
+                "Could not resize file: {}",
+                engine_text(&error.into())
+            ))
+        })
+    }
+
+    fn qcow2_options(&self) -> Result<CreateOptions, Failure> {
+        let version = match self.get("compat") {
+            None | Some("v3" | "1.1") => 3,
+            Some("v2" | "0.10") => 2,
+            Some(other) => {
+                return Err(Failure(format!(
+                    "Parameter 'version' does not accept value '{other}'"
+                )));
+            }
+        };
+        let cluster_bytes = self.number("cluster_size");
+        let cluster_bits = cluster_bytes.trailing_zeros();
+        if !cluster_bytes.is_power_of_two() || !Geometry::CLUSTER_BITS.contains(&cluster_bits) {
+            return Err(Failure::new(
+                "Cluster size must be a power of two between 512 and 2048k",
+            ));
+        }
+        let refcount_bits = self.number("refcount_bits");
+        let refcount_order = refcount_bits.trailing_zeros();
+        if !refcount_bits.is_power_of_two() || !Geometry::REFCOUNT_ORDER.contains(&refcount_order) {
+            return Err(Failure::new(
+                "Refcount width must be a power of two and may not exceed 64 bits",
+            ));
+        }
+        if version == 2 && refcount_order != 4 {
+            return Err(Failure::new(
+                "Different refcount widths than 16 bits require compatibility level 1.1 or above \
+                 (use version=v3 or greater)",
+            ));
+        }
+        let lazy_refcounts = self.get("lazy_refcounts") == Some("on");
+        if version == 2 && lazy_refcounts {
+            return Err(Failure::new(
+                "Lazy refcounts only supported with compatibility level 1.1 and above (use \
+                 version=v3 or greater)",
+            ));
+        }
+        let bytes = self.size().unwrap_or(0);
+        Ok(CreateOptions {
+            virtual_bytes: bytes
+                .checked_next_multiple_of(SECTOR_BYTES)
+                .ok_or_else(too_large)?,
+            version,
+            cluster_bits,
+            refcount_order,
+            lazy_refcounts,
+            backing: self.backing()?,
+        })
+    }
+
+    fn backing(&self) -> Result<Option<Backing>, Failure> {
+        let (name, format) = (self.get("backing_file"), self.get("backing_fmt"));
+        match (name, format) {
+            (None, None) => Ok(None),
+            (None, Some(_)) => Err(Failure::new(
+                "Backing format cannot be used without backing file",
+            )),
+            (Some(_), None) => Err(Failure::new(
+                "Backing file specified without backing format",
+            )),
+            (Some(name), Some(format)) => Ok(Some(Backing {
+                name: name.to_owned(),
+                format: BackingFormat::from_name(format.as_bytes()).ok_or_else(|| {
+                    Failure(format!(
+                        "Parameter 'backing-fmt' does not accept value '{format}'"
+                    ))
+                })?,
+            })),
+        }
+    }
+}
+
+/// The local file that a name of a new image means.
+pub(super) fn local_path(filename: &str) -> Result<&str, Failure> {
+    match name::parse(filename) {
+        name::Name::Plain(path) => Ok(path),
+        name::Name::Json(_) => Err(Failure::new("Unknown protocol 'json'")),
+        name::Name::Blkdebug(_) => Err(Failure::new(
+            "Driver 'blkdebug' does not support image creation",
+        )),
+        name::Name::Protocol(other) => Err(Failure(format!("Unknown protocol '{other}'"))),
+    }
+}
+
+fn bad_size(name: &str, value: &str, bad: size::BadSize) -> Failure {
+    let negative = value.starts_with('-');
+    Failure(match bad {
+        size::BadSize::TooLarge => {
+            format!("Value '{value}' is out of range for parameter '{name}'")
+        }
+        size::BadSize::Syntax if negative => {
+            format!("Value '{value}' is out of range for parameter '{name}'")
+        }
+        size::BadSize::Syntax => not_a_size(name),
+    })
+}
+
+/// The words for a text that is no size.
+pub(super) fn not_a_size(name: &str) -> String {
+    format!(
+        "Parameter '{name}' expects a non-negative number below 2^64\nOptional suffix k, M, G, T, P \
+         or E means kilo-, mega-, giga-, tera-, peta-\nand exabytes, respectively."
+    )
+}
+
+fn too_large() -> Failure {
+    Failure::new("The image size is too large")
+}
+
+fn qcow2_failure(error: &Error) -> Failure {
+    let too_large = if let Error::Refused(Refused::Option(text)) = error {
+        text.contains("can map")
+    } else {
+        *error == Error::Refused(Refused::TableFull(Structure::RefcountTable))
+    };
+    if too_large {
+        return Failure::new(
+            "The image size is too large for file format 'qcow2' (try using a larger cluster size)",
+        );
+    }
+    Failure(engine_text(error))
+}
+
+/// Opens a file for a new image, made where it does not exist.
+fn open_empty(path: &str) -> Result<Port, Failure> {
+    let local = Path::new(path);
+    let opened = match FileDevice::open_read_write(local) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => FileDevice::create_new(local),
+        opened => opened,
+    };
+    let device = opened.map_err(|error| {
+        let why = if local.is_dir() {
+            "Is a directory".to_owned()
+        } else {
+            os_text(&error)
+        };
+        Failure(format!("Could not create '{path}': {why}"))
+    })?;
+    Ok(Port::new(Rc::new(device)))
+}

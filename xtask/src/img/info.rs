@@ -1,0 +1,314 @@
+//! `info`: what an image says of itself.
+
+use std::fmt::Write;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+
+use engine::qcow2::header::{Header, incompatible};
+
+use super::getopt::{Parsed, flag, value};
+use super::json::Json;
+use super::{Command, Output, Stop, misuse, open_named, print, reading, secrets, spec_of};
+use crate::block::spec::FileSpec;
+use crate::block::{Depth, Failure, Node, size};
+
+pub(super) const COMMAND: Command = Command {
+    name: "info",
+    about: "Display information about an image",
+    operands: "FILENAME",
+    options: &[
+        flag(Some('h'), "help", "tell the options"),
+        value(Some('f'), "format", "the format of FILENAME"),
+        flag(None, "image-opts", "FILENAME is a set of options"),
+        flag(Some('b'), "backing-chain", "go on with what lies beneath"),
+        flag(
+            Some('U'),
+            "force-share",
+            "others may write the image meanwhile",
+        ),
+        value(None, "object", "a secret that options refer to"),
+        value(None, "output", "human or json"),
+    ],
+    run,
+};
+
+fn run(parsed: &Parsed) -> Result<u8, Stop> {
+    let output = Output::of("info", parsed)?;
+    let [name] = parsed.operands.as_slice() else {
+        return Err(misuse("info", "Expecting one image file name"));
+    };
+    let secrets = secrets(parsed)?;
+    let opening = reading(parsed, &secrets, Depth::Header);
+    let mut nodes = vec![open_named(name, &spec_of(name, parsed)?, &opening)?];
+    if parsed.has("backing-chain") {
+        let mut seen = vec![identity(&nodes[0])];
+        while let Some(spec) = nodes[nodes.len() - 1].backing_spec()? {
+            let node = open_named(&spec.called, &spec, &opening)?;
+            let identity = identity(&node);
+            if seen.contains(&identity) {
+                return Err(Failure(format!(
+                    "Backing file '{}' creates an infinite loop.",
+                    spec.called
+                ))
+                .into());
+            }
+            seen.push(identity);
+            nodes.push(node);
+        }
+    }
+    let text = match output {
+        Output::Json if parsed.has("backing-chain") => {
+            Json::List(nodes.iter().map(json_of).collect()).print()
+        }
+        Output::Json => json_of(&nodes[0]).print(),
+        Output::Human => {
+            let texts: Vec<String> = nodes.iter().map(human_of).collect();
+            texts.join("\n")
+        }
+    };
+    print(&text);
+    Ok(0)
+}
+
+fn identity(node: &Node) -> Option<(u64, u64)> {
+    fs::metadata(&node.file.path)
+        .ok()
+        .map(|metadata| (metadata.dev(), metadata.ino()))
+}
+
+/// Bytes that the file takes on its disk.
+fn actual_bytes(path: &str) -> Option<u64> {
+    fs::metadata(path)
+        .ok()
+        .map(|metadata| metadata.blocks() * 512)
+}
+
+/// What lies beneath: as it stands in the image, as it is found from here, and its format.
+fn backing_names(node: &Node) -> Option<(String, String, Option<String>)> {
+    let header = node.header.as_ref()?;
+    let name = String::from_utf8_lossy(header.backing_name.as_deref()?).into_owned();
+    let full = if crate::block::name::has_protocol(&name) {
+        name.clone()
+    } else {
+        match &node.file.spec {
+            FileSpec::Local(path) => crate::block::name::beside(path, &name),
+            FileSpec::Blkdebug { .. } => name.clone(),
+        }
+    };
+    let format = header
+        .extension(engine::qcow2::extension::BACKING_FORMAT)
+        .map(|format| String::from_utf8_lossy(format).into_owned());
+    Some((name, full, format))
+}
+
+/// What only this format has to say, in qemu-img's order.
+fn specific_of(header: &Header) -> Vec<(&'static str, Json)> {
+    if header.version < 3 {
+        return vec![
+            ("compat", "0.10".into()),
+            ("compression-type", "zlib".into()),
+            ("refcount-bits", refcount_bits(header).into()),
+        ];
+    }
+    let has = |bit| header.incompatible & bit != 0;
+    vec![
+        ("compat", "1.1".into()),
+        ("compression-type", "zlib".into()),
+        ("lazy-refcounts", header.wants_lazy_refcounts().into()),
+        ("refcount-bits", refcount_bits(header).into()),
+        ("corrupt", header.is_corrupt().into()),
+        ("extended-l2", has(incompatible::EXTENDED_L2).into()),
+    ]
+}
+
+fn refcount_bits(header: &Header) -> u64 {
+    1 << header.geometry.refcount_order()
+}
+
+fn is_dirty(node: &Node) -> bool {
+    node.header.as_ref().is_some_and(Header::is_dirty)
+}
+
+fn json_of(node: &Node) -> Json {
+    let backing = backing_names(node);
+    let actual = actual_of(node);
+    let mut members = vec![(
+        "children",
+        children_of(&node.file.spec, node.file.port.len()),
+    )];
+    if let Some((_, _, Some(format))) = &backing {
+        members.push(("backing-filename-format", format.as_str().into()));
+    }
+    members.push(("virtual-size", node.virtual_bytes().into()));
+    members.push(("filename", node.filename.as_str().into()));
+    if let Some(header) = &node.header {
+        members.push(("cluster-size", header.geometry.cluster_bytes().into()));
+    }
+    members.push(("format", node.format.name().into()));
+    if let Some(bytes) = actual {
+        members.push(("actual-size", bytes.into()));
+    }
+    if let Some(header) = &node.header {
+        members.push((
+            "format-specific",
+            Json::Object(vec![
+                ("type", node.format.name().into()),
+                ("data", Json::Object(specific_of(header))),
+            ]),
+        ));
+    }
+    if let Some((name, full, _)) = backing {
+        members.push(("full-backing-filename", full.into()));
+        members.push(("backing-filename", name.into()));
+    }
+    members.push(("dirty-flag", is_dirty(node).into()));
+    Json::Object(members)
+}
+
+/// Behind blkdebug nobody asks how much a file takes.
+fn actual_of(node: &Node) -> Option<u64> {
+    match node.file.spec {
+        FileSpec::Local(_) => actual_bytes(&node.file.path),
+        FileSpec::Blkdebug { .. } => None,
+    }
+}
+
+fn children_of(file: &FileSpec, len_bytes: u64) -> Json {
+    let (name, info) = match file {
+        FileSpec::Local(path) => {
+            let mut members = vec![
+                ("children", Json::List(vec![])),
+                ("virtual-size", len_bytes.next_multiple_of(512).into()),
+                ("filename", path.as_str().into()),
+                ("format", "file".into()),
+            ];
+            if let Some(bytes) = actual_bytes(path) {
+                members.push(("actual-size", bytes.into()));
+            }
+            members.push((
+                "format-specific",
+                Json::Object(vec![
+                    ("type", "file".into()),
+                    ("data", Json::Object(vec![])),
+                ]),
+            ));
+            members.push(("dirty-flag", false.into()));
+            ("file", members)
+        }
+        FileSpec::Blkdebug { below, .. } => {
+            let below = children_of(below, len_bytes);
+            let members = vec![
+                ("children", rename_only_child(below, "image")),
+                ("virtual-size", len_bytes.next_multiple_of(512).into()),
+                ("filename", file.filename().into()),
+                ("format", "blkdebug".into()),
+                ("dirty-flag", false.into()),
+            ];
+            ("file", members)
+        }
+    };
+    Json::List(vec![Json::Object(vec![
+        ("name", name.into()),
+        ("info", Json::Object(info)),
+    ])])
+}
+
+fn rename_only_child(children: Json, name: &str) -> Json {
+    let Json::List(mut items) = children else {
+        return children;
+    };
+    if let Some(Json::Object(members)) = items.first_mut() {
+        members[0].1 = name.into();
+    }
+    Json::List(items)
+}
+
+fn human_of(node: &Node) -> String {
+    let mut text = String::new();
+    let mut line = |name: &str, value: &str| {
+        writeln!(text, "{name}: {value}").expect("a string takes any text");
+    };
+    line("image", &node.filename);
+    line("file format", node.format.name());
+    line("virtual size", &with_bytes(node.virtual_bytes()));
+    line("disk size", &disk_size(actual_of(node)));
+    if let Some(header) = &node.header {
+        line("cluster_size", &header.geometry.cluster_bytes().to_string());
+    }
+    if is_dirty(node) {
+        line("cleanly shut down", "no");
+    }
+    if let Some((name, full, format)) = backing_names(node) {
+        if name == full {
+            line("backing file", &name);
+        } else {
+            line("backing file", &format!("{name} (actual path: {full})"));
+        }
+        if let Some(format) = format {
+            line("backing file format", &format);
+        }
+    }
+    if let Some(header) = &node.header {
+        text.push_str("Format specific information:\n");
+        for (name, value) in specific_of(header) {
+            write_human(&mut text, &name.replace('-', " "), &value, 1);
+        }
+    }
+    write_children(&mut text, &node.file.spec, node.file.port.len(), "/file", 0);
+    text
+}
+
+/// A member of the format's own information, `level` steps in.
+fn write_human(text: &mut String, name: &str, value: &Json, level: usize) {
+    let indent = "    ".repeat(level);
+    match value {
+        Json::Text(value) => text.push_str(&format!("{indent}{name}: {value}\n")),
+        Json::Number(value) => text.push_str(&format!("{indent}{name}: {value}\n")),
+        Json::Flag(value) => text.push_str(&format!("{indent}{name}: {value}\n")),
+        Json::List(items) => {
+            text.push_str(&format!("{indent}{name}:\n"));
+            for (index, item) in items.iter().enumerate() {
+                write_human(text, &format!("[{index}]"), item, level + 1);
+            }
+        }
+        Json::Object(members) => {
+            text.push_str(&format!("{indent}{name}:\n"));
+            for (name, value) in members {
+                write_human(text, &name.replace('-', " "), value, level + 1);
+            }
+        }
+    }
+}
+
+fn write_children(text: &mut String, file: &FileSpec, len_bytes: u64, path: &str, level: usize) {
+    let indent = "    ".repeat(level);
+    let within = "    ".repeat(level + 1);
+    text.push_str(&format!("{indent}Child node '{path}':\n"));
+    let mut line = |name: &str, value: &str| {
+        writeln!(text, "{within}{name}: {value}").expect("a string takes any text");
+    };
+    let len_bytes = len_bytes.next_multiple_of(512);
+    match file {
+        FileSpec::Local(name) => {
+            line("filename", name);
+            line("protocol type", "file");
+            line("file length", &with_bytes(len_bytes));
+            line("disk size", &disk_size(actual_bytes(name)));
+        }
+        FileSpec::Blkdebug { below, .. } => {
+            line("image", &file.filename());
+            line("file format", "blkdebug");
+            line("virtual size", &with_bytes(len_bytes));
+            line("disk size", "unavailable");
+            write_children(text, below, len_bytes, &format!("{path}/image"), level + 1);
+        }
+    }
+}
+
+fn with_bytes(bytes: u64) -> String {
+    format!("{} ({bytes} bytes)", size::human(bytes))
+}
+
+fn disk_size(bytes: Option<u64>) -> String {
+    bytes.map_or_else(|| "unavailable".to_owned(), size::human)
+}
