@@ -84,6 +84,20 @@ defects! {
     RepairMissesLastEntry "repair-misses-last-entry",
     /// Repair does not lengthen a file whose last mapped clusters lie beyond its end.
     RepairKeepsShortFile "repair-keeps-short-file",
+    /// A rewritten header is switched to before what lies behind its first sector is durable.
+    HeaderBeforeNames "header-before-names",
+    /// A change of the header returns before it is durable.
+    HeaderNotFlushed "header-not-flushed",
+    /// The header names another backing file before the data copied for it are durable.
+    BackingBeforeCopies "backing-before-copies",
+    /// Refcounts of another width are switched to before they are durable.
+    WidthBeforeBlocks "width-before-blocks",
+    /// The header becomes version 2 before the zeroes that it cannot express are expanded durably.
+    DowngradeBeforeZeroes "downgrade-before-zeroes",
+    /// An emptied image's L1 table is switched to before it is durable.
+    EmptyBeforeTable "empty-before-table",
+    /// What an emptied image held is freed before the switch to the empty L1 table is durable.
+    EmptyFreesEarly "empty-frees-early",
 }
 
 impl Defect {

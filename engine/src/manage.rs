@@ -13,4 +13,31 @@ pub enum Manage {
         /// The new size in bytes, a multiple of 512.
         virtual_bytes: u64,
     },
+    /// Changes what the image says of itself.
+    Amend(Amend),
+    /// Changes the name and format of the backing file, or removes it, and nothing else: what the guest
+    /// sees then depends on what the new backing file holds.
+    SetBacking(Option<BackingName>),
+    /// Gives up everything that the image holds: afterwards it shows its backing file, or zeroes.
+    MakeEmpty,
+}
+
+/// Changes of what an image says of itself. They are made one after the other, each of them atomic.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Amend {
+    /// The version of the format.
+    pub version: Option<u32>,
+    /// Whether refcount updates may be postponed.
+    pub lazy_refcounts: Option<bool>,
+    /// Binary logarithm of the refcount width in bits.
+    pub refcount_order: Option<u32>,
+}
+
+/// A backing file as an image records it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct BackingName {
+    /// Its name, not empty.
+    pub name: String,
+    /// The name of its format; without it a reader would have to guess.
+    pub format: Option<String>,
 }

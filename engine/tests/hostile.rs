@@ -198,10 +198,15 @@ proptest! {
             compatible: v3(bits.1),
             autoclear: v3(bits.2),
             header_bytes: if version == 2 { 72 } else { 112 },
+            backing_at: 0,
             backing_name: name,
             extensions: extensions.into_iter().map(|(kind, data)| Extension { kind, data }).collect(),
         };
         let mut bytes = header.encode();
+        if let Some(name) = &header.backing_name {
+            // The name comes last.
+            header.backing_at = u64::try_from(bytes.len() - name.len()).unwrap();
+        }
         prop_assert_eq!(&Header::decode(&bytes, 1 << 30).unwrap(), &header);
         prop_assert!(probe(&bytes));
 

@@ -102,6 +102,13 @@ fn pins(defect: Defect) -> Pins {
         | Defect::RepairSkipsLast
         | Defect::RepairCleansEarly
         | Defect::RepairMissesLastEntry
-        | Defect::RepairKeepsShortFile => Pins::default(),
+        | Defect::RepairKeepsShortFile
+        | Defect::HeaderBeforeNames
+        | Defect::HeaderNotFlushed
+        | Defect::BackingBeforeCopies
+        | Defect::WidthBeforeBlocks
+        | Defect::DowngradeBeforeZeroes
+        | Defect::EmptyBeforeTable
+        | Defect::EmptyFreesEarly => Pins::default(),
     }
 }

@@ -196,6 +196,7 @@ fn header(options: &CreateOptions, geometry: Geometry, layout: &Layout) -> Heade
         compatible: lazy,
         autoclear: 0,
         header_bytes: u64::try_from(header_len(options.version)).expect("a header is short"),
+        backing_at: 0,
         backing_name: options
             .backing
             .as_ref()
@@ -204,7 +205,7 @@ fn header(options: &CreateOptions, geometry: Geometry, layout: &Layout) -> Heade
     }
 }
 
-fn header_len(version: u32) -> usize {
+pub(super) fn header_len(version: u32) -> usize {
     if version == 2 { V2_LEN } else { V3_LEN_WRITTEN }
 }
 

@@ -12,6 +12,9 @@ pub const BACKING_FORMAT: u32 = 0xe279_2aca;
 pub const FEATURE_NAMES: u32 = 0x6803_f857;
 /// Where the bitmap directory stands.
 pub const BITMAPS: u32 = 0x2385_2875;
+/// What takes up space while the extensions move. Only this project uses it, and only between two steps
+/// of one rewriting of the header; for others it is unknown and means nothing.
+pub const FILLER: u32 = 0x7172_6673;
 
 const RECORD_LEN: usize = 8;
 

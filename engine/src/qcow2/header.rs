@@ -60,6 +60,9 @@ pub struct Header {
     pub autoclear: u64,
     /// Where the header ends and the extensions start, in bytes.
     pub header_bytes: u64,
+    /// Where the backing file's name stands, in bytes; 0 without one. [`Self::encode`] chooses its own
+    /// place.
+    pub backing_at: u64,
     /// The backing file's name as it stands in the image, where there is one.
     pub backing_name: Option<Vec<u8>>,
     /// The header extensions in file order, without the end marker.
@@ -166,36 +169,11 @@ impl Header {
     pub fn encode(&self) -> Vec<u8> {
         let header_len = usize::try_from(self.header_bytes).expect("a header fits cluster 0");
         let mut bytes = vec![0; header_len];
-        bytes[..4].copy_from_slice(&MAGIC);
-        put_u32(&mut bytes, 4, self.version);
-        put_u32(&mut bytes, 20, self.geometry.cluster_bits());
-        put_u64(&mut bytes, 24, self.virtual_bytes);
-        put_table(&mut bytes, L1, self.l1_offset, self.l1_entries);
-        put_table(
-            &mut bytes,
-            REFTABLE,
-            self.reftable_offset,
-            self.reftable_clusters,
-        );
-        put_u32(&mut bytes, 60, self.snapshot_count);
-        put_u64(&mut bytes, 64, self.snapshots_offset.0);
-        if self.version >= 3 {
-            put_u64(&mut bytes, 72, self.incompatible);
-            put_u64(&mut bytes, 80, self.compatible);
-            put_u64(&mut bytes, 88, self.autoclear);
-            put_u32(&mut bytes, 96, self.geometry.refcount_order());
-            put_u32(
-                &mut bytes,
-                100,
-                u32::try_from(self.header_bytes).expect("a header fits cluster 0"),
-            );
-        }
+        self.put_fields(&mut bytes);
         extension::encode(&self.extensions, &mut bytes);
         if let Some(name) = &self.backing_name {
-            let offset = u64::try_from(bytes.len()).expect("a header fits cluster 0");
-            put_u64(&mut bytes, 8, offset);
-            let len = u32::try_from(name.len()).expect("a backing name is short");
-            put_u32(&mut bytes, 16, len);
+            let at = bytes.len();
+            Self::put_backing(&mut bytes, at, name.len());
             bytes.extend_from_slice(name);
         }
         assert!(
@@ -203,6 +181,40 @@ impl Header {
             "a header fits cluster 0"
         );
         bytes
+    }
+
+    /// Puts the header's own fields into the first bytes of an image, without the backing file's name.
+    pub(crate) fn put_fields(&self, bytes: &mut [u8]) {
+        bytes[..4].copy_from_slice(&MAGIC);
+        put_u32(bytes, 4, self.version);
+        Self::put_backing(bytes, 0, 0);
+        put_u32(bytes, 20, self.geometry.cluster_bits());
+        put_u64(bytes, 24, self.virtual_bytes);
+        put_table(bytes, L1, self.l1_offset, self.l1_entries);
+        put_table(
+            bytes,
+            REFTABLE,
+            self.reftable_offset,
+            self.reftable_clusters,
+        );
+        put_u32(bytes, 60, self.snapshot_count);
+        put_u64(bytes, 64, self.snapshots_offset.0);
+        if self.version >= 3 {
+            put_u64(bytes, 72, self.incompatible);
+            put_u64(bytes, 80, self.compatible);
+            put_u64(bytes, 88, self.autoclear);
+            put_u32(bytes, 96, self.geometry.refcount_order());
+            let len = u32::try_from(self.header_bytes).expect("a header fits cluster 0");
+            put_u32(bytes, 100, len);
+        }
+    }
+
+    /// Says where the backing file's name stands, and how long it is.
+    pub(crate) fn put_backing(bytes: &mut [u8], at: usize, len: usize) {
+        let at = u64::try_from(at).expect("a name is in cluster 0");
+        put_u64(bytes, 8, at);
+        let len = u32::try_from(len).expect("a backing name is short");
+        put_u32(bytes, 16, len);
     }
 
     /// The bytes of the first extension of that kind.
@@ -281,6 +293,27 @@ impl HeaderSector {
             "a refcount table is bounded"
         );
         put_table(&mut self.0, REFTABLE, offset, clusters);
+    }
+
+    /// Points to another refcount table, whose blocks have counts of another width.
+    ///
+    /// # Panics
+    /// As [`Self::set_reftable`], and where the image is of version 2, which has one width only.
+    pub fn set_refcounts(&mut self, offset: HostOffset, clusters: u64, refcount_order: u32) {
+        assert!(
+            be_u32(&self.0, 4) >= 3,
+            "version 2 has refcounts of 16 bits"
+        );
+        self.set_reftable(offset, clusters);
+        put_u32(&mut self.0, 96, refcount_order);
+    }
+
+    /// Sets the compatible feature bits.
+    ///
+    /// # Panics
+    /// Where the image is of version 2, which has none.
+    pub fn set_compatible(&mut self, bits: u64) {
+        self.put_features(80, bits);
     }
 
     /// Sets the size of the guest's disk.
@@ -365,6 +398,7 @@ fn parse(bytes: &[u8], file_bytes: u64) -> Result<Header, Malformed> {
         compatible: v3_u64(bytes, version, 80),
         autoclear: v3_u64(bytes, version, 88),
         header_bytes: u64::try_from(header_len).expect("a header fits cluster 0"),
+        backing_at: be_u64(bytes, 8),
         backing_name: backing_name(bytes, backing_at, geometry)?,
         extensions,
     };

@@ -21,7 +21,7 @@ pub struct Qcow2 {
     pub(super) claims: RangeLock,
     pub(super) backing: Option<Rc<dyn Image>>,
     pub(super) geometry: Geometry,
-    pub(super) version: u32,
+    pub(super) version: Cell<u32>,
     pub(super) access: Access,
     pub(super) virtual_bytes: Cell<u64>,
     pub(super) planted: Planted,
@@ -30,7 +30,7 @@ pub struct Qcow2 {
 impl fmt::Debug for Qcow2 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Qcow2")
-            .field("version", &self.version)
+            .field("version", &self.version.get())
             .field("geometry", &self.geometry)
             .field("virtual_bytes", &self.virtual_bytes)
             .finish_non_exhaustive()
@@ -38,7 +38,8 @@ impl fmt::Debug for Qcow2 {
 }
 
 impl Qcow2 {
-    /// The sizes of this image's structures.
+    /// The sizes of this image's structures, as they were when it was opened: since then an amendment
+    /// may have changed the width of refcounts.
     pub fn geometry(&self) -> Geometry {
         self.geometry
     }
@@ -88,16 +89,7 @@ impl Qcow2 {
         }
         let mut metadata = self.metadata.lock().await;
         metadata.must_be_sound()?;
-        metadata.write_back_all().await?;
-        self.order
-            .barrier(Rule::BeforeClean, self.order.latest())
-            .await?;
-        metadata.reap().await?;
-        metadata.write_refcounts().await?;
-        self.order
-            .barrier(Rule::BeforeClean, self.order.latest())
-            .await?;
-        metadata.clear_dirty().await?;
+        metadata.settle(Rule::BeforeClean).await?;
         self.order
             .barrier(Rule::AfterClean, self.order.latest())
             .await
@@ -132,6 +124,9 @@ impl Image for Qcow2 {
     fn manage(&self, operation: Manage) -> LocalFuture<'_, ()> {
         match operation {
             Manage::Resize { virtual_bytes } => Box::pin(self.grow_disk(virtual_bytes)),
+            Manage::Amend(amend) => Box::pin(self.amend(amend)),
+            Manage::SetBacking(backing) => Box::pin(self.set_backing(backing)),
+            Manage::MakeEmpty => Box::pin(self.make_empty()),
         }
     }
 

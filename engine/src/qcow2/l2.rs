@@ -133,7 +133,7 @@ impl Metadata {
         }
     }
 
-    fn l1_entry(&self, index: usize) -> Result<L1Entry, Error> {
+    pub(super) fn l1_entry(&self, index: usize) -> Result<L1Entry, Error> {
         let word = self.l1.get(index).copied().unwrap_or(L1Word(0));
         word.decode(self.geometry).map_err(|bad| {
             let (structure, offset) = (Structure::L1Table, self.l1_offset.0);
@@ -243,7 +243,7 @@ impl Metadata {
 }
 
 /// The host clusters that a mapping refers to.
-fn host_clusters(metadata: &Metadata, mapping: Mapping) -> Option<(HostCluster, u64)> {
+pub(super) fn host_clusters(metadata: &Metadata, mapping: Mapping) -> Option<(HostCluster, u64)> {
     let geometry = metadata.geometry;
     match mapping {
         Mapping::Unallocated | Mapping::Zero { reserve: None } => None,

@@ -30,6 +30,14 @@
 //! 12. **Before use**: an image that is opened for writing is flushed once. Whoever wrote it last may
 //!     have been killed and left a mapping, a count or data volatile that rules 1 to 7 rely on.
 //!
+//! 13. **Header rewrite**: what the header refers to behind sector 0 is durable before sector 0 refers to it,
+//!     and no byte that the present sector 0 refers to changes before that. See `rewrite`.
+//! 14. **Amend**: refcounts of another width stand beside the old ones and are durable before one write of
+//!     sector 0 switches pointer and width together. The header says version 2 only when no table in the
+//!     file holds, durably, an entry that version 2 does not know.
+//! 15. **Make empty**: an L1 table without entries is durable before the header points to it, and
+//!     that switch before anything that the old table led to is freed.
+//!
 //! A flush that fails may have dropped what it was to make durable, and a later one would not tell.
 //! From then on nothing is allocated and no table is written back, barrier or not.
 //!
@@ -41,10 +49,12 @@
 //! while guest data move.
 
 mod alloc;
+mod amend;
 mod cache;
 pub mod check;
 pub mod create;
 mod data;
+mod empty;
 pub mod entry;
 pub mod extension;
 mod feature;
@@ -59,7 +69,10 @@ mod open;
 pub mod order;
 mod read;
 mod reftable;
+mod rewrite;
 pub mod unit;
+mod version;
+mod width;
 mod write;
 mod zero;
 

@@ -106,7 +106,7 @@ impl Qcow2 {
             claims: RangeLock::default(),
             backing,
             geometry: header.geometry,
-            version: header.version,
+            version: Cell::new(header.version),
             access: options.access,
             virtual_bytes: Cell::new(header.virtual_bytes),
             planted: options.planted,

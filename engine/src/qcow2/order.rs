@@ -45,6 +45,20 @@ pub enum Rule {
     GuestFlush,
     /// Rule 12: what stands in the file before anything builds on it.
     BeforeUse,
+    /// Rule 13: what lies behind sector 0 before the header that refers to it.
+    BeforeHeaderSwitch,
+    /// Rule 13: the rewritten header before its change returns.
+    AfterHeaderSwitch,
+    /// Rule 13: what makes another backing file right before the header that names it.
+    BeforeBackingSwitch,
+    /// Rule 14: refcounts of another width before the header that points to them.
+    BeforeWidthSwitch,
+    /// Rule 14: expanded zeroes before the header of a version that knows none.
+    BeforeDowngrade,
+    /// Rule 15: the empty L1 table before the header that points to it.
+    BeforeEmptySwitch,
+    /// Rule 15: the switch to the empty L1 table before what it unlinked is freed.
+    AfterEmptySwitch,
 }
 
 impl Rule {
@@ -62,6 +76,13 @@ impl Rule {
             Self::AfterReftableSwitch => Some(Defect::UseBeforeSwitch),
             Self::BeforeSize => Some(Defect::SizeBeforeContent),
             Self::AfterSize => Some(Defect::SizeNotFlushed),
+            Self::BeforeHeaderSwitch => Some(Defect::HeaderBeforeNames),
+            Self::AfterHeaderSwitch => Some(Defect::HeaderNotFlushed),
+            Self::BeforeBackingSwitch => Some(Defect::BackingBeforeCopies),
+            Self::BeforeWidthSwitch => Some(Defect::WidthBeforeBlocks),
+            Self::BeforeDowngrade => Some(Defect::DowngradeBeforeZeroes),
+            Self::BeforeEmptySwitch => Some(Defect::EmptyBeforeTable),
+            Self::AfterEmptySwitch => Some(Defect::EmptyFreesEarly),
             Self::AfterClean | Self::BeforeUse => None,
         }
     }

@@ -41,7 +41,7 @@ impl Qcow2 {
     ) -> Result<(), Error> {
         let end = offset + len_bytes;
         let whole = self.whole_clusters(offset, end, disk_bytes);
-        let by_flag = self.version >= 3 || self.backing.is_none();
+        let by_flag = self.version.get() >= 3 || self.backing.is_none();
         if whole.is_empty() || !by_flag {
             return self.zero_parts(offset, end).await;
         }
@@ -54,7 +54,7 @@ impl Qcow2 {
     pub(super) async fn discard_range(&self, offset: u64, len_bytes: u64) -> Result<(), Error> {
         self.access.must_allow_writes()?;
         self.must_contain(offset, len_bytes)?;
-        if self.version < 3 && self.backing.is_some() {
+        if self.version.get() < 3 && self.backing.is_some() {
             // Nothing says "zeroes here" in version 2, and the backing file must not show again.
             return Ok(());
         }
@@ -99,7 +99,7 @@ impl Qcow2 {
 
     /// What a mapping becomes.
     fn changed(&self, old: Mapping, change: Change) -> Mapping {
-        let gone = if self.version >= 3 {
+        let gone = if self.version.get() >= 3 {
             Mapping::Zero { reserve: None }
         } else {
             Mapping::Unallocated
@@ -113,7 +113,7 @@ impl Qcow2 {
                     copied: Copied::Yes,
                 },
                 Change::Zero(Unmap::Keep),
-            ) if self.version >= 3 => Mapping::Zero {
+            ) if self.version.get() >= 3 => Mapping::Zero {
                 reserve: Some((offset, Copied::Yes)),
             },
             (

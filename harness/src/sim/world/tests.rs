@@ -71,7 +71,9 @@ impl Image for Plain {
     }
 
     fn manage(&self, operation: Manage) -> LocalFuture<'_, ()> {
-        let Manage::Resize { virtual_bytes } = operation;
+        let Manage::Resize { virtual_bytes } = operation else {
+            unreachable!("this image is only ever resized")
+        };
         Box::pin(async move { Ok(self.port.at(Event::None).set_len(virtual_bytes).await?) })
     }
 

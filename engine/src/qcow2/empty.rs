@@ -1,0 +1,123 @@
+//! Giving up everything that an image holds: afterwards the backing file shows, or zeroes.
+//!
+//! Rule 15. The header switches to an L1 table without entries, so that the guest sees all of the old
+//! content or none of it. Then what the old table led to is freed; power lost on the way leaves
+//! leaks, and nothing else.
+
+use super::entry::{L1Entry, L1Word, L2Word};
+use super::header::HeaderSector;
+use super::image::Qcow2;
+use super::l2::host_clusters;
+use super::metadata::Metadata;
+use super::order::{Rule, Stamp};
+use super::unit::{HostOffset, byte_count, mem_len};
+use crate::device::Event;
+use crate::error::{BadImage, Error, Problem, Structure};
+use crate::sync::Mode;
+
+impl Qcow2 {
+    /// Makes every cluster unallocated. Before or after, and durable on return.
+    pub(super) async fn make_empty(&self) -> Result<(), Error> {
+        self.access.must_allow_writes()?;
+        let _all = self.claims.lock(0..u64::MAX, Mode::Exclusive).await;
+        let mut metadata = self.metadata.lock().await;
+        metadata.must_be_sound()?;
+        metadata.write_back_all().await?;
+        if metadata.l1.iter().all(|word| *word == L1Word(0)) {
+            return Ok(());
+        }
+        let old = metadata.switch_to_empty().await?;
+        metadata.release(&old).await
+    }
+}
+
+/// An L1 table that is in use no more.
+struct OldTable {
+    offset: HostOffset,
+    words: Vec<L1Word>,
+}
+
+impl Metadata {
+    async fn switch_to_empty(&mut self) -> Result<OldTable, Error> {
+        self.before_link().await?;
+        let entries = byte_count(self.l1.len());
+        let clusters = self.geometry.clusters_for(entries * 8);
+        let run = self.allocate_exactly(clusters).await?;
+        let offset = self.geometry.offset_of(run.first);
+        let zeroes = vec![0; mem_len(clusters * self.geometry.cluster_bytes())];
+        let content = match self
+            .order
+            .write(Event::EmptyImagePrepare, offset, zeroes)
+            .await
+        {
+            Ok(content) => content,
+            Err(error) => {
+                // Nothing points to the new table; if even this fails, a leak is all that remains.
+                let _ = self.free_now(run.first, run.count).await;
+                return Err(error);
+            }
+        };
+        let needs = content.max(self.counted().await?);
+        let change = |sector0: &mut HeaderSector| sector0.set_l1(offset, entries);
+        let (rule, event) = (Rule::BeforeEmptySwitch, Event::L1GrowActivateTable);
+        let switched = self.switch(rule, event, needs, change).await?;
+        let words = std::mem::replace(&mut self.l1, vec![L1Word(0); mem_len(entries)]);
+        let old = OldTable {
+            offset: std::mem::replace(&mut self.l1_offset, offset),
+            words,
+        };
+        self.owners.retain(|_, owner| *owner != Structure::L1Table);
+        self.own(offset, clusters, Structure::L1Table);
+        self.order.barrier(Rule::AfterEmptySwitch, switched).await?;
+        Ok(old)
+    }
+
+    /// Writes the refcounts that a switch relies on, unless the dirty bit stands for them.
+    async fn counted(&mut self) -> Result<Stamp, Error> {
+        if self.dirty {
+            return Ok(Stamp::default());
+        }
+        self.write_refcounts().await?;
+        Ok(self.refcounts_written)
+    }
+
+    /// Frees a table, the tables that it leads to, and what they lead to.
+    async fn release(&mut self, old: &OldTable) -> Result<(), Error> {
+        for (index, word) in old.words.iter().enumerate() {
+            let entry = word.decode(self.geometry).map_err(|bad| BadImage {
+                structure: Structure::L1Table,
+                offset: old.offset.0,
+                index: Some(byte_count(index)),
+                problem: bad.into(),
+            })?;
+            let L1Entry::Table { offset, .. } = entry else {
+                continue;
+            };
+            self.release_mappings(offset).await?;
+            let cluster = self.geometry.cluster_of(offset);
+            self.free_now(cluster, 1).await?;
+        }
+        let first = self.geometry.cluster_of(old.offset);
+        let clusters = self.geometry.clusters_for(byte_count(old.words.len()) * 8);
+        self.free_now(first, clusters).await
+    }
+
+    async fn release_mappings(&mut self, table: HostOffset) -> Result<(), Error> {
+        let at = self.order.file().at(Event::L2Load);
+        let bytes = at.read(table.0, self.geometry.cluster_len()).await?;
+        for (index, word) in bytes.as_chunks::<8>().0.iter().enumerate() {
+            let word = L2Word(u64::from_be_bytes(*word));
+            let mapping = word.decode(self.geometry, self.version);
+            let mapping = mapping.map_err(|bad| BadImage {
+                structure: Structure::L2Table,
+                offset: table.0,
+                index: Some(byte_count(index)),
+                problem: Problem::Entry(bad),
+            })?;
+            if let Some((first, count)) = host_clusters(self, mapping) {
+                self.free_now(first, count).await?;
+            }
+        }
+        Ok(())
+    }
+}
