@@ -189,3 +189,28 @@ fn growing_does_not_show_what_stands_behind_the_old_end() {
         "what is added reads zero"
     );
 }
+
+/// A disk of no bytes has an L1 table of no entries. Growing it freed the table's no clusters, of which it
+/// then tried to free the first.
+#[test]
+fn a_disk_of_no_bytes_can_grow() {
+    let ram = Ram::empty();
+    let options = CreateOptions {
+        virtual_bytes: 0,
+        ..CreateOptions::default()
+    };
+    run(create(&ram.port, &options)).unwrap();
+    let mut bytes = ram.bytes();
+    assert_eq!(bytes[36..40], [0; 4], "entries in the L1 table");
+    // As qemu-img writes it: there is no table to point to.
+    bytes[40..48].copy_from_slice(&[0; 8]);
+    let ram = Ram::from_bytes(&bytes);
+    let image = run(Qcow2::open(ram.port.clone(), None, &OpenOptions::default())).unwrap();
+    let virtual_bytes = 1 << 20;
+    run(image.manage(Manage::Resize { virtual_bytes })).unwrap();
+    run(image.flush()).unwrap();
+    run(image.write(0, vec![7; 512])).unwrap();
+    run(image.close()).unwrap();
+    let report = run(check(&ram.port, Repair::None, &CheckOptions::default())).unwrap();
+    assert_eq!(report.errors_remaining(), 0, "{:?}", report.findings);
+}

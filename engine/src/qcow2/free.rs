@@ -30,6 +30,9 @@ struct Freed {
 
 impl Deferred {
     fn push(&mut self, unlink: Unlink, freed: Freed) {
+        if freed.count == 0 {
+            return;
+        }
         let list = match unlink {
             Unlink::BySlice(slice) => self.by_slice.entry(slice).or_default(),
             Unlink::Written(stamp) => self.written.entry(stamp).or_default(),
