@@ -33,7 +33,7 @@ struct Change {
 }
 
 /// Rounds of repair before an image is given up that has something new to repair after each.
-const MAX_ROUNDS: u32 = 16;
+const MAX_ROUNDS: u32 = 8;
 
 /// Repairs everything that can be repaired.
 ///
@@ -41,6 +41,7 @@ const MAX_ROUNDS: u32 = 16;
 /// reach what was beyond its end, so that there is a look at what came of it.
 pub(super) async fn repair_all(file: &Port, planted: Planted) -> Result<CheckReport, Error> {
     let mut first = None;
+    let mut latest = None;
     let mut remaining = Tally::default();
     let mut check_errors = 0;
     for _ in 0..MAX_ROUNDS {
@@ -48,11 +49,15 @@ pub(super) async fn repair_all(file: &Port, planted: Planted) -> Result<CheckRep
         header.require_writable()?;
         let mut survey = Survey::take(file, &header, planted).await;
         let work = survey.work();
-        remaining = survey.report.found;
         check_errors = survey.report.check_errors;
+        remaining = survey.report.found;
+        // Structures that overlap undo each other's repair for ever.
+        let before = latest.replace((survey.report.findings.clone(), remaining));
+        let in_vain = latest == before;
         first.get_or_insert_with(|| std::mem::take(&mut survey.report));
         match work {
             Work::Nothing => break,
+            Work::Entries | Work::Counts if in_vain => break,
             Work::Entries => survey.drop_unaligned_reserves().await?,
             Work::Counts => {
                 survey.repair(&mut sector).await?;
@@ -229,12 +234,7 @@ impl Survey<'_> {
         let per_block = geometry.refcounts_per_block();
         let start = index * per_block;
         let mut bytes = vec![0; geometry.cluster_len()];
-        for (within, count) in self.counts.dense(start, per_block).iter().enumerate() {
-            if *count != 0 {
-                set_refcount(&mut bytes, within, order, (*count).into());
-            }
-        }
-        for (cluster, count) in self.counts.sparse(start..start + per_block) {
+        for (cluster, count) in self.counts.referenced(start..start + per_block) {
             let within = usize::try_from(cluster - start).expect("a block fits memory");
             set_refcount(&mut bytes, within, order, count.into());
         }
