@@ -2,13 +2,14 @@
 
 use std::ops::Range;
 
-use super::counts::Counts;
+use super::counts::{Counts, GROUP};
 use super::report::{CheckReport, Kind};
 use super::stored::Block;
 use super::survey::Survey;
 use crate::error::Structure;
 use crate::qcow2::entry::refcount;
 use crate::qcow2::geometry::Geometry;
+use crate::qcow2::unit::{byte_count, mem_len};
 
 impl Survey<'_> {
     /// Notes every cluster whose refcount is not the number of its references, and learns what has to
@@ -38,11 +39,10 @@ impl Survey<'_> {
     fn compare_block(&mut self, index: u64) -> u64 {
         let per_block = self.header.geometry.refcounts_per_block();
         let range = index * per_block..(index + 1) * per_block;
-        let slots = u64::try_from(self.counts.dense(range.start, per_block).len())
-            .expect("the slots are bounded");
+        let dense_end = self.counts.dense_end().clamp(range.start, range.end);
         let found_before = self.report.found;
-        let end = self.compare_slots(index, range.start..range.start + slots);
-        self.compare_rest(index, range.start + slots..range.end);
+        let end = self.compare_slots(index, range.start..dense_end);
+        self.compare_rest(index, dense_end..range.end);
         if self.report.found != found_before {
             self.wrong_blocks.push(index);
             let lacks_counts = self.report.found.corruptions > found_before.corruptions;
@@ -56,21 +56,27 @@ impl Survey<'_> {
     /// Compares clusters that lie within the file.
     fn compare_slots(&mut self, index: u64, clusters: Range<u64>) -> u64 {
         let order = self.header.geometry.refcount_order();
-        let count = clusters.end - clusters.start;
         let mut end = 0;
         let mut most = 0;
         let (counts, block, mut ledger) = self.parts(index);
-        let slots = counts.dense(clusters.start, count);
-        let bytes = block.bytes();
-        for ((within, expected), cluster) in slots.iter().enumerate().zip(clusters) {
-            let expected = u64::from(*expected);
-            let found = bytes.map_or(0, |bytes| refcount(bytes, within, order));
-            most = most.max(expected);
-            if found | expected != 0 {
-                end = cluster + 1;
+        for (start, first) in clusters.clone().zip(0..).step_by(GROUP) {
+            let slots = counts.group(start);
+            let bytes = block.bytes();
+            let bytes = bytes.filter(|bytes| holds_counts(bytes, first, order));
+            if bytes.is_none() && slots.is_none() {
+                continue;
             }
-            if found != expected {
-                ledger.note(cluster, found, expected);
+            let group = start..clusters.end.min(start + byte_count(GROUP));
+            for (cluster, at) in group.zip(0..) {
+                let expected = slots.map_or(0, |slots| u64::from(slots[at]));
+                let found = bytes.map_or(0, |bytes| refcount(bytes, first + at, order));
+                most = most.max(expected);
+                if found | expected != 0 {
+                    end = cluster + 1;
+                }
+                if found != expected {
+                    ledger.note(cluster, found, expected);
+                }
             }
         }
         self.copied_in_doubt |= most > 1;
@@ -87,23 +93,31 @@ impl Survey<'_> {
         let order = geometry.refcount_order();
         let per_block = geometry.refcounts_per_block();
         let (counts, block, mut ledger) = self.parts(index);
-        let within =
-            |cluster: u64| usize::try_from(cluster % per_block).expect("a block fits memory");
-        let bytes = block
-            .bytes()
-            .filter(|bytes| !is_rest_zero(bytes, within(clusters.start), order));
-        let Some(bytes) = bytes else {
+        let Some(bytes) = block.bytes() else {
             for (cluster, expected) in counts.sparse(clusters) {
                 ledger.note(cluster, 0, u64::from(expected));
             }
             return;
         };
-        for cluster in clusters {
-            let found = refcount(bytes, within(cluster), order);
-            let expected = u64::from(counts.get(cluster));
-            if found != expected {
-                ledger.note(cluster, found, expected);
+        let mut from = clusters.start;
+        while from < clusters.end {
+            let within = mem_len(from % per_block);
+            let group = within / GROUP * GROUP;
+            let to = (from + byte_count(group + GROUP - within)).min(clusters.end);
+            if holds_counts(bytes, group, order) {
+                for (cluster, within) in (from..to).zip(within..) {
+                    let found = refcount(bytes, within, order);
+                    let expected = u64::from(counts.get(cluster));
+                    if found != expected {
+                        ledger.note(cluster, found, expected);
+                    }
+                }
+            } else {
+                for (cluster, expected) in counts.sparse(from..to) {
+                    ledger.note(cluster, 0, u64::from(expected));
+                }
             }
+            from = to;
         }
     }
 
@@ -155,8 +169,10 @@ fn can_say(geometry: Geometry, references: u64) -> bool {
     references <= geometry.max_refcount() && references < u64::from(u32::MAX)
 }
 
-/// Whether every count of a block from the byte on that holds count number `within` is zero.
-fn is_rest_zero(bytes: &[u8], within: usize, refcount_order: u32) -> bool {
-    let from = (within << refcount_order) / 8;
-    bytes[from..].iter().fold(0, |all, byte| all | byte) == 0
+/// Whether any of the [`GROUP`] counts from number `first` on, a multiple of that, is not zero.
+fn holds_counts(block: &[u8], first: usize, refcount_order: u32) -> bool {
+    let start = (first << refcount_order) / 8;
+    let end = ((first + GROUP) << refcount_order) / 8;
+    let bytes = &block[start..end.min(block.len())];
+    bytes.iter().fold(0, |all, byte| all | byte) != 0
 }

@@ -1,21 +1,30 @@
-//! How often each cluster of the file is referenced, in memory linear in the file.
+//! How often each cluster of the file is referenced, in memory linear in the references.
 //!
-//! Clusters within the file have a slot each. References beyond its end, which only a damaged image
-//! or one whose last extension was lost can hold, cost memory one by one.
+//! Clusters within the file have a slot each, in pages that are made when something refers to them: a
+//! sparse file may claim any length. References beyond its end, which only a damaged image or one whose
+//! last extension was lost can hold, cost memory one by one.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use crate::qcow2::geometry::Geometry;
-use crate::qcow2::unit::HostOffset;
+use crate::qcow2::unit::{HostOffset, byte_count};
 
-/// No more slots than this are reserved ahead, however long a sparse file claims to be.
-const MAX_SLOTS: u64 = 1 << 26;
+/// No more clusters than this have slots, however long a sparse file claims to be.
+const MAX_SLOTS: u64 = 1 << 28;
+/// Slots in a page; a multiple of [`GROUP`].
+const PAGE: usize = 1024;
+/// Slots that are looked at together. The smallest refcount block counts so many clusters.
+pub(super) const GROUP: usize = 64;
 
 /// The number of references to each cluster. A count stays at `u32::MAX` once it gets there.
 #[derive(Debug)]
 pub(super) struct Counts {
     geometry: Geometry,
-    dense: Vec<u32>,
+    /// The cluster after the last that has a slot.
+    dense_end: u64,
+    /// What has a slot; a page that is not there holds zeroes.
+    pages: Vec<Option<Box<[u32; PAGE]>>>,
     sparse: BTreeMap<u64, u32>,
     most: u32,
 }
@@ -23,10 +32,11 @@ pub(super) struct Counts {
 impl Counts {
     /// No reference to any cluster of a file of that length.
     pub(super) fn new(geometry: Geometry, file_bytes: u64) -> Self {
-        let slots = geometry.clusters_for(file_bytes).min(MAX_SLOTS);
+        let dense_end = geometry.clusters_for(file_bytes).min(MAX_SLOTS);
         Self {
             geometry,
-            dense: vec![0; usize::try_from(slots).expect("the slots are bounded")],
+            dense_end,
+            pages: vec![None; index(dense_end).div_ceil(PAGE)],
             sparse: BTreeMap::new(),
             most: 0,
         }
@@ -35,7 +45,9 @@ impl Counts {
     /// The references to a cluster.
     pub(super) fn get(&self, cluster: u64) -> u32 {
         match self.slot(cluster) {
-            Some(slot) => self.dense[slot],
+            Some(slot) => self.pages[slot / PAGE]
+                .as_ref()
+                .map_or(0, |page| page[slot % PAGE]),
             None => self.sparse.get(&cluster).copied().unwrap_or(0),
         }
     }
@@ -69,7 +81,7 @@ impl Counts {
     }
 
     /// The clusters that a range of bytes touches.
-    pub(super) fn clusters(&self, offset: u64, len_bytes: u64) -> std::ops::Range<u64> {
+    pub(super) fn clusters(&self, offset: u64, len_bytes: u64) -> Range<u64> {
         if len_bytes == 0 {
             return 0..0;
         }
@@ -77,18 +89,28 @@ impl Counts {
         cluster(offset)..cluster(offset.saturating_add(len_bytes - 1)) + 1
     }
 
-    /// The slots of clusters from `start` on, at most `count`: empty beyond the file.
-    pub(super) fn dense(&self, start: u64, count: u64) -> &[u32] {
-        let len = u64::try_from(self.dense.len()).expect("the slots are bounded");
-        let from = start.min(len);
-        let to = start.saturating_add(count).min(len);
-        &self.dense[index(from)..index(to)]
+    /// The slots of [`GROUP`] clusters from `first` on, a multiple of that; `None` stands for zeroes.
+    pub(super) fn group(&self, first: u64) -> Option<&[u32]> {
+        let slot = self.slot(first)?;
+        let page = self.pages[slot / PAGE].as_ref()?;
+        Some(&page[slot % PAGE..][..GROUP])
+    }
+
+    /// The clusters of a range that are referenced, in order, and how often.
+    pub(super) fn referenced(&self, clusters: Range<u64>) -> impl Iterator<Item = (u64, u32)> {
+        let group = byte_count(GROUP);
+        let dense = clusters.start..clusters.end.min(self.dense_end);
+        let slots = (dense.start / group..dense.end.div_ceil(group))
+            .filter_map(move |number| Some((number * group, self.group(number * group)?)))
+            .flat_map(|(first, slots)| (first..).zip(slots.iter().copied()))
+            .filter(move |(cluster, count)| *count > 0 && dense.contains(cluster));
+        slots.chain(self.sparse(clusters))
     }
 
     /// The references beyond the slots, in a range of clusters.
     pub(super) fn sparse(
         &self,
-        clusters: std::ops::Range<u64>,
+        clusters: Range<u64>,
     ) -> impl DoubleEndedIterator<Item = (u64, u32)> {
         self.sparse
             .range(clusters)
@@ -98,18 +120,19 @@ impl Counts {
 
     /// The cluster after the last slot.
     pub(super) fn dense_end(&self) -> u64 {
-        u64::try_from(self.dense.len()).expect("the slots are bounded")
+        self.dense_end
     }
 
     fn slot(&self, cluster: u64) -> Option<usize> {
-        usize::try_from(cluster)
-            .ok()
-            .filter(|slot| *slot < self.dense.len())
+        (cluster < self.dense_end).then(|| index(cluster))
     }
 
     fn count_mut(&mut self, cluster: u64) -> &mut u32 {
         match self.slot(cluster) {
-            Some(slot) => &mut self.dense[slot],
+            Some(slot) => {
+                let page = &mut self.pages[slot / PAGE];
+                &mut page.get_or_insert_with(|| Box::new([0; PAGE]))[slot % PAGE]
+            }
             None => self.sparse.entry(cluster).or_insert(0),
         }
     }

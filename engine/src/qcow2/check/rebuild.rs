@@ -133,14 +133,11 @@ impl Plan<'_> {
     fn need_counted(&mut self) {
         let counts = self.counts;
         let per_block = self.geometry.refcounts_per_block();
-        for index in 0..counts.dense_end().div_ceil(per_block) {
-            let slots = counts.dense(index * per_block, per_block);
-            if slots.iter().any(|count| *count != 0) {
-                self.need(index);
-            }
-        }
-        for (cluster, _) in counts.sparse(0..u64::MAX) {
-            self.need(cluster / per_block);
+        let mut from = 0;
+        while let Some((cluster, _)) = counts.referenced(from..u64::MAX).next() {
+            let index = cluster / per_block;
+            self.need(index);
+            from = (index + 1) * per_block;
         }
     }
 
