@@ -5,6 +5,7 @@ pub mod canary;
 pub mod caught;
 pub mod crash;
 pub mod guest;
+pub mod malformed;
 pub mod minimise;
 pub mod oracle;
 pub mod prng;

@@ -13,6 +13,7 @@ mod check;
 mod ci;
 mod fuzz;
 mod img;
+mod malformed;
 mod minimise;
 mod replay;
 mod source;
@@ -48,6 +49,7 @@ enum Command {
     Minimise(minimise::Minimise),
     Check(check::Check),
     Canary(canary::Canary),
+    Malformed(malformed::Malformed),
     Ci(ci::Ci),
     /// qemu-img's commands, with its words and exit codes: `img --help` lists them
     #[command(disable_help_flag = true)]
@@ -113,6 +115,7 @@ fn main() -> ExitCode {
         Command::Minimise(minimise) => minimise.run(),
         Command::Check(check) => check.run(),
         Command::Canary(canary) => canary.run(),
+        Command::Malformed(malformed) => malformed.run(),
         Command::Ci(ci) => ci.run(),
         Command::Img => unreachable!("`img` reads its own arguments"),
     };

@@ -9,7 +9,7 @@ use engine::device::{Completion, Device, Event, Limits, PageImage, Port, Request
 
 /// Answers so many requests, and no more: whoever waits for the next one waits for ever.
 #[derive(Debug)]
-pub(super) struct Metered {
+pub(crate) struct Metered {
     disk: VolatileDisk,
     clock: Clock,
     left: Cell<u64>,
@@ -17,7 +17,7 @@ pub(super) struct Metered {
 
 impl Metered {
     /// A disk with the content of `image`. What a subject may ask of it follows from its length.
-    pub(super) fn new(image: &PageImage) -> Rc<Self> {
+    pub(crate) fn new(image: &PageImage) -> Rc<Self> {
         const FIXED: u64 = 50_000;
         const PER_SECTOR: u64 = 4;
         let clock = Clock::default();
@@ -29,19 +29,19 @@ impl Metered {
         })
     }
 
-    pub(super) fn port(self: &Rc<Self>) -> Port {
+    pub(crate) fn port(self: &Rc<Self>) -> Port {
         Port::new(Rc::<Self>::clone(self))
     }
 
-    pub(super) fn clock(&self) -> &Clock {
+    pub(crate) fn clock(&self) -> &Clock {
         &self.clock
     }
 
-    pub(super) fn current(&self) -> PageImage {
+    pub(crate) fn current(&self) -> PageImage {
         self.disk.current()
     }
 
-    pub(super) fn recording(&self) -> Recording {
+    pub(crate) fn recording(&self) -> Recording {
         self.disk.recording()
     }
 }

@@ -17,6 +17,7 @@ use crate::caught::Panic;
 use crate::workload::ops::{Happening, Operation, OperationId};
 
 pub use engine::EngineSubject;
+pub(crate) use metered::Metered;
 
 /// What came of asking a subject for something.
 #[derive(Clone, Debug)]

@@ -9,6 +9,8 @@ const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
 const REFTABLE_OFFSET: u64 = !0x1ff;
 const MAX_L1_ENTRIES: u64 = 4 << 20;
 const MAX_SNAPSHOT_TABLE_BYTES: u64 = 64 << 20;
+/// One table at thousands of indices maps no more clusters than this.
+const MAX_MAPPED_AGAIN: usize = 1 << 20;
 
 /// What an entry says of COPIED.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -189,7 +191,7 @@ impl Collector {
     }
 
     /// Visits each L2 table once, however many trees share it, so that the work is bounded by the bytes
-    /// of the file. A table that is used at two L1 indices has two owners; only the first is followed.
+    /// of the file. A table that is used at two L1 indices has two owners; only one is followed.
     fn l2_tables(&mut self, scan: &mut Scan<'_>) {
         let mut uses = std::mem::take(&mut self.uses);
         uses.sort_unstable();
@@ -199,9 +201,13 @@ impl Collector {
                 let owner = Owner::L2Table(of_index[0].l1_index);
                 self.refer_once(scan, owner, cluster, count_of(of_index), claim_of(of_index));
             }
-            let first_index = of_table[0].l1_index;
-            let followed = of_table.partition_point(|one| one.l1_index == first_index);
-            self.l2_table(scan, &of_table[..followed]);
+            let active = of_table.iter().find(|one| one.tree == Tree::Active);
+            let index = active.unwrap_or(&of_table[0]).l1_index;
+            let start = of_table.partition_point(|one| one.l1_index < index);
+            let end = of_table.partition_point(|one| one.l1_index <= index);
+            let before = scan.report.mapped.len();
+            self.l2_table(scan, &of_table[start..end]);
+            map_again(scan, before, index, &of_table[end..]);
         }
     }
 
@@ -286,6 +292,30 @@ impl Collector {
         Mapping::Compressed {
             offset,
             len_bytes: end - offset,
+        }
+    }
+}
+
+/// Maps at further L1 indices what the table just followed, for `index`, has mapped since the
+/// list was `before` long. That a table is used there is a finding; a guest reads it all the same.
+fn map_again(scan: &mut Scan<'_>, before: usize, index: u64, uses: &[Use]) {
+    let entries = scan.layout.l2_entries();
+    let mapped = scan.report.mapped[before..].to_vec();
+    for one in uses.iter().filter(|one| one.tree == Tree::Active) {
+        for Mapped {
+            guest_cluster,
+            mapping,
+        } in &mapped
+        {
+            let guest_cluster = guest_cluster + (one.l1_index - index) * entries;
+            let on_disk = guest_cluster << scan.layout.cluster_bits < scan.layout.virtual_bytes;
+            if on_disk && scan.report.mapped.len() < MAX_MAPPED_AGAIN {
+                let mapping = *mapping;
+                scan.report.mapped.push(Mapped {
+                    guest_cluster,
+                    mapping,
+                });
+            }
         }
     }
 }

@@ -1,0 +1,75 @@
+//! Damaged images in any number, each a function of seed and index.
+
+use engine::device::PageImage;
+
+use super::atlas::Atlas;
+use super::damage::{Change, damage};
+use crate::prng::Prng;
+use crate::sim::stage::Stage;
+use crate::workload::generate;
+use crate::workload::pin::Pins;
+use crate::workload::shape::Start;
+
+/// So many images in a row are made from one sound image.
+const PER_BASE: u64 = 32;
+
+/// Damaged images, drawn from a seed.
+#[derive(Clone, Debug)]
+pub struct Specimens {
+    prng: Prng,
+    pins: Pins,
+    base: Option<(u64, Base)>,
+}
+
+#[derive(Clone, Debug)]
+struct Base {
+    image: PageImage,
+    atlas: Atlas,
+}
+
+/// A damaged image.
+#[derive(Clone, Debug)]
+pub struct Specimen {
+    /// Its bytes.
+    pub image: PageImage,
+    /// What was done to it.
+    pub changes: Vec<Change>,
+}
+
+impl Specimens {
+    /// The images of `seed`, made from sound ones that `pins` restricts.
+    pub fn new(seed: u64, pins: Pins) -> Self {
+        Self {
+            prng: Prng::from_seed(seed),
+            pins,
+            base: None,
+        }
+    }
+
+    /// Image number `index`.
+    pub fn get(&mut self, index: u64) -> Specimen {
+        let number = index / PER_BASE;
+        if self.base.as_ref().is_none_or(|(have, _)| *have != number) {
+            self.base = Some((number, self.draw_base(number)));
+        }
+        let (_, base) = self.base.as_ref().expect("the base was just drawn");
+        let mut image = base.image.clone();
+        let mut draw = self.prng.fork_indexed("damage", index);
+        let changes = damage(&mut image, &base.atlas, &mut draw);
+        Specimen { image, changes }
+    }
+
+    /// A sound image as campaigns start with. Those with a backing file lose it: what is not
+    /// mapped reads zero then, by the engine and by the oracle.
+    fn draw_base(&self, number: u64) -> Base {
+        let prng = self.prng.fork_indexed("base", number);
+        let start = generate::scenario(&prng, &self.pins).image;
+        let stage = match &start {
+            Start::New(_) => Stage::prepare(&start),
+            Start::Given(_) => unreachable!("drawn scenarios start with new images"),
+        };
+        let image = stage.expect("the engine makes drawn images").image;
+        let atlas = Atlas::draw(&image).expect("the engine writes headers of qcow2");
+        Base { image, atlas }
+    }
+}
