@@ -74,6 +74,12 @@ defects! {
     GrowShowsBacking "grow-shows-backing",
     /// The old cluster of a copy-on-write is never freed.
     OldClusterLeaked "old-cluster-leaked",
+    /// Compressed clusters may be linked before their bytes are durable.
+    CompressedLinkedEarly "compressed-linked-early",
+    /// A compressed cluster that shares a host cluster is not counted there.
+    SharersUncounted "sharers-uncounted",
+    /// Compressed bytes start in the last sector of those before, which is written anew without them.
+    CompressedTailRewritten "compressed-tail-rewritten",
     /// Repair leaves the last refcount slice as it is, and reports success.
     RepairSkipsLast "repair-skips-last",
     /// Repair clears the dirty bit before its refcounts are durable.

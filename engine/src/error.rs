@@ -158,6 +158,27 @@ pub enum Refused {
         /// How long it is.
         len_bytes: u64,
     },
+    /// Compressed data are written to whole clusters.
+    #[error(
+        "{len_bytes} bytes at guest offset {offset:#x} are not whole clusters: compressed data are written cluster by cluster"
+    )]
+    NotWholeClusters {
+        /// Where it starts.
+        offset: u64,
+        /// How long it is.
+        len_bytes: u64,
+    },
+    /// Compressed data are written to clusters of which nothing is stored.
+    #[error(
+        "the cluster at guest offset {offset:#x} is allocated: compressed data can only be written to unallocated clusters"
+    )]
+    NotVacant {
+        /// Where the cluster starts.
+        offset: u64,
+    },
+    /// The format has no compressed data.
+    #[error("this image cannot hold compressed data")]
+    NoCompression,
     /// The image is open for reading only.
     #[error("the image is open read-only")]
     ReadOnly,

@@ -42,6 +42,13 @@ pub trait Image {
     /// Writes `data`.
     fn write(&self, offset: u64, data: Vec<u8>) -> LocalFuture<'_, ()>;
 
+    /// Writes `data` in compressed form, where the format has one: whole clusters of which nothing is
+    /// stored so far, the last of the disk as far as it goes.
+    fn write_compressed(&self, offset: u64, data: Vec<u8>) -> LocalFuture<'_, ()> {
+        let _ = (offset, data);
+        Box::pin(std::future::ready(Err(Refused::NoCompression.into())))
+    }
+
     /// Makes a range read as zeroes.
     fn write_zeroes(&self, offset: u64, len_bytes: u64, unmap: Unmap) -> LocalFuture<'_, ()>;
 

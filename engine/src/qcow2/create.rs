@@ -4,10 +4,11 @@
 //! blocks, L1 table, with the same fields, extensions and L1 size. The first sector is written last,
 //! after a flush, so that a file either is a whole image or is none.
 
+use super::compress::Compression;
 use super::geometry::Geometry;
 use super::header::{
     Extension, Header, MAX_BACKING_NAME, MAX_L1_BYTES, MAX_REFTABLE_BYTES, V2_LEN, V3_LEN_WRITTEN,
-    compatible,
+    compatible, incompatible,
 };
 use super::unit::{HostCluster, HostOffset};
 use super::{entry, extension, feature};
@@ -29,6 +30,8 @@ pub struct CreateOptions {
     pub refcount_order: u32,
     /// Whether refcount updates may be postponed; version 3 only.
     pub lazy_refcounts: bool,
+    /// How compressed clusters are to be compressed; other than zlib in version 3 only.
+    pub compression: Compression,
     /// What lies beneath.
     pub backing: Option<Backing>,
 }
@@ -77,6 +80,7 @@ impl Default for CreateOptions {
             cluster_bits: 16,
             refcount_order: 4,
             lazy_refcounts: false,
+            compression: Compression::Zlib,
             backing: None,
         }
     }
@@ -110,6 +114,7 @@ fn validate(options: &CreateOptions) -> Result<Geometry, Error> {
         cluster_bits,
         refcount_order,
         lazy_refcounts,
+        compression,
         ref backing,
     } = *options;
     if !(2..=3).contains(&version) {
@@ -130,6 +135,12 @@ fn validate(options: &CreateOptions) -> Result<Geometry, Error> {
     }
     if version == 2 && lazy_refcounts {
         return refuse("version 2 has no lazy refcounts: use version 3".into());
+    }
+    if version == 2 && compression != Compression::Zlib {
+        return refuse(format!(
+            "version 2 has no compression type {}: use version 3",
+            compression.name()
+        ));
     }
     if !virtual_bytes.is_multiple_of(512) {
         return refuse(format!(
@@ -192,9 +203,13 @@ fn header(options: &CreateOptions, geometry: Geometry, layout: &Layout) -> Heade
         reftable_clusters: layout.reftable_clusters,
         snapshot_count: 0,
         snapshots_offset: HostOffset(0),
-        incompatible: 0,
+        incompatible: match options.compression {
+            Compression::Zlib => 0,
+            Compression::Zstd => incompatible::COMPRESSION_TYPE,
+        },
         compatible: lazy,
         autoclear: 0,
+        compression: options.compression,
         header_bytes: u64::try_from(header_len(options.version)).expect("a header is short"),
         backing_at: 0,
         backing_name: options

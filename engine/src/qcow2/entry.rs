@@ -113,6 +113,13 @@ pub struct Compressed {
     pub len_bytes: u64,
 }
 
+impl Compressed {
+    /// How many bits the offset has in a descriptor.
+    pub(super) fn offset_bits(geometry: Geometry) -> u32 {
+        62 - (geometry.cluster_bits() - 8)
+    }
+}
+
 impl L2Word {
     /// What the word says in an image of this version (2 or 3) and geometry, standard entries.
     pub fn decode(self, geometry: Geometry, version: u32) -> Result<Mapping, BadEntry> {
@@ -144,7 +151,7 @@ impl L2Word {
     }
 
     fn compressed(self, geometry: Geometry) -> Compressed {
-        let offset_bits = 62 - (geometry.cluster_bits() - 8);
+        let offset_bits = Compressed::offset_bits(geometry);
         let offset = self.0 & ((1 << offset_bits) - 1);
         let more_sectors = (self.0 & !(COPIED | COMPRESSED)) >> offset_bits;
         Compressed {
@@ -168,7 +175,7 @@ impl Mapping {
             } => offset.0 | copied_bit(copied) | ZERO,
             Self::Data { offset, copied } => offset.0 | copied_bit(copied),
             Self::Compressed(Compressed { offset, len_bytes }) => {
-                let offset_bits = 62 - (geometry.cluster_bits() - 8);
+                let offset_bits = Compressed::offset_bits(geometry);
                 assert!(
                     offset.0 >> offset_bits == 0,
                     "a compressed offset fits its field"

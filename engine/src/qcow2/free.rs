@@ -5,6 +5,8 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use super::entry::Compressed;
+use super::geometry::Geometry;
 use super::metadata::Metadata;
 use super::order::Stamp;
 use super::unit::{HostCluster, HostOffset};
@@ -66,6 +68,13 @@ impl Deferred {
             entry.remove();
         }
     }
+}
+
+/// The host clusters that a compressed run of bytes touches: the first, and how many.
+pub(super) fn clusters_of(geometry: Geometry, run: Compressed) -> (HostCluster, u64) {
+    let first = geometry.cluster_of(run.offset);
+    let last = geometry.cluster_of(HostOffset(run.offset.0 + run.len_bytes - 1));
+    (first, last.0 - first.0 + 1)
 }
 
 /// The write that unlinks a cluster.
@@ -139,6 +148,7 @@ impl Metadata {
         }
         self.order.file().at(Event::ClusterFree).reach().await?;
         self.put_refcount(found, 0);
+        self.stop_packing(cluster);
         let cluster_bytes = self.geometry.cluster_bytes();
         if self.owners.remove(&cluster) == Some(Structure::L2Table) {
             self.l2.forget(offset, cluster_bytes);

@@ -8,6 +8,7 @@
 //! flag is one write of the file's first 512 bytes, which no disk tears. Bytes that it does not know
 //! stay as they are.
 
+use super::compress::Compression;
 use super::unit::HostOffset;
 use super::{extension, feature, geometry::Geometry};
 use crate::device::{Event, Port};
@@ -19,6 +20,8 @@ pub(crate) const V2_LEN: usize = 72;
 const V3_LEN: usize = 104;
 /// Bytes of the header that QEMU writes: with the compression type, and padded.
 pub(crate) const V3_LEN_WRITTEN: usize = 112;
+/// Where the compression type stands.
+const COMPRESSION_AT: usize = 104;
 /// `QFI\xfb`
 const MAGIC: [u8; 4] = [0x51, 0x46, 0x49, 0xfb];
 
@@ -58,6 +61,8 @@ pub struct Header {
     pub compatible: u64,
     /// Feature bits that a writer who does not know them clears.
     pub autoclear: u64,
+    /// How compressed clusters are compressed.
+    pub compression: Compression,
     /// Where the header ends and the extensions start, in bytes.
     pub header_bytes: u64,
     /// Where the backing file's name stands, in bytes; 0 without one. [`Self::encode`] chooses its own
@@ -206,6 +211,9 @@ impl Header {
             put_u32(bytes, 96, self.geometry.refcount_order());
             let len = u32::try_from(self.header_bytes).expect("a header fits cluster 0");
             put_u32(bytes, 100, len);
+            if usize::try_from(self.header_bytes).is_ok_and(|len| len > COMPRESSION_AT) {
+                bytes[COMPRESSION_AT] = self.compression.code();
+            }
         }
     }
 
@@ -397,6 +405,7 @@ fn parse(bytes: &[u8], file_bytes: u64) -> Result<Header, Malformed> {
         incompatible: v3_u64(bytes, version, 72),
         compatible: v3_u64(bytes, version, 80),
         autoclear: v3_u64(bytes, version, 88),
+        compression: compression(bytes, header_len, version)?,
         header_bytes: u64::try_from(header_len).expect("a header fits cluster 0"),
         backing_at: be_u64(bytes, 8),
         backing_name: backing_name(bytes, backing_at, geometry)?,
@@ -485,8 +494,8 @@ fn backing_name(
     Ok(Some(name.to_vec()))
 }
 
-/// Refuses what would be misread: encryption, external data, extended L2 entries, zstd, and what is
-/// not known at all.
+/// Refuses what would be misread: encryption, external data, extended L2 entries, and what is not
+/// known at all.
 fn require_known_features(header: &Header, bytes: &[u8]) -> Result<(), Malformed> {
     let known = incompatible::DIRTY | incompatible::CORRUPT | incompatible::COMPRESSION_TYPE;
     let unknown = header.incompatible & !known;
@@ -500,21 +509,24 @@ fn require_known_features(header: &Header, bytes: &[u8]) -> Result<(), Malformed
         2 => return Err(unsupported("encryption (LUKS)".into())),
         method => return Err(unsupported(format!("encryption method {method}"))),
     }
-    let compression = if header.header_bytes > 104 {
-        bytes[104]
+    Ok(())
+}
+
+/// How compressed clusters are compressed: the feature bit says that it is not zlib.
+fn compression(bytes: &[u8], header_len: usize, version: u32) -> Result<Compression, Malformed> {
+    let bit = v3_u64(bytes, version, 72) & incompatible::COMPRESSION_TYPE != 0;
+    let code = if header_len > COMPRESSION_AT {
+        *bytes.get(COMPRESSION_AT).ok_or(Malformed::NeedMore)?
     } else {
         0
     };
-    match (
-        header.incompatible & incompatible::COMPRESSION_TYPE != 0,
-        compression,
-    ) {
-        (false, 0) => Ok(()),
-        (true, 1) => Err(unsupported("compression type (zstd)".into())),
-        (true, 2..) => Err(unsupported(format!("compression type ({compression})"))),
+    match (bit, code) {
+        (false, 0) => Ok(Compression::Zlib),
+        (true, 1) => Ok(Compression::Zstd),
+        (true, 2..) => Err(unsupported(format!("compression type ({code})"))),
         (true, 0) | (false, _) => Err(field(
             104,
-            &format!("compression type {compression} contradicts its incompatible feature bit"),
+            &format!("compression type {code} contradicts its incompatible feature bit"),
         )),
     }
 }

@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::fmt;
 use std::rc::Rc;
 
+use super::compress::Compression;
 use super::geometry::Geometry;
 use super::metadata::Metadata;
 use super::order::{Order, Rule};
@@ -22,6 +23,7 @@ pub struct Qcow2 {
     pub(super) backing: Option<Rc<dyn Image>>,
     pub(super) geometry: Geometry,
     pub(super) version: Cell<u32>,
+    pub(super) compression: Compression,
     pub(super) access: Access,
     pub(super) virtual_bytes: Cell<u64>,
     pub(super) planted: Planted,
@@ -107,6 +109,10 @@ impl Image for Qcow2 {
 
     fn write(&self, offset: u64, data: Vec<u8>) -> LocalFuture<'_, ()> {
         Box::pin(self.write_range(offset, data))
+    }
+
+    fn write_compressed(&self, offset: u64, data: Vec<u8>) -> LocalFuture<'_, ()> {
+        Box::pin(async move { self.write_compressed_range(offset, &data).await })
     }
 
     fn write_zeroes(&self, offset: u64, len_bytes: u64, unmap: Unmap) -> LocalFuture<'_, ()> {

@@ -1,7 +1,7 @@
 //! Looking mappings up, and changing them.
 
-use super::entry::{Compressed, Copied, L1Entry, L1Word, L2Word, Mapping};
-use super::free::Unlink;
+use super::entry::{Copied, L1Entry, L1Word, L2Word, Mapping};
+use super::free::{Unlink, clusters_of};
 use super::metadata::Metadata;
 use super::order::{Rule, Stamp};
 use super::unit::{GuestCluster, HostCluster, HostOffset, byte_count, mem_len};
@@ -251,10 +251,6 @@ pub(super) fn host_clusters(metadata: &Metadata, mapping: Mapping) -> Option<(Ho
             reserve: Some((offset, _)),
         }
         | Mapping::Data { offset, .. } => Some((geometry.cluster_of(offset), 1)),
-        Mapping::Compressed(Compressed { offset, len_bytes }) => {
-            let first = geometry.cluster_of(offset);
-            let last = geometry.cluster_of(HostOffset(offset.0 + len_bytes - 1));
-            Some((first, last.0 - first.0 + 1))
-        }
+        Mapping::Compressed(compressed) => Some(clusters_of(geometry, compressed)),
     }
 }

@@ -57,6 +57,8 @@ pub(super) struct Metadata {
     pub(super) free_hint: u64,
     /// Clusters from here on were never written: they read as zeroes.
     pub(super) fresh_from: u64,
+    /// Where the next compressed bytes go: within a cluster that holds some, or nowhere yet.
+    pub(super) packing: Option<HostOffset>,
 }
 
 impl Metadata {

@@ -107,6 +107,7 @@ impl Qcow2 {
             backing,
             geometry: header.geometry,
             version: Cell::new(header.version),
+            compression: header.compression,
             access: options.access,
             virtual_bytes: Cell::new(header.virtual_bytes),
             planted: options.planted,
@@ -209,6 +210,7 @@ async fn load(
         deferred: Deferred::default(),
         free_hint: 0,
         fresh_from,
+        packing: None,
     };
     if options.access == Access::ReadWrite {
         metadata.owners = owners(header, geometry, &metadata)?;

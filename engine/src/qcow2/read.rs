@@ -1,5 +1,6 @@
 //! Reading what the guest sees.
 
+use super::compress::decompress;
 use super::data::Place;
 use super::entry::{Compressed, Mapping};
 use super::image::Qcow2;
@@ -151,9 +152,7 @@ impl Qcow2 {
         let at = self.order.file().at(Event::ReadCompressed);
         let bytes = at.read(offset.0, mem_len(len_bytes)).await?;
         let mut cluster = vec![0; self.geometry.cluster_len()];
-        let mut inflate = flate2::Decompress::new(false);
-        let outcome = inflate.decompress(&bytes, &mut cluster, flate2::FlushDecompress::Finish);
-        if outcome.is_err() || inflate.total_out() != self.geometry.cluster_bytes() {
+        if decompress(self.compression, &bytes, &mut cluster).is_none() {
             let structure = Structure::Data;
             let problem = Problem::Decompress;
             return Err(BadImage {

@@ -107,7 +107,7 @@ pub(crate) fn small(cluster_bits: u32, refcount_order: u32, version: u32) -> Vec
         cluster_bits,
         refcount_order,
         lazy_refcounts: version == 3,
-        backing: None,
+        ..CreateOptions::default()
     };
     run(create(&ram.port, &options)).unwrap();
     let mut bytes = ram.bytes();

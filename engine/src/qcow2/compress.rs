@@ -1,0 +1,161 @@
+//! What compressed clusters are made of: one cluster in, fewer bytes out, and back.
+//!
+//! Specification: "Compressed clusters", and byte 104 of the header. Nothing here knows of an image,
+//! so that a caller with threads can compress many clusters at once and hand in what came of it.
+
+use flate2::{Compress, Compression as Level, Decompress, FlushCompress, FlushDecompress, Status};
+
+/// How the compressed clusters of an image are compressed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Compression {
+    /// A raw deflate stream with a window of 4 KiB; windows of 32 KiB are read as well.
+    #[default]
+    Zlib,
+    /// Zstandard frames.
+    Zstd,
+}
+
+/// The window of the deflate streams that are written: readers may have no larger one.
+const WINDOW_BITS: u8 = 12;
+/// The level that the zstd command line chooses.
+const ZSTD_LEVEL: i32 = 3;
+
+impl Compression {
+    /// Both types.
+    pub const ALL: [Self; 2] = [Self::Zlib, Self::Zstd];
+
+    /// The name on command lines and in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Zlib => "zlib",
+            Self::Zstd => "zstd",
+        }
+    }
+
+    /// The type of that name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.name() == name)
+    }
+
+    /// The number in the header.
+    pub(crate) fn code(self) -> u8 {
+        match self {
+            Self::Zlib => 0,
+            Self::Zstd => 1,
+        }
+    }
+}
+
+/// Compresses a whole cluster. `None` where that takes no fewer bytes than the cluster itself.
+pub fn compress(kind: Compression, cluster: &[u8]) -> Option<Vec<u8>> {
+    let room = cluster.len().checked_sub(1)?;
+    match kind {
+        Compression::Zlib => {
+            let mut packed = Vec::with_capacity(room);
+            let mut deflate = Compress::new_with_window_bits(Level::default(), false, WINDOW_BITS);
+            let status = deflate.compress_vec(cluster, &mut packed, FlushCompress::Finish);
+            // A vector may have been given more room than it was asked for.
+            (matches!(status, Ok(Status::StreamEnd)) && packed.len() <= room).then_some(packed)
+        }
+        Compression::Zstd => {
+            let packed = zstd::bulk::compress(cluster, ZSTD_LEVEL).ok()?;
+            (packed.len() <= room).then_some(packed)
+        }
+    }
+}
+
+/// Fills `cluster` with what `packed` starts with; bytes behind it are ignored. `None` where it does
+/// not fill the cluster.
+pub(crate) fn decompress(kind: Compression, packed: &[u8], cluster: &mut [u8]) -> Option<()> {
+    match kind {
+        Compression::Zlib => {
+            let mut inflate = Decompress::new(false);
+            let outcome = inflate.decompress(packed, cluster, FlushDecompress::Finish);
+            let full = u64::try_from(cluster.len()).ok()?;
+            (outcome.is_ok() && inflate.total_out() == full).then_some(())
+        }
+        Compression::Zstd => decompress_frames(packed, cluster),
+    }
+}
+
+/// Frame by frame into the cluster itself, so that no frame can ask for a window of its own.
+fn decompress_frames(mut packed: &[u8], cluster: &mut [u8]) -> Option<()> {
+    let mut done = 0;
+    while done < cluster.len() {
+        let len = zstd::zstd_safe::find_frame_compressed_size(packed).ok()?;
+        let frame = packed.get(..len)?;
+        done += zstd::bulk::decompress_to_buffer(frame, &mut cluster[done..]).ok()?;
+        packed = &packed[len..];
+    }
+    Some(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(len: usize) -> Vec<u8> {
+        (0..len)
+            .map(|i| u8::try_from(i / 5 % 11 * 20).unwrap())
+            .collect()
+    }
+
+    #[test]
+    fn what_is_packed_comes_back_whatever_follows_it() {
+        for kind in Compression::ALL {
+            for len in [512, 4096, 65536, 2 << 20] {
+                let cluster = text(len);
+                let mut packed = compress(kind, &cluster).unwrap();
+                packed.extend_from_slice(&[0x5a; 700]);
+                let mut back = vec![0; len];
+                decompress(kind, &packed, &mut back).unwrap();
+                assert!(back == cluster, "{kind:?} {len}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_zstd_cluster_may_be_of_several_frames() {
+        let cluster = text(4096);
+        let mut packed = zstd::bulk::compress(&cluster[..1000], 1).unwrap();
+        // A frame that is skipped: specification of zstd, "Skippable Frames".
+        packed.extend_from_slice(&[0x50, 0x2a, 0x4d, 0x18, 3, 0, 0, 0, 1, 2, 3]);
+        packed.extend(zstd::bulk::compress(&cluster[1000..], 1).unwrap());
+        let mut back = vec![0; 4096];
+        decompress(Compression::Zstd, &packed, &mut back).unwrap();
+        assert!(back == cluster);
+    }
+
+    #[test]
+    fn what_does_not_shrink_is_not_packed() {
+        let noise: Vec<u8> = (0..512u64)
+            .map(|i| xxhash_rust::xxh3::xxh3_64(&i.to_le_bytes()).to_le_bytes()[0])
+            .collect();
+        for kind in Compression::ALL {
+            assert_eq!(compress(kind, &noise), None);
+            assert_eq!(compress(kind, &[]), None);
+        }
+    }
+
+    #[test]
+    fn what_is_too_short_or_no_stream_is_refused() {
+        for kind in Compression::ALL {
+            let packed = compress(kind, &text(1024)).unwrap();
+            assert_eq!(decompress(kind, &packed, &mut [0; 2048]), None);
+            assert_eq!(decompress(kind, &packed[..10], &mut [0; 1024]), None);
+            assert_eq!(decompress(kind, &[0xff; 64], &mut [0; 512]), None);
+            assert_eq!(decompress(kind, &[], &mut [0; 512]), None);
+        }
+    }
+
+    /// What comes again after 5000 bytes is out of reach of a window of 4 KiB.
+    #[test]
+    fn deflate_streams_need_no_window_above_four_kib() {
+        let noise: Vec<u8> = (0..5000u64)
+            .map(|i| xxhash_rust::xxh3::xxh3_64(&i.to_le_bytes()).to_le_bytes()[0])
+            .collect();
+        let far = [noise.clone(), noise].concat();
+        assert_eq!(compress(Compression::Zlib, &far), None);
+        assert!(compress(Compression::Zstd, &far).is_some());
+    }
+}
