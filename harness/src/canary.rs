@@ -1,6 +1,7 @@
 //! Hunting a planted defect: a harness that cannot find it proves nothing by finding nothing else.
 
 use engine::defect::Defect;
+use engine::qcow2::compress::Compression;
 
 use crate::campaign::{NoThreads, Plan, Proceed, Progress, campaign};
 use crate::reduce::{Reduced, reduce};
@@ -79,6 +80,15 @@ fn pins(defect: Defect) -> Pins {
         },
         Defect::RebuildSwitchesEarly => Pins {
             abandoned: Some(true),
+            ..Pins::default()
+        },
+        Defect::CompressedLinkedEarly => Pins {
+            compression: Some(Some(Compression::Zlib)),
+            lazy_refcounts: Some(true),
+            ..Pins::default()
+        },
+        Defect::SharersUncounted | Defect::CompressedTailRewritten => Pins {
+            compression: Some(Some(Compression::Zstd)),
             ..Pins::default()
         },
         Defect::LinkBeforeRefcounts

@@ -10,7 +10,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use harness::run::{Unreplayable, replay};
-use harness::trace::Trace;
+use harness::trace::{MINOR, Trace};
 
 fn corpus() -> Vec<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../corpus");
@@ -60,6 +60,13 @@ fn a_trace_reads_back_as_it_was_written() {
     for path in corpus() {
         let text = fs::read_to_string(&path).unwrap();
         let trace = Trace::from_json(&text, &|name| Err(name.to_owned())).unwrap();
-        assert_eq!(trace.to_json(), text, "{}", path.display());
+        // An older one comes back as one of today, with nothing else changed.
+        let now = (0..MINOR).fold(text, |text, minor| {
+            text.replace(
+                &format!("\"minor\": {minor}\n"),
+                &format!("\"minor\": {MINOR}\n"),
+            )
+        });
+        assert_eq!(trace.to_json(), now, "{}", path.display());
     }
 }

@@ -30,8 +30,8 @@
 //! 12. **Before use**: an image that is opened for writing is flushed once. Whoever wrote it last may
 //!     have been killed and left a mapping, a count or data volatile that rules 1 to 7 rely on.
 //! 13. **Compressed bytes**: no sector that holds them is written twice, whoever else's bytes share its
-//!    cluster; and they are durable before the L2 entry that points to them, dirty bit or not: what is
-//!    half written does not decompress at all.
+//!     cluster; and they are durable before the L2 entry that points to them, dirty bit or not: what is
+//!     half written does not decompress at all.
 //!
 //! 13. **Header rewrite**: what the header refers to behind sector 0 is durable before sector 0 refers to it,
 //!     and no byte that the present sector 0 refers to changes before that. See `rewrite`.

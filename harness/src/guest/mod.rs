@@ -166,7 +166,10 @@ impl Ledger {
         };
         match happening.operation {
             Operation::Read { .. } => return,
-            Operation::Write { offset, len_bytes } => touch(offset, len_bytes, Effect::Stamp),
+            Operation::Write { offset, len_bytes }
+            | Operation::WriteCompressed { offset, len_bytes } => {
+                touch(offset, len_bytes, Effect::Stamp);
+            }
             Operation::WriteZeroes {
                 offset, len_bytes, ..
             } => touch(offset, len_bytes, Effect::Zero),

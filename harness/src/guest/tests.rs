@@ -232,7 +232,10 @@ fn naive_legal(
     cut: Moment,
 ) -> Vec<SectorValue> {
     let touches = |operation: &Operation| match *operation {
-        Operation::Write { offset, len_bytes } => Some((offset, len_bytes, Effect::Stamp)),
+        Operation::Write { offset, len_bytes }
+        | Operation::WriteCompressed { offset, len_bytes } => {
+            Some((offset, len_bytes, Effect::Stamp))
+        }
         Operation::WriteZeroes {
             offset, len_bytes, ..
         } => Some((offset, len_bytes, Effect::Zero)),

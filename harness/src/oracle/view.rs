@@ -5,6 +5,7 @@ use std::rc::Rc;
 
 use engine::device::PageImage;
 use flate2::{Decompress, FlushDecompress};
+use zstd::zstd_safe;
 
 use crate::guest;
 use crate::workload::stamp::{SectorValue, identify};
@@ -287,18 +288,26 @@ impl<'a> GuestView<'a> {
         }
     }
 
-    /// Specification: "Compressed clusters": a raw deflate stream that ends where the cluster is full.
+    /// Specification: "Compressed clusters": a raw deflate stream that ends where the cluster is full, or
+    /// zstd frames that fill it.
     fn inflate(&self, offset: u64, len_bytes: u64) -> Option<Vec<u8>> {
-        if self.layout.zstd {
-            return None;
-        }
         let len = usize::try_from(len_bytes).ok()?;
         let input = self.image.read_vec(offset, len);
         let full = usize::try_from(self.layout.cluster_bytes()).expect("a cluster fits memory");
         let mut output = Vec::with_capacity(full);
-        Decompress::new(false)
-            .decompress_vec(&input, &mut output, FlushDecompress::Finish)
-            .ok()?;
+        if self.layout.zstd {
+            let mut rest = &input[..];
+            while output.len() < full {
+                let len = zstd_safe::find_frame_compressed_size(rest).ok()?;
+                let part = zstd::bulk::decompress(rest.get(..len)?, full - output.len()).ok()?;
+                output.extend_from_slice(&part);
+                rest = &rest[len..];
+            }
+        } else {
+            Decompress::new(false)
+                .decompress_vec(&input, &mut output, FlushDecompress::Finish)
+                .ok()?;
+        }
         (output.len() == full).then_some(output)
     }
 }

@@ -2,6 +2,7 @@
 
 use blkdebug::contract::Contract;
 use engine::image::Unmap;
+use engine::qcow2::compress::Compression;
 use engine::qcow2::geometry::Geometry;
 
 use crate::minimise::{Shrink, without_stretches};
@@ -129,12 +130,17 @@ impl Small {
         let mut simpler = vec![
             self.with_shape(|shape| shape.backing = None),
             self.with_shape(|shape| shape.filled.clear()),
+            self.with_shape(|shape| shape.packed.clear()),
+            self.with_shape(|shape| shape.compression = Compression::Zlib),
             self.with_shape(|shape| shape.abandoned = false),
             self.with_shape(|shape| shape.lazy_refcounts = false),
             self.with_shape(|shape| shape.geometry = with_bits(shape.geometry, None, Some(4))),
         ];
         for filled in without_stretches(&shape.filled) {
             simpler.push(self.with_shape(|shape| shape.filled = filled));
+        }
+        for packed in without_stretches(&shape.packed) {
+            simpler.push(self.with_shape(|shape| shape.packed = packed));
         }
         for (index, extent) in shape.filled.iter().enumerate() {
             let half = (extent.len_bytes / 2).next_multiple_of(SECTOR);
@@ -176,7 +182,7 @@ impl Small {
     /// No larger than what is used of it.
     fn smaller_disk(&self, shape: &ImageShape) -> Option<Self> {
         let operations = self.scenario.operations.iter().filter_map(|op| range(*op));
-        let used = operations.chain(shape.filled.iter().copied());
+        let used = operations.chain(shape.filled.iter().chain(&shape.packed).copied());
         let end = used.map(Extent::end).max().unwrap_or(SECTOR);
         if end >= shape.virtual_bytes {
             return None;
@@ -198,7 +204,7 @@ impl Small {
             if let Some(backing) = &mut shape.backing {
                 backing.virtual_bytes = scale_len(backing.virtual_bytes);
             }
-            for extent in &mut shape.filled {
+            for extent in shape.filled.iter_mut().chain(&mut shape.packed) {
                 extent.offset = scale(extent.offset);
                 extent.len_bytes = scale_len(extent.len_bytes);
                 let over = extent.end().saturating_sub(shape.virtual_bytes);
@@ -284,6 +290,7 @@ fn range(operation: Operation) -> Option<Extent> {
     match operation {
         Operation::Read { offset, len_bytes }
         | Operation::Write { offset, len_bytes }
+        | Operation::WriteCompressed { offset, len_bytes }
         | Operation::WriteZeroes {
             offset, len_bytes, ..
         }
@@ -301,6 +308,7 @@ fn moved(operation: Operation, to: impl FnOnce(Extent) -> Extent) -> Operation {
     match operation {
         Operation::Read { .. } => Operation::Read { offset, len_bytes },
         Operation::Write { .. } => Operation::Write { offset, len_bytes },
+        Operation::WriteCompressed { .. } => Operation::WriteCompressed { offset, len_bytes },
         Operation::WriteZeroes { unmap, .. } => Operation::WriteZeroes {
             offset,
             len_bytes,

@@ -19,7 +19,7 @@ use crate::sim::stage::{BackingFile, Disks, Stage, StageError, open_options};
 use crate::sim::world::{Ending, Lived, World};
 use crate::subject::EngineSubject;
 use crate::trace::operation_text;
-use crate::workload::ops::Operation;
+use crate::workload::ops::{Happening, Operation, OperationId};
 use crate::workload::shape::Scenario;
 
 /// A case that has lived.
@@ -101,6 +101,7 @@ fn budget_steps(scenario: &Scenario) -> u64 {
         .map(|operation| match *operation {
             Operation::Read { len_bytes, .. }
             | Operation::Write { len_bytes, .. }
+            | Operation::WriteCompressed { len_bytes, .. }
             | Operation::WriteZeroes { len_bytes, .. }
             | Operation::Discard { len_bytes, .. } => len_bytes / 512,
             Operation::Flush | Operation::Grow { .. } | Operation::Reopen => 0,
@@ -166,8 +167,19 @@ impl Life {
 
     /// Operations that failed on a disk that never did.
     fn failures(&self) -> Option<Violation> {
+        let is_compressed = |id: Option<OperationId>| {
+            let operation = |h: &&Happening| Some(h.id) == id;
+            let found = self.lived.history.iter().find(operation);
+            found.is_some_and(|h| matches!(h.operation, Operation::WriteCompressed { .. }))
+        };
         let unfounded = |failure: &&Failure| {
-            !matches!(failure.error, Error::Refused(Refused::OutOfRange { .. }))
+            let outside = matches!(failure.error, Error::Refused(Refused::OutOfRange { .. }));
+            // Whether there was room depends on what the schedule let come before.
+            let taken = matches!(
+                failure.error,
+                Error::Refused(Refused::NotVacant { .. } | Refused::NotWholeClusters { .. })
+            );
+            !(outside || taken && is_compressed(failure.id))
         };
         let failure = self.lived.failures.iter().find(unfounded)?;
         let what = match failure.id {

@@ -18,7 +18,7 @@ use crate::guest::Content;
 use crate::oracle::structure::walk;
 use crate::oracle::view::{self, Content as SectorContent, GuestView, merge};
 use crate::workload::shape::{Backing, CacheShape, ImageShape, Start};
-use crate::workload::stamp::{SectorValue, Writer, identify, stamp_range};
+use crate::workload::stamp::{SectorValue, Writer, identify, stamp_range, thin_stamp_range};
 
 /// The disks as they are before a run.
 #[derive(Clone, Debug)]
@@ -93,13 +93,14 @@ fn new_image(shape: &ImageShape) -> Result<Stage, StageError> {
         cluster_bits: shape.geometry.cluster_bits(),
         refcount_order: shape.geometry.refcount_order(),
         lazy_refcounts: shape.lazy_refcounts,
+        compression: shape.compression,
         backing: shape.backing.map(|backing| create::Backing {
             name: "backing".into(),
             format: backing.format,
         }),
     };
     at_once(create::create(&port(&file), &options))?;
-    if !shape.filled.is_empty() {
+    if !shape.filled.is_empty() || !shape.packed.is_empty() {
         at_once(fill(&file, backing.as_ref(), shape))?;
     }
     let mut image = file.snapshot();
@@ -157,6 +158,15 @@ async fn fill(
     for extent in &shape.filled {
         let data = stamp_range(Writer::Image, extent.offset, extent.len_bytes);
         image.write(extent.offset, data).await?;
+    }
+    for extent in &shape.packed {
+        let data = thin_stamp_range(Writer::Image, extent.offset, extent.len_bytes);
+        match image.write_compressed(extent.offset, data.clone()).await {
+            Err(Error::Refused(Refused::NotVacant { .. } | Refused::NotWholeClusters { .. })) => {
+                image.write(extent.offset, data).await?;
+            }
+            stored => stored?,
+        }
     }
     image.close().await
 }

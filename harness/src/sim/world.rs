@@ -241,6 +241,7 @@ fn is_barrier(operation: Operation) -> bool {
         Operation::Grow { .. } | Operation::Reopen => true,
         Operation::Read { .. }
         | Operation::Write { .. }
+        | Operation::WriteCompressed { .. }
         | Operation::WriteZeroes { .. }
         | Operation::Discard { .. }
         | Operation::Flush => false,

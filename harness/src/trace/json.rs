@@ -10,13 +10,14 @@ use blkdebug::mask::{SectorMask, Shape};
 use blkdebug::rule::{Fault, Repeat, Rule, State, Tear};
 use engine::defect::Defect;
 use engine::device::{Cause, Event, OpKind};
+use engine::qcow2::compress::Compression;
 use engine::qcow2::geometry::Geometry;
 use serde::{Deserialize, Serialize};
 
 use super::text::{self, BadText};
 use super::{BadTrace, Crash, Cut, Expected, Loader, MAJOR, MINOR, Then, Trace, bytes};
 use crate::workload::shape::{
-    Backing, CacheShape, Given, ImageShape, Scenario, Start, backing_format,
+    Backing, CacheShape, Extent, Given, ImageShape, Scenario, Start, backing_format,
 };
 
 const FORMAT: &str = "qrash-trace";
@@ -85,6 +86,10 @@ struct NewJson {
     backing: Option<BackingJson>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     filled: Vec<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    compression: Option<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    packed: Vec<String>,
     #[serde(default, skip_serializing_if = "is_off")]
     abandoned: bool,
 }
@@ -235,13 +240,19 @@ fn write_shape(shape: &ImageShape) -> NewJson {
             format: backing.format.name().into(),
             virtual_bytes: backing.virtual_bytes,
         }),
-        filled: shape
-            .filled
-            .iter()
-            .map(|extent| text::extent_text(*extent))
-            .collect(),
+        filled: write_extents(&shape.filled),
+        compression: match shape.compression {
+            Compression::Zlib => None,
+            Compression::Zstd => Some(shape.compression.name().into()),
+        },
+        packed: write_extents(&shape.packed),
         abandoned: shape.abandoned,
     }
+}
+
+fn write_extents(extents: &[Extent]) -> Vec<String> {
+    let texts = extents.iter().map(|extent| text::extent_text(*extent));
+    texts.collect()
 }
 
 fn write_given(given: &Given) -> GivenJson {
@@ -377,11 +388,6 @@ fn read_shape(json: &NewJson) -> Result<ImageShape, BadTrace> {
     let geometry = exponent(json.cluster_bytes)
         .zip(exponent(json.refcount_bits))
         .and_then(|(cluster_bits, refcount_order)| Geometry::new(cluster_bits, refcount_order));
-    let mut filled = Vec::new();
-    for (index, extent) in json.filled.iter().enumerate() {
-        let field = format!("image.new.filled[{index}]");
-        filled.push(text::extent(extent).map_err(|bad| meaning(&field, &bad))?);
-    }
     Ok(ImageShape {
         version: json.version,
         geometry: geometry.ok_or_else(|| BadTrace::Meaning {
@@ -400,9 +406,23 @@ fn read_shape(json: &NewJson) -> Result<ImageShape, BadTrace> {
             }),
             None => None,
         },
-        filled,
+        filled: read_extents("filled", &json.filled)?,
+        compression: match &json.compression {
+            Some(name) => known("image.new.compression", name, Compression::from_name)?,
+            None => Compression::Zlib,
+        },
+        packed: read_extents("packed", &json.packed)?,
         abandoned: json.abandoned,
     })
+}
+
+fn read_extents(list: &str, texts: &[String]) -> Result<Vec<Extent>, BadTrace> {
+    let mut extents = Vec::new();
+    for (index, extent) in texts.iter().enumerate() {
+        let field = format!("image.new.{list}[{index}]");
+        extents.push(text::extent(extent).map_err(|bad| meaning(&field, &bad))?);
+    }
+    Ok(extents)
 }
 
 fn read_given(json: &GivenJson, loader: Loader<'_>) -> Result<Given, BadTrace> {

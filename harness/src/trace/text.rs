@@ -29,6 +29,9 @@ pub fn operation_text(operation: Operation) -> String {
     match operation {
         Operation::Read { offset, len_bytes } => format!("read {offset} {len_bytes}"),
         Operation::Write { offset, len_bytes } => format!("write {offset} {len_bytes}"),
+        Operation::WriteCompressed { offset, len_bytes } => {
+            format!("write-compressed {offset} {len_bytes}")
+        }
         Operation::WriteZeroes {
             offset,
             len_bytes,
@@ -58,6 +61,10 @@ pub(super) fn operation(text: &str) -> Parsed<Operation> {
             offset: number(offset)?,
             len_bytes: number(len)?,
         },
+        ["write-compressed", offset, len] => Operation::WriteCompressed {
+            offset: number(offset)?,
+            len_bytes: number(len)?,
+        },
         ["write-zeroes", offset, len] => Operation::WriteZeroes {
             offset: number(offset)?,
             len_bytes: number(len)?,
@@ -79,8 +86,8 @@ pub(super) fn operation(text: &str) -> Parsed<Operation> {
         ["reopen"] => Operation::Reopen,
         _ => {
             return Err(BadText(format!(
-                "`{text}` is no operation: expected read, write, write-zeroes or discard with offset \
-                 and length, grow with a size, flush or reopen"
+                "`{text}` is no operation: expected read, write, write-compressed, write-zeroes or \
+                 discard with offset and length, grow with a size, flush or reopen"
             )));
         }
     })

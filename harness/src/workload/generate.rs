@@ -8,6 +8,7 @@
 
 use blkdebug::contract::Contract;
 use engine::image::Unmap;
+use engine::qcow2::compress::Compression;
 use engine::qcow2::create::BackingFormat;
 use engine::qcow2::geometry::Geometry;
 
@@ -70,6 +71,7 @@ fn image(draw: &mut Prng, pins: &Pins) -> ImageShape {
         .unwrap_or_else(|| virtual_bytes(draw, geometry));
     let backing = backing(draw, virtual_bytes, geometry, pins);
     let filled = filled(draw, virtual_bytes, geometry);
+    let (compression, packed) = packed(draw, version, virtual_bytes, geometry, pins);
     let drawn_abandoned = draw.chance(1, 24);
     ImageShape {
         version,
@@ -78,13 +80,16 @@ fn image(draw: &mut Prng, pins: &Pins) -> ImageShape {
         virtual_bytes,
         backing,
         filled,
+        compression,
+        packed,
         abandoned: version == 3 && pins.abandoned.unwrap_or(drawn_abandoned),
     }
 }
 
 fn format(draw: &mut Prng, pins: &Pins) -> (u32, Geometry, bool) {
-    let needs_v3 =
-        pins.lazy_refcounts == Some(true) || pins.refcount_order.is_some_and(|order| order != 4);
+    let needs_v3 = pins.lazy_refcounts == Some(true)
+        || pins.refcount_order.is_some_and(|order| order != 4)
+        || pins.compression == Some(Some(Compression::Zstd));
     let drawn_version = if draw.chance(1, 8) { 2 } else { 3 };
     let version = match pins.version {
         Some(version) => version,
@@ -177,6 +182,40 @@ fn filled(draw: &mut Prng, virtual_bytes: u64, geometry: Geometry) -> Vec<Extent
     extents
 }
 
+fn compression(draw: &mut Prng, version: u32, pins: &Pins) -> Compression {
+    let drawn = if version == 3 {
+        *draw.pick(&Compression::ALL)
+    } else {
+        Compression::Zlib
+    };
+    pins.compression.map_or(drawn, Option::unwrap_or_default)
+}
+
+/// What is compressed before the run: ranges of whole clusters.
+fn packed(
+    draw: &mut Prng,
+    version: u32,
+    virtual_bytes: u64,
+    geometry: Geometry,
+    pins: &Pins,
+) -> (Compression, Vec<Extent>) {
+    let compression = compression(draw, version, pins);
+    if pins.compression == Some(None) || draw.chance(1, 2) {
+        return (compression, Vec::new());
+    }
+    let places = Places::draw(draw, virtual_bytes, geometry);
+    let mut extents: Vec<Extent> = (0..draw.between(1, 4))
+        .map(|_| {
+            let wanted = draw.between(1, 6) * geometry.cluster_bytes();
+            let range = places.range(draw, wanted.min(MAX_STAMPED_BYTES / 4));
+            places.whole_clusters(range)
+        })
+        .collect();
+    extents.sort_unstable();
+    extents.dedup();
+    (compression, extents)
+}
+
 fn caches(draw: &mut Prng) -> CacheShape {
     CacheShape {
         l2_slices: *draw.pick(&[1, 2, 3, 16]),
@@ -237,6 +276,8 @@ fn tight_image(draw: &mut Prng, pins: &Pins, room: Room) -> ImageShape {
             offset: 0,
             len_bytes: fill,
         }],
+        compression: compression(draw, 3, pins),
+        packed: Vec::new(),
         abandoned: false,
     }
 }
@@ -307,13 +348,34 @@ impl Places {
         }
     }
 
+    /// The clusters that a range touches.
+    fn whole_clusters(&self, range: Extent) -> Extent {
+        let offset = range.offset / self.cluster_bytes * self.cluster_bytes;
+        let end = range.end().next_multiple_of(self.cluster_bytes);
+        Extent {
+            offset,
+            len_bytes: end.min(self.virtual_bytes) - offset,
+        }
+    }
+
+    /// Whole clusters near a hot place, or anywhere: only what is unallocated takes compressed data.
+    fn compressed_range(&self, draw: &mut Prng, geometry: Geometry) -> Extent {
+        let mut range = self.operation_range(draw);
+        if draw.chance(1, 2) {
+            let clusters = geometry.clusters_for(self.virtual_bytes);
+            range.offset = draw.below(clusters) * self.cluster_bytes;
+            range.len_bytes = range.len_bytes.min(self.virtual_bytes - range.offset);
+        }
+        self.whole_clusters(range)
+    }
+
     fn operation_range(&self, draw: &mut Prng) -> Extent {
         let wanted = self.len_bytes(draw).min(MAX_WRITE_BYTES);
         self.range(draw, wanted)
     }
 }
 
-const KINDS: usize = 8;
+const KINDS: usize = 9;
 
 fn workload(
     draw: &mut Prng,
@@ -321,7 +383,7 @@ fn workload(
     geometry: Geometry,
     pins: &Pins,
 ) -> Vec<Operation> {
-    let weights = kind_weights(draw);
+    let weights = kind_weights(draw, pins);
     let big_clusters = geometry.cluster_bits() > 16;
     let drawn_count = match draw.below(4) {
         _ if big_clusters => draw.between(2, 6),
@@ -348,8 +410,8 @@ fn workload(
 }
 
 /// A random subset of the kinds, skewed; writing is nearly always among them.
-fn kind_weights(draw: &mut Prng) -> [u64; KINDS] {
-    const MOST: [u64; KINDS] = [4, 16, 6, 6, 6, 8, 1, 1];
+fn kind_weights(draw: &mut Prng, pins: &Pins) -> [u64; KINDS] {
+    const MOST: [u64; KINDS] = [4, 16, 6, 6, 6, 8, 1, 1, 10];
     let mut weights = MOST.map(|most| {
         if draw.chance(1, 2) {
             draw.between(1, most)
@@ -359,6 +421,11 @@ fn kind_weights(draw: &mut Prng) -> [u64; KINDS] {
     });
     if weights[1] == 0 && draw.chance(7, 8) {
         weights[1] = draw.between(1, MOST[1]);
+    }
+    match pins.compression {
+        Some(None) => weights[8] = 0,
+        Some(Some(_)) => weights[8] = MOST[8],
+        None => {}
     }
     if weights.iter().all(|&weight| weight == 0) {
         weights[1] = 1;
@@ -387,7 +454,11 @@ fn operation(
         6 => Operation::Grow {
             virtual_bytes: grown(draw, places.virtual_bytes, geometry),
         },
-        _ => Operation::Reopen,
+        7 => Operation::Reopen,
+        _ => {
+            let Extent { offset, len_bytes } = places.compressed_range(draw, geometry);
+            Operation::WriteCompressed { offset, len_bytes }
+        }
     }
 }
 
@@ -438,6 +509,7 @@ mod tests {
                 match *operation {
                     Operation::Read { offset, len_bytes }
                     | Operation::Write { offset, len_bytes }
+                    | Operation::WriteCompressed { offset, len_bytes }
                     | Operation::WriteZeroes {
                         offset, len_bytes, ..
                     }
@@ -476,6 +548,7 @@ mod tests {
                 Operation::Flush => 5,
                 Operation::Grow { .. } => 6,
                 Operation::Reopen => 7,
+                Operation::WriteCompressed { .. } => 8,
             }));
         }
         assert_eq!(clusters, (9..=21).collect());

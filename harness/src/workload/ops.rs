@@ -19,6 +19,14 @@ pub enum Operation {
         /// How much.
         len_bytes: u64,
     },
+    /// Write a range in compressed form, with sectors that name this operation and can be compressed. It
+    /// is made of whole clusters; a range that is not, or of which something is stored, is refused.
+    WriteCompressed {
+        /// Where to start.
+        offset: u64,
+        /// How much.
+        len_bytes: u64,
+    },
     /// Make a range read as zeroes.
     WriteZeroes {
         /// Where to start.

@@ -5,7 +5,7 @@ use engine::image::Image;
 use engine::manage::Manage;
 
 use super::ops::{Operation, OperationId};
-use super::stamp::{Writer, stamp_range};
+use super::stamp::{Writer, stamp_range, thin_stamp_range};
 
 /// Carries out any operation but [`Operation::Reopen`], which is its caller's. Yields what was read.
 ///
@@ -24,6 +24,10 @@ pub async fn perform(
         Operation::Write { offset, len_bytes } => {
             let data = stamp_range(Writer::Operation(id), offset, len_bytes);
             image.write(offset, data).await
+        }
+        Operation::WriteCompressed { offset, len_bytes } => {
+            let data = thin_stamp_range(Writer::Operation(id), offset, len_bytes);
+            image.write_compressed(offset, data).await
         }
         Operation::WriteZeroes {
             offset,

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use engine::qcow2::compress::Compression;
 use engine::qcow2::create::BackingFormat;
 use engine::qcow2::geometry::Geometry;
 
@@ -28,6 +29,8 @@ pub struct Pins {
     pub operations: Option<usize>,
     /// How much room the refcount structures have left.
     pub room: Option<Room>,
+    /// How compressed clusters are compressed; `Some(None)` for no compressed data at all.
+    pub compression: Option<Option<Compression>>,
     /// Whether the image was left dirty, without its refcounts.
     pub abandoned: Option<bool>,
 }
@@ -58,7 +61,8 @@ impl std::error::Error for BadPin {}
 /// The options that exist, for messages and help.
 pub const OPTIONS: &str = "version=2|3, cluster_size=512..2M, refcount_bits=1|2|4|8|16|32|64, \
      lazy_refcounts=on|off, backing=raw|qcow2|none, size=BYTES, concurrency=1.., operations=1.., \
-     room=any|block|table, abandoned=on|off";
+     room=any|block|table, abandoned=on|off, \
+     compression=zlib|zstd|off";
 
 /// The largest disk that a campaign makes: every written sector is looked at in every crash state.
 const MAX_VIRTUAL_BYTES: u64 = 1 << 40;
@@ -112,6 +116,13 @@ impl Pins {
                     (_, None) => return Err(wrong("raw, qcow2 or none")),
                 });
             }
+            "compression" => {
+                self.compression = Some(match (value, Compression::from_name(value)) {
+                    ("off", _) => None,
+                    (_, Some(kind)) => Some(kind),
+                    (_, None) => return Err(wrong("zlib, zstd or off")),
+                });
+            }
             "size" => {
                 let bytes = size(value).filter(|bytes| {
                     bytes.is_multiple_of(512) && (512..=MAX_VIRTUAL_BYTES).contains(bytes)
@@ -147,6 +158,11 @@ impl Pins {
         {
             return Err(BadPin(
                 "version=2 has refcounts of 16 bits and no dirty bit: use version=3".into(),
+            ));
+        }
+        if self.version == Some(2) && self.compression == Some(Some(Compression::Zstd)) {
+            return Err(BadPin(
+                "version=2 has no compression=zstd: use version=3".into(),
             ));
         }
         Ok(())
@@ -219,6 +235,8 @@ mod tests {
             ("lazy_refcounts=yes", "on or off"),
             ("version=2,lazy_refcounts=on", "use version=3"),
             ("concurrency=0", "1 to 1000"),
+            ("compression=lzma", "zlib, zstd or off"),
+            ("version=2,compression=zstd", "use version=3"),
         ] {
             let message = Pins::parse(text).unwrap_err().to_string();
             assert!(message.contains(part), "{text}: {message}");

@@ -10,6 +10,7 @@ use blkdebug::contract::Contract;
 use blkdebug::rule::Rule;
 use engine::defect::Defect;
 use engine::device::PageImage;
+use engine::qcow2::compress::Compression;
 use engine::qcow2::create::BackingFormat;
 use engine::qcow2::geometry::Geometry;
 
@@ -69,6 +70,11 @@ pub struct ImageShape {
     pub backing: Option<Backing>,
     /// What the guest wrote long ago, each range stamped with [`Writer::Image`].
     pub filled: Vec<Extent>,
+    /// How compressed clusters are compressed.
+    pub compression: Compression,
+    /// What the guest wrote in compressed form, after that, where the clusters are whole and nothing is
+    /// stored of them; as ever elsewhere. Each range is stamped with [`Writer::Image`] too.
+    pub packed: Vec<Extent>,
     /// Whether whoever wrote it last lost power with the dirty bit set, before any refcount reached the
     /// disk. Version 3 only.
     pub abandoned: bool,
@@ -150,7 +156,7 @@ impl ImageShape {
             let sectors = backing.virtual_bytes.min(self.virtual_bytes) / 512;
             content.stamp(0..sectors, Writer::Backing);
         }
-        for extent in &self.filled {
+        for extent in self.filled.iter().chain(&self.packed) {
             content.stamp(extent.sectors(), Writer::Image);
         }
         content
@@ -183,7 +189,11 @@ impl ImageShape {
                 ),
             )?;
         }
-        for extent in &self.filled {
+        require(
+            self.version == 3 || self.compression == Compression::Zlib,
+            "an image of version 2 has no compression type but zlib".into(),
+        )?;
+        for extent in self.filled.iter().chain(&self.packed) {
             check_range(extent.offset, extent.len_bytes)?;
             require(
                 extent.end() <= self.virtual_bytes,
@@ -224,6 +234,7 @@ impl Scenario {
             match *operation {
                 Operation::Read { offset, len_bytes }
                 | Operation::Write { offset, len_bytes }
+                | Operation::WriteCompressed { offset, len_bytes }
                 | Operation::WriteZeroes {
                     offset, len_bytes, ..
                 }

@@ -1,7 +1,8 @@
 //! What the guest's sectors contain, so that any sector read back names its origin.
 //!
 //! A stamped sector is 64 little-endian words: who wrote it, the guest sector it was written to, and 62
-//! words derived from these two. [`identify`] verifies all of them, so that a sector that was patched
+//! words derived from these two. In a thin stamp most of those are alike, so that it can be compressed: how
+//! many differs from sector to sector. [`identify`] verifies all of them, so that a sector that was patched
 //! together from two writes, or shifted by a few bytes, is never taken for either.
 
 use xxhash_rust::xxh3::xxh3_64;
@@ -12,6 +13,8 @@ const SECTOR: usize = 512;
 const WORDS: usize = SECTOR / 8;
 /// Half of the first word, by which a stamp is told from other content at a glance.
 const MAGIC: u64 = 0x7172_6173_0000_0000;
+/// The same in a thin stamp.
+const THIN_MAGIC: u64 = 0x7172_6174_0000_0000;
 const MAGIC_MASK: u64 = 0xffff_ffff_0000_0000;
 /// What sets each word of a sector apart from its neighbours.
 const SPREAD: [u64; WORDS] = spread();
@@ -69,8 +72,17 @@ impl Writer {
 
 /// The content that `writer` gives to guest sector `sector`.
 pub fn stamp(writer: Writer, sector: u64) -> [u8; SECTOR] {
+    stamp_of(MAGIC, writer, sector)
+}
+
+/// The same where it is to be compressed.
+pub fn thin_stamp(writer: Writer, sector: u64) -> [u8; SECTOR] {
+    stamp_of(THIN_MAGIC, writer, sector)
+}
+
+fn stamp_of(magic: u64, writer: Writer, sector: u64) -> [u8; SECTOR] {
     let mut bytes = [0; SECTOR];
-    let words = words_of(MAGIC | writer.code(), sector);
+    let words = words_of(magic | writer.code(), sector);
     for (into, word) in bytes.as_chunks_mut::<8>().0.iter_mut().zip(words) {
         *into = word.to_le_bytes();
     }
@@ -79,21 +91,31 @@ pub fn stamp(writer: Writer, sector: u64) -> [u8; SECTOR] {
 
 /// The content that `writer` gives to `len_bytes` bytes from byte `offset` on, both multiples of 512.
 pub fn stamp_range(writer: Writer, offset: u64, len_bytes: u64) -> Vec<u8> {
+    sectors_of(offset, len_bytes)
+        .flat_map(|sector| stamp(writer, sector))
+        .collect()
+}
+
+/// The same where it is to be compressed.
+pub fn thin_stamp_range(writer: Writer, offset: u64, len_bytes: u64) -> Vec<u8> {
+    sectors_of(offset, len_bytes)
+        .flat_map(|sector| thin_stamp(writer, sector))
+        .collect()
+}
+
+fn sectors_of(offset: u64, len_bytes: u64) -> std::ops::Range<u64> {
     assert!(
         offset.is_multiple_of(512) && len_bytes.is_multiple_of(512),
         "guests write whole sectors"
     );
-    let first = offset / 512;
-    (first..first + len_bytes / 512)
-        .flat_map(|sector| stamp(writer, sector))
-        .collect()
+    offset / 512..offset / 512 + len_bytes / 512
 }
 
 /// What a sector contains.
 pub fn identify(bytes: &[u8; SECTOR]) -> SectorValue {
     let words = bytes.as_chunks::<8>().0;
     let first = u64::from_le_bytes(words[0]);
-    if first & MAGIC_MASK == MAGIC {
+    if matches!(first & MAGIC_MASK, MAGIC | THIN_MAGIC) {
         let sector = u64::from_le_bytes(words[1]);
         let difference = words
             .iter()
@@ -149,6 +171,10 @@ impl std::fmt::Display for SectorValue {
 fn words_of(first: u64, sector: u64) -> [u64; WORDS] {
     let base = mix(mix(first) ^ sector);
     let mut words = SPREAD.map(|spread| base ^ spread);
+    if first & MAGIC_MASK == THIN_MAGIC {
+        let thick = usize::try_from(base % 40).expect("less than 40");
+        words[thick..].fill(base);
+    }
     words[0] = first;
     words[1] = sector;
     words
@@ -191,17 +217,19 @@ mod tests {
     proptest! {
         #[test]
         fn a_stamp_names_its_origin(writer in writer(), sector: u64) {
-            let value = identify(&stamp(writer, sector));
-            prop_assert_eq!(value, SectorValue::Stamp { writer, sector });
+            for bytes in [stamp(writer, sector), thin_stamp(writer, sector)] {
+                prop_assert_eq!(identify(&bytes), SectorValue::Stamp { writer, sector });
+            }
         }
 
         #[test]
         fn one_changed_bit_anywhere_is_noticed(
             writer in writer(), sector: u64, byte in 0usize..SECTOR, bit in 0u32..8,
         ) {
-            let mut bytes = stamp(writer, sector);
-            bytes[byte] ^= 1 << bit;
-            prop_assert!(matches!(identify(&bytes), SectorValue::Other(_)));
+            for mut bytes in [stamp(writer, sector), thin_stamp(writer, sector)] {
+                bytes[byte] ^= 1 << bit;
+                prop_assert!(matches!(identify(&bytes), SectorValue::Other(_)));
+            }
         }
 
         #[test]

@@ -346,6 +346,7 @@ impl Creation {
             refcount_order,
             lazy_refcounts,
             backing: self.backing()?,
+            ..CreateOptions::default()
         })
     }
 

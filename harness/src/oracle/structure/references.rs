@@ -277,9 +277,6 @@ impl Collector {
             let (table, at) = (Table::L2, word.at);
             scan.report.find(Finding::IdleCopied { table, at });
         }
-        if scan.layout.zstd {
-            scan.report.not_measured = Some("guest data compressed with zstd");
-        }
         let offset_bits = 62 - (scan.layout.cluster_bits - 8);
         let offset = word.value & ((1 << offset_bits) - 1);
         let sectors = ((word.value & !(COPIED | COMPRESSED)) >> offset_bits) + 1;
