@@ -191,7 +191,7 @@ impl Qcow2 {
         };
         if stored.is_err() {
             // If even this fails, leaks are all that remains.
-            self.metadata.lock().await.release(&placed).await;
+            self.metadata.lock().await.release_parts(&placed).await;
         }
         stored.map(|()| parts.len())
     }
@@ -272,7 +272,7 @@ impl Metadata {
         match failed {
             None => Ok(placed),
             Some(error) => {
-                self.release(&placed).await;
+                self.release_parts(&placed).await;
                 Err(error)
             }
         }
@@ -350,7 +350,7 @@ impl Metadata {
     }
 
     /// Takes back what was counted for parts that nothing links.
-    async fn release(&mut self, placed: &[Compressed]) {
+    async fn release_parts(&mut self, placed: &[Compressed]) {
         for part in placed {
             let (first, count) = clusters_of(self.geometry, *part);
             let _ = self.free_now(first, count).await;
