@@ -28,6 +28,30 @@ pub enum Unmap {
     Allow,
 }
 
+/// What a stretch of the guest's disk is made of in one image, not counting what lies beneath it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Status {
+    /// Where the content comes from.
+    pub kind: StatusKind,
+    /// Where it stands in the file, byte by byte: absent where nothing does, or not in that form.
+    pub host_offset: Option<u64>,
+    /// How far this holds, in bytes; at least one, and not more than was asked about.
+    pub len_bytes: u64,
+}
+
+/// Where the content of a stretch of the guest's disk comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum StatusKind {
+    /// From the image's file, as it is.
+    Data,
+    /// From the image's file, compressed.
+    Compressed,
+    /// From nowhere: it reads as zeroes.
+    Zero,
+    /// From what lies beneath; it reads as zeroes where nothing does.
+    Unallocated,
+}
+
 /// An open image. Requests may overlap: each future makes progress whenever it is polled.
 ///
 /// Offsets and lengths are bytes and multiples of 512. A write is durable once a flush that was
@@ -38,6 +62,17 @@ pub trait Image {
 
     /// Reads `len_bytes` bytes.
     fn read(&self, offset: u64, len_bytes: usize) -> LocalFuture<'_, Vec<u8>>;
+
+    /// What the disk is made of from `offset` on, and how far that goes, up to `len_bytes`, which is
+    /// not zero; neither needs to be a multiple of 512. An image that does not know says data.
+    fn status(&self, offset: u64, len_bytes: u64) -> LocalFuture<'_, Status> {
+        let _ = offset;
+        Box::pin(std::future::ready(Ok(Status {
+            kind: StatusKind::Data,
+            host_offset: None,
+            len_bytes,
+        })))
+    }
 
     /// Writes `data`.
     fn write(&self, offset: u64, data: Vec<u8>) -> LocalFuture<'_, ()>;
@@ -76,11 +111,8 @@ impl Access {
     }
 }
 
-/// Refuses a range that is not made of sectors of a disk of `virtual_bytes`.
-pub(crate) fn must_contain(virtual_bytes: u64, offset: u64, len_bytes: u64) -> Result<(), Error> {
-    if !offset.is_multiple_of(SECTOR_BYTES) || !len_bytes.is_multiple_of(SECTOR_BYTES) {
-        return Err(Refused::Unaligned { offset, len_bytes }.into());
-    }
+/// Refuses a range that reaches beyond a disk of `virtual_bytes`.
+pub(crate) fn must_reach(virtual_bytes: u64, offset: u64, len_bytes: u64) -> Result<(), Error> {
     if offset
         .checked_add(len_bytes)
         .is_none_or(|end| end > virtual_bytes)
@@ -93,4 +125,12 @@ pub(crate) fn must_contain(virtual_bytes: u64, offset: u64, len_bytes: u64) -> R
         .into());
     }
     Ok(())
+}
+
+/// Refuses a range that is not made of sectors of a disk of `virtual_bytes`.
+pub(crate) fn must_contain(virtual_bytes: u64, offset: u64, len_bytes: u64) -> Result<(), Error> {
+    if !offset.is_multiple_of(SECTOR_BYTES) || !len_bytes.is_multiple_of(SECTOR_BYTES) {
+        return Err(Refused::Unaligned { offset, len_bytes }.into());
+    }
+    must_reach(virtual_bytes, offset, len_bytes)
 }

@@ -5,9 +5,11 @@
 
 use std::cell::Cell;
 
-use crate::device::{Event, Port, SECTOR_BYTES};
+use crate::device::{Event, ExtentKind, Port, SECTOR_BYTES};
 use crate::error::{Error, Refused};
-use crate::image::{Access, Image, LocalFuture, Unmap, must_contain};
+use crate::image::{
+    Access, Image, LocalFuture, Status, StatusKind, Unmap, must_contain, must_reach,
+};
 use crate::manage::Manage;
 
 /// An open raw image.
@@ -64,6 +66,21 @@ impl Image for Raw {
         Box::pin(async move {
             self.must_contain(offset, to_u64(len_bytes))?;
             Ok(self.file.at(Event::ReadAio).read(offset, len_bytes).await?)
+        })
+    }
+
+    fn status(&self, offset: u64, len_bytes: u64) -> LocalFuture<'_, Status> {
+        Box::pin(async move {
+            must_reach(self.virtual_bytes.get(), offset, len_bytes)?;
+            let extent = self.file.extent(offset);
+            Ok(Status {
+                kind: match extent.kind {
+                    ExtentKind::Data => StatusKind::Data,
+                    ExtentKind::Hole => StatusKind::Zero,
+                },
+                host_offset: Some(offset),
+                len_bytes: extent.len_bytes.min(len_bytes),
+            })
         })
     }
 

@@ -13,10 +13,12 @@ use std::io::{self, ErrorKind, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::Path;
 
-use rustix::fs::{FallocateFlags, fallocate};
+use rustix::fs::{FallocateFlags, fallocate, seek};
 use rustix::io::Errno;
 
-use super::{Cause, Completion, Device, DeviceError, Op, OpKind, Outcome, Reply, Request};
+use super::{
+    Cause, Completion, Device, DeviceError, Extent, ExtentKind, Op, OpKind, Outcome, Reply, Request,
+};
 
 /// Zeroes are written in pieces of this many bytes.
 static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
@@ -222,6 +224,26 @@ impl Device for FileDevice {
             DeviceError::new(request.event, &request.op, cause)
         });
         Completion::ready(outcome)
+    }
+
+    fn extent(&self, offset: u64) -> Extent {
+        let unknown = Extent::in_device_of(self.len.get(), offset);
+        if unknown.kind == ExtentKind::Hole {
+            return unknown;
+        }
+        let found = |kind, end: u64| Extent {
+            kind,
+            len_bytes: end - offset,
+        };
+        match seek(&self.file, rustix::fs::SeekFrom::Data(offset)) {
+            Ok(data) if data > offset => found(ExtentKind::Hole, data.min(self.len.get())),
+            Ok(_) => match seek(&self.file, rustix::fs::SeekFrom::Hole(offset)) {
+                Ok(hole) if hole > offset => found(ExtentKind::Data, hole.min(self.len.get())),
+                Ok(_) | Err(_) => unknown,
+            },
+            Err(Errno::NXIO) => found(ExtentKind::Hole, self.len.get()),
+            Err(_) => unknown,
+        }
     }
 
     fn len(&self) -> u64 {

@@ -27,7 +27,7 @@ pub use file::FileDevice;
 pub use page_image::{ContentHash, PageImage, RunningHash, SectorHash, sector_hash};
 pub use port::{At, Port};
 pub use ram::RamDevice;
-pub use request::{Limits, Op, OpKind, Request};
+pub use request::{Extent, ExtentKind, Limits, Op, OpKind, Request};
 
 /// Bytes in a sector: the unit in which a disk writes atomically.
 pub const SECTOR_BYTES: u64 = 512;
@@ -46,6 +46,12 @@ pub trait Device {
 
     /// The length in bytes, with the effect of every request that has completed.
     fn len(&self) -> u64;
+
+    /// What stands at `offset`, and how far that goes. A device that does not know says data up to its
+    /// end; behind the end there is a hole without end.
+    fn extent(&self, offset: u64) -> Extent {
+        Extent::in_device_of(self.len(), offset)
+    }
 
     /// Whether the device holds no byte at all.
     fn is_empty(&self) -> bool {

@@ -5,7 +5,7 @@
 use std::fmt;
 use std::rc::Rc;
 
-use super::{Device, DeviceError, Event, Limits, Op, Reply, Request};
+use super::{Device, DeviceError, Event, Extent, Limits, Op, Reply, Request};
 
 /// A device as the formats hold it.
 #[derive(Clone)]
@@ -40,6 +40,11 @@ impl Port {
     /// The length of the device in bytes.
     pub fn len(&self) -> u64 {
         self.0.len()
+    }
+
+    /// What stands at `offset`, and how far that goes.
+    pub fn extent(&self, offset: u64) -> Extent {
+        self.0.extent(offset)
     }
 
     /// Whether the device holds no byte at all.

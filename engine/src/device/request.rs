@@ -56,6 +56,40 @@ pub enum Op {
     },
 }
 
+/// A stretch of a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// What it is.
+    pub kind: ExtentKind,
+    /// How long it is, in bytes; at least one.
+    pub len_bytes: u64,
+}
+
+/// What a stretch of a device is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExtentKind {
+    /// It may hold anything.
+    Data,
+    /// Nothing was written there, and it reads as zeroes.
+    Hole,
+}
+
+impl Extent {
+    /// What is known of a device of `device_bytes` bytes without looking at it.
+    pub fn in_device_of(device_bytes: u64, offset: u64) -> Self {
+        match device_bytes.checked_sub(offset) {
+            None | Some(0) => Self {
+                kind: ExtentKind::Hole,
+                len_bytes: u64::MAX - offset,
+            },
+            Some(len_bytes) => Self {
+                kind: ExtentKind::Data,
+                len_bytes,
+            },
+        }
+    }
+}
+
 /// The kind of an operation, without its operands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum OpKind {

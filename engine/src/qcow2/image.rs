@@ -11,7 +11,7 @@ use super::order::{Order, Rule};
 use crate::defect::{Defect, Planted};
 use crate::device::Event;
 use crate::error::Error;
-use crate::image::{Access, Image, LocalFuture, Unmap, must_contain};
+use crate::image::{Access, Image, LocalFuture, Status, Unmap, must_contain};
 use crate::manage::Manage;
 use crate::sync::{Mode, Mutex, RangeGuard, RangeLock};
 
@@ -105,6 +105,10 @@ impl Image for Qcow2 {
 
     fn read(&self, offset: u64, len_bytes: usize) -> LocalFuture<'_, Vec<u8>> {
         Box::pin(self.read_range(offset, len_bytes))
+    }
+
+    fn status(&self, offset: u64, len_bytes: u64) -> LocalFuture<'_, Status> {
+        Box::pin(self.status_of(offset, len_bytes))
     }
 
     fn write(&self, offset: u64, data: Vec<u8>) -> LocalFuture<'_, ()> {

@@ -75,6 +75,7 @@ pub mod packed;
 mod read;
 mod reftable;
 mod rewrite;
+mod status;
 pub mod unit;
 mod version;
 mod width;
