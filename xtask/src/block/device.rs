@@ -1,6 +1,6 @@
 //! Devices that stand between a format and its file.
 
-use engine::device::{Completion, Device, Event, FileDevice, Limits, Op, Reply, Request};
+use engine::device::{Completion, Device, Event, Extent, FileDevice, Limits, Op, Reply, Request};
 
 use super::CacheMode;
 
@@ -40,6 +40,10 @@ impl Device for CachedFile {
 
     fn reach(&self, event: Event) -> Completion {
         self.file.reach(event)
+    }
+
+    fn extent(&self, offset: u64) -> Extent {
+        self.file.extent(offset)
     }
 
     fn len(&self) -> u64 {

@@ -23,6 +23,7 @@ pub(crate) mod options;
 pub(crate) mod secret;
 pub(crate) mod size;
 pub(crate) mod spec;
+pub(crate) mod status;
 
 pub(crate) use cache::CacheMode;
 pub(crate) use failure::Failure;

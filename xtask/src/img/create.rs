@@ -2,9 +2,9 @@
 
 use super::creation::{Creation, asks_for_help, help, local_path};
 use super::getopt::{Parsed, flag, value};
-use super::{Command, Stop, misuse, print, secrets};
+use super::{Command, Stop, misuse, print, secrets, sizes};
 use crate::block::secret::Secrets;
-use crate::block::{CacheMode, Depth, Failure, Format, Node, Opening, Sharing, Spec, open, size};
+use crate::block::{CacheMode, Depth, Failure, Format, Node, Opening, Sharing, Spec, open};
 use engine::image::Access;
 
 pub(super) const COMMAND: Command = Command {
@@ -51,7 +51,7 @@ fn run(parsed: &Parsed) -> Result<u8, Stop> {
     let (name, size) = match parsed.operands.as_slice() {
         [] => return Err(misuse("create", "Expecting image file name")),
         [name] => (name, None),
-        [name, size] => (name, Some(read_size(size)?)),
+        [name, size] => (name, Some(sizes::read(size, "image size")?)),
         [_, _, extra, ..] => {
             return Err(misuse("create", format!("Unexpected argument: {extra}")));
         }
@@ -73,25 +73,6 @@ fn run(parsed: &Parsed) -> Result<u8, Stop> {
 pub(super) fn is_invalid_list(list: &str) -> bool {
     let trailing = list.len() - list.trim_end_matches(',').len();
     list.is_empty() || list.starts_with(',') || trailing % 2 == 1
-}
-
-fn read_size(text: &str) -> Result<u64, Failure> {
-    let out_of_range = || {
-        Failure(format!(
-            "Invalid image size specified. Must be between 0 and {}.",
-            i64::MAX
-        ))
-    };
-    match size::parse(text) {
-        Ok(bytes) if i64::try_from(bytes).is_ok() => Ok(bytes),
-        Ok(_) | Err(size::BadSize::TooLarge) => Err(out_of_range()),
-        Err(size::BadSize::Syntax) => match text.strip_prefix('-') {
-            Some(positive) if size::parse(positive) != Err(size::BadSize::Syntax) => {
-                Err(out_of_range())
-            }
-            _ => Err(Failure(format!("Invalid image size specified: '{text}'."))),
-        },
-    }
 }
 
 /// The options of `-f` and `-o`.

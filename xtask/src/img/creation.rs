@@ -299,16 +299,8 @@ impl Creation {
         })
     }
 
-    fn qcow2_options(&self) -> Result<CreateOptions, Failure> {
-        let version = match self.get("compat") {
-            None | Some("v3" | "1.1") => 3,
-            Some("v2" | "0.10") => 2,
-            Some(other) => {
-                return Err(Failure(format!(
-                    "Parameter 'version' does not accept value '{other}'"
-                )));
-            }
-        };
+    /// The sizes that the options ask for.
+    pub(super) fn geometry(&self) -> Result<Geometry, Failure> {
         let cluster_bytes = self.number("cluster_size");
         let cluster_bits = cluster_bytes.trailing_zeros();
         if !cluster_bytes.is_power_of_two() || !Geometry::CLUSTER_BITS.contains(&cluster_bits) {
@@ -323,6 +315,21 @@ impl Creation {
                 "Refcount width must be a power of two and may not exceed 64 bits",
             ));
         }
+        Ok(Geometry::new(cluster_bits, refcount_order).expect("both are within their ranges"))
+    }
+
+    fn qcow2_options(&self) -> Result<CreateOptions, Failure> {
+        let version = match self.get("compat") {
+            None | Some("v3" | "1.1") => 3,
+            Some("v2" | "0.10") => 2,
+            Some(other) => {
+                return Err(Failure(format!(
+                    "Parameter 'version' does not accept value '{other}'"
+                )));
+            }
+        };
+        let geometry = self.geometry()?;
+        let (cluster_bits, refcount_order) = (geometry.cluster_bits(), geometry.refcount_order());
         if version == 2 && refcount_order != 4 {
             return Err(Failure::new(
                 "Different refcount widths than 16 bits require compatibility level 1.1 or above \

@@ -1,0 +1,202 @@
+//! `measure`: how large a file a new image would need.
+
+use engine::qcow2::geometry::Geometry;
+
+use super::create::new_creation;
+use super::creation::Creation;
+use super::getopt::{Parsed, flag, value};
+use super::json::Json;
+use super::{Command, Output, Stop, open_named, print, reading, secrets, sizes, spec_of};
+use crate::block::failure::engine_text;
+use crate::block::status::{Content, Reach, status};
+use crate::block::{Depth, Failure, Format, Node};
+
+pub(super) const COMMAND: Command = Command {
+    name: "measure",
+    about: "Tell the file size that a new image would need",
+    operands: "(--size SIZE | FILENAME)",
+    options: &[
+        flag(Some('h'), "help", "tell the options"),
+        value(
+            Some('O'),
+            "target-format",
+            "the format of the new image (raw)",
+        ),
+        value(Some('o'), "options", "options of the new image"),
+        value(Some('s'), "size", "the size of an empty disk"),
+        value(Some('f'), "format", "the format of FILENAME"),
+        flag(None, "image-opts", "FILENAME is a set of options"),
+        value(Some('l'), "snapshot", "an internal snapshot of FILENAME"),
+        flag(
+            Some('U'),
+            "force-share",
+            "others may write the image meanwhile",
+        ),
+        value(None, "object", "a secret that options refer to"),
+        value(None, "output", "human or json"),
+    ],
+    run,
+};
+
+/// Sizes of files in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Measured {
+    required: u64,
+    fully_allocated: u64,
+    bitmaps: Option<u64>,
+}
+
+fn run(parsed: &Parsed) -> Result<u8, Stop> {
+    let output = Output::of("measure", parsed)?;
+    let size = sizes::option(parsed, "size", "image size")?;
+    let name = match parsed.operands.as_slice() {
+        [] => None,
+        [name] => Some(name),
+        _ => return Err(Failure::new("At most one filename argument is allowed.").into()),
+    };
+    if name.is_none()
+        && ["image-opts", "format", "snapshot"]
+            .iter()
+            .any(|option| parsed.has(option))
+    {
+        return Err(Failure::new("--image-opts, -f, and -l require a filename argument.").into());
+    }
+    if parsed.has("snapshot") {
+        return Err(Failure::new("Internal snapshots cannot be measured yet").into());
+    }
+    let lists: Vec<&str> = parsed.all("options").collect();
+    let target = parsed.get("target-format").unwrap_or("raw");
+    let secrets = secrets(parsed)?;
+    let source = match (name, size) {
+        (None, None) => {
+            return Err(Failure::new("Either --size N or one filename must be specified.").into());
+        }
+        (Some(_), Some(_)) => {
+            return Err(Failure::new("--size N cannot be used together with a filename.").into());
+        }
+        (Some(name), None) => {
+            let opening = reading(parsed, &secrets, Depth::Chain);
+            Some(open_named(name, &spec_of(name, parsed)?, &opening)?)
+        }
+        (None, Some(_)) => None,
+    };
+    let mut creation = new_creation(target, &lists)?;
+    let virtual_bytes = match &source {
+        Some(node) => node.virtual_bytes(),
+        None => size.unwrap_or(0).next_multiple_of(512),
+    };
+    creation.set("size", &virtual_bytes.to_string())?;
+    let measured = measure(&creation, source.as_ref(), virtual_bytes)?;
+    print(&match output {
+        Output::Human => human(measured),
+        Output::Json => json(measured),
+    });
+    Ok(0)
+}
+
+fn measure(
+    creation: &Creation,
+    source: Option<&Node>,
+    virtual_bytes: u64,
+) -> Result<Measured, Failure> {
+    match creation.format() {
+        Format::Raw => Ok(Measured {
+            required: virtual_bytes,
+            fully_allocated: virtual_bytes,
+            bitmaps: None,
+        }),
+        Format::Qcow2 => {
+            let geometry = creation.geometry()?;
+            let entry_bytes = if creation.get("extended_l2") == Some("on") {
+                16
+            } else {
+                8
+            };
+            let metadata = metadata_clusters(geometry, entry_bytes, virtual_bytes)
+                .ok_or_else(|| Failure::new("The image size is too large"))?;
+            let whole = geometry.clusters_for(virtual_bytes);
+            let preallocated = matches!(creation.get("preallocation"), Some("full" | "falloc"));
+            let data = match source {
+                _ if preallocated || creation.get("backing_file").is_some() => whole,
+                None => 0,
+                Some(node) => data_clusters(node, geometry)?,
+            };
+            Ok(Measured {
+                required: (metadata + data) * geometry.cluster_bytes(),
+                fully_allocated: (metadata + whole) * geometry.cluster_bytes(),
+                bitmaps: source.and_then(bitmap_bytes),
+            })
+        }
+    }
+}
+
+/// Clusters of header, tables and refcounts of a disk whose every cluster has a place.
+fn metadata_clusters(geometry: Geometry, entry_bytes: u64, virtual_bytes: u64) -> Option<u64> {
+    let data = geometry.clusters_for(virtual_bytes);
+    let per_table = geometry.cluster_bytes() / entry_bytes;
+    let tables = data.div_ceil(per_table);
+    let l1 = geometry.clusters_for(tables.checked_mul(8)?);
+    let counted = data.checked_add(tables)?.checked_add(l1)?.checked_add(1)?;
+    let (mut blocks, mut reftable) = (1, 1);
+    loop {
+        let all = counted + blocks + reftable;
+        let more_blocks = all.div_ceil(geometry.refcounts_per_block());
+        let more_table = geometry.clusters_for(more_blocks * 8);
+        if (more_blocks, more_table) == (blocks, reftable) {
+            return Some(1 + tables + l1 + blocks + reftable);
+        }
+        (blocks, reftable) = (more_blocks, more_table);
+    }
+}
+
+/// Clusters that the content of a disk takes.
+fn data_clusters(node: &Node, geometry: Geometry) -> Result<u64, Failure> {
+    let end = node.virtual_bytes();
+    let (mut at, mut clusters, mut counted_to) = (0, 0, 0);
+    while at < end {
+        let stretch = status(node, Reach::Chain, at, end - at).map_err(|error| {
+            Failure(format!(
+                "Unable to get block status: {}",
+                engine_text(&error)
+            ))
+        })?;
+        let next = at + stretch.len_bytes;
+        match stretch.content {
+            Content::Hole | Content::Zero | Content::Nothing => {}
+            Content::Data | Content::Compressed => {
+                let first = (at / geometry.cluster_bytes()).max(counted_to);
+                counted_to = geometry.clusters_for(next);
+                clusters += counted_to - first;
+            }
+        }
+        at = next;
+    }
+    Ok(clusters)
+}
+
+/// What the bitmaps of a source would take: told only of images that could have some.
+fn bitmap_bytes(node: &Node) -> Option<u64> {
+    let header = node.header.as_ref()?;
+    (header.version >= 3 && !header.has_bitmaps()).then_some(0)
+}
+
+fn human(measured: Measured) -> String {
+    let mut text = format!(
+        "required size: {}\nfully allocated size: {}\n",
+        measured.required, measured.fully_allocated
+    );
+    if let Some(bytes) = measured.bitmaps {
+        text.push_str(&format!("bitmaps size: {bytes}\n"));
+    }
+    text
+}
+
+fn json(measured: Measured) -> String {
+    let mut members = Vec::new();
+    if let Some(bytes) = measured.bitmaps {
+        members.push(("bitmaps", bytes.into()));
+    }
+    members.push(("required", measured.required.into()));
+    members.push(("fully-allocated", measured.fully_allocated.into()));
+    Json::Object(members).print()
+}
