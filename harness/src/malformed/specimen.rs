@@ -1,9 +1,11 @@
 //! Damaged images in any number, each a function of seed and index.
 
+use std::collections::BTreeMap;
+
 use engine::device::PageImage;
 
 use super::atlas::Atlas;
-use super::damage::{Change, damage};
+use super::damage::{Change, Draw, FuzzBytes, damage};
 use crate::prng::Prng;
 use crate::sim::stage::Stage;
 use crate::workload::generate;
@@ -12,13 +14,15 @@ use crate::workload::shape::Start;
 
 /// So many images in a row are made from one sound image.
 const PER_BASE: u64 = 32;
+/// A fuzzer chooses among so many sound images, and so many are kept.
+const KEPT: u64 = 64;
 
 /// Damaged images, drawn from a seed.
 #[derive(Clone, Debug)]
 pub struct Specimens {
     prng: Prng,
     pins: Pins,
-    base: Option<(u64, Base)>,
+    bases: BTreeMap<u64, Base>,
 }
 
 #[derive(Clone, Debug)]
@@ -42,19 +46,32 @@ impl Specimens {
         Self {
             prng: Prng::from_seed(seed),
             pins,
-            base: None,
+            bases: BTreeMap::new(),
         }
     }
 
     /// Image number `index`.
     pub fn get(&mut self, index: u64) -> Specimen {
-        let number = index / PER_BASE;
-        if self.base.as_ref().is_none_or(|(have, _)| *have != number) {
-            self.base = Some((number, self.draw_base(number)));
+        let draw = self.prng.fork_indexed("damage", index);
+        self.damaged(index / PER_BASE, draw)
+    }
+
+    /// The image that a fuzzer's bytes choose.
+    pub fn chosen_by(&mut self, bytes: &[u8]) -> Specimen {
+        let mut draw = FuzzBytes(bytes);
+        let number = draw.below(KEPT);
+        self.damaged(number, draw)
+    }
+
+    /// Sound image number `number`, damaged as `draw` chooses.
+    fn damaged(&mut self, number: u64, mut draw: impl Draw) -> Specimen {
+        if !self.bases.contains_key(&number) {
+            self.bases.retain(|have, _| have.abs_diff(number) < KEPT);
+            let base = self.draw_base(number);
+            self.bases.insert(number, base);
         }
-        let (_, base) = self.base.as_ref().expect("the base was just drawn");
+        let base = &self.bases[&number];
         let mut image = base.image.clone();
-        let mut draw = self.prng.fork_indexed("damage", index);
         let changes = damage(&mut image, &base.atlas, &mut draw);
         Specimen { image, changes }
     }
