@@ -127,6 +127,9 @@ fn many_images() -> (Pair, Vec<&'static str>) {
 
 #[test]
 fn maps_are_alike() {
+    if !img_kit::have_qemu() {
+        return;
+    }
     let (pair, names) = many_images();
     for name in names {
         pair.same_view(&["map", name]);
@@ -150,6 +153,9 @@ fn maps_are_alike() {
 
 #[test]
 fn checks_are_alike() {
+    if !img_kit::have_qemu() {
+        return;
+    }
     let (pair, names) = many_images();
     for name in names {
         let ended = pair.same_view(&["check", name]);
@@ -172,6 +178,9 @@ fn checks_are_alike() {
 
 #[test]
 fn leaks_are_told_and_repaired_alike() {
+    if !img_kit::have_qemu() {
+        return;
+    }
     let (pair, _) = many_images();
     let mut bytes = std::fs::read(pair.folder(Who::Qemu).join("some")).unwrap();
     // The first refcount block of a new image stands in its third cluster.
@@ -193,6 +202,9 @@ fn leaks_are_told_and_repaired_alike() {
 
 #[test]
 fn damage_is_found_by_both_and_repaired_by_both() {
+    if !img_kit::have_qemu() {
+        return;
+    }
     let (pair, _) = many_images();
     let mut bytes = std::fs::read(pair.folder(Who::Qemu).join("some")).unwrap();
     bytes[2 * 65536 + 2 * 5 + 1] = 0;
@@ -210,6 +222,9 @@ fn damage_is_found_by_both_and_repaired_by_both() {
 
 #[test]
 fn comparisons_are_alike() {
+    if !img_kit::have_qemu() {
+        return;
+    }
     let (pair, names) = many_images();
     let mut patched = std::fs::read(pair.folder(Who::Qemu).join("holes")).unwrap();
     patched[65536 + 1001] ^= 1;
@@ -246,6 +261,9 @@ fn comparisons_are_alike() {
 
 #[test]
 fn measures_are_alike() {
+    if !img_kit::have_qemu() {
+        return;
+    }
     let (pair, names) = many_images();
     for name in names {
         for options in [
@@ -288,6 +306,9 @@ fn measures_are_alike() {
 
 #[test]
 fn resizing_ends_alike() {
+    if !img_kit::have_qemu() {
+        return;
+    }
     let (pair, _) = many_images();
     for (arguments, code) in [
         (&["some", "2M"][..], 0),

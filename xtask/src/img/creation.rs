@@ -5,6 +5,7 @@ use std::rc::Rc;
 
 use engine::device::{Event, FileDevice, Port, SECTOR_BYTES};
 use engine::error::{Error, Refused, Structure};
+use engine::qcow2::compress::Compression;
 use engine::qcow2::create::{self, Backing, BackingFormat, CreateOptions};
 use engine::qcow2::geometry::Geometry;
 
@@ -265,7 +266,6 @@ impl Creation {
         for (name, harmless) in [
             ("extended_l2", "off"),
             ("preallocation", "off"),
-            ("compression_type", "zlib"),
             ("data_file", ""),
             ("data_file_raw", "off"),
             ("nocow", "off"),
@@ -343,6 +343,18 @@ impl Creation {
                  version=v3 or greater)",
             ));
         }
+        let name = self.get("compression_type").unwrap_or("zlib");
+        let compression = Compression::from_name(name).ok_or_else(|| {
+            Failure(format!(
+                "Parameter 'compression-type' does not accept value '{name}'"
+            ))
+        })?;
+        if version == 2 && compression != Compression::Zlib {
+            return Err(Failure::new(
+                "Non-zlib compression type is only supported with compatibility level 1.1 and \
+                 above (use version=v3 or greater)",
+            ));
+        }
         let bytes = self.size().unwrap_or(0);
         Ok(CreateOptions {
             virtual_bytes: bytes
@@ -352,8 +364,8 @@ impl Creation {
             cluster_bits,
             refcount_order,
             lazy_refcounts,
+            compression,
             backing: self.backing()?,
-            ..CreateOptions::default()
         })
     }
 

@@ -113,7 +113,7 @@ fn specific_of(header: &Header) -> Vec<(&'static str, Json)> {
     let has = |bit| header.incompatible & bit != 0;
     vec![
         ("compat", "1.1".into()),
-        ("compression-type", "zlib".into()),
+        ("compression-type", header.compression.name().into()),
         ("lazy-refcounts", header.wants_lazy_refcounts().into()),
         ("refcount-bits", refcount_bits(header).into()),
         ("corrupt", header.is_corrupt().into()),

@@ -10,8 +10,11 @@
 
 mod check;
 mod compare;
+mod convert;
+mod copy;
 mod create;
 mod creation;
+mod dd;
 pub(crate) mod getopt;
 mod info;
 pub(crate) mod json;
@@ -63,10 +66,12 @@ struct Command {
     run: fn(&Parsed) -> Result<u8, Stop>,
 }
 
-const COMMANDS: [&Command; 7] = [
+const COMMANDS: [&Command; 9] = [
     &check::COMMAND,
     &compare::COMMAND,
+    &convert::COMMAND,
     &create::COMMAND,
+    &dd::COMMAND,
     &info::COMMAND,
     &map::COMMAND,
     &measure::COMMAND,
@@ -74,9 +79,7 @@ const COMMANDS: [&Command; 7] = [
 ];
 
 /// Commands that qemu-img has and this program does not.
-const NOT_YET: [&str; 8] = [
-    "amend", "bench", "bitmap", "commit", "convert", "dd", "rebase", "snapshot",
-];
+const NOT_YET: [&str; 6] = ["amend", "bench", "bitmap", "commit", "rebase", "snapshot"];
 
 /// Runs the command that these arguments, without the program's name, ask for.
 pub(crate) fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {

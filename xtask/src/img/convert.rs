@@ -1,0 +1,333 @@
+//! `convert`: one disk, or several in a row, into a new image.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+
+use engine::image::Access;
+
+use super::copy::{Blank, Packing, Salvage, Target};
+use super::create::{is_invalid_list, new_creation};
+use super::creation::{Creation, local_path};
+use super::getopt::{Parsed, flag, value};
+use super::progress::{Progress, Shown};
+use super::{Command, Stop, open_named, secrets, sharing, sizes};
+use crate::block::secret::Secrets;
+use crate::block::{CacheMode, Depth, Failure, Format, Node, Opening, Sharing, Spec};
+
+pub(super) const COMMAND: Command = Command {
+    name: "convert",
+    about: "Copy a disk into an image of any format",
+    operands: "SOURCE.. TARGET",
+    options: &[
+        flag(Some('h'), "help", "tell the options"),
+        flag(Some('q'), "quiet", "say nothing that is not an error"),
+        flag(Some('p'), "progress", "show how far it is"),
+        value(Some('f'), "source-format", "the format of the sources"),
+        flag(None, "source-image-opts", "the sources are sets of options"),
+        flag(None, "image-opts", "the sources are sets of options"),
+        value(
+            Some('l'),
+            "source-snapshot",
+            "an internal snapshot of the source",
+        ),
+        value(
+            Some('T'),
+            "source-cache",
+            "the cache mode of the sources (writeback)",
+        ),
+        value(Some('O'), "target-format", "the format of the target (raw)"),
+        flag(None, "target-image-opts", "the target is a set of options"),
+        value(
+            Some('o'),
+            "target-options",
+            "options of the target's format",
+        ),
+        flag(Some('c'), "compress", "compress what is written"),
+        value(
+            Some('t'),
+            "target-cache",
+            "the cache mode of the target (unsafe)",
+        ),
+        value(Some('B'), "backing", "what lies beneath the target"),
+        value(
+            Some('F'),
+            "backing-format",
+            "the format of what lies beneath",
+        ),
+        flag(Some('n'), "no-create", "the target exists"),
+        flag(
+            None,
+            "target-is-zero",
+            "the target that exists is all zeroes",
+        ),
+        value(
+            Some('S'),
+            "sparse-size",
+            "shorter runs of zeroes are written (4k)",
+        ),
+        flag(
+            Some('U'),
+            "force-share",
+            "others may write the sources meanwhile",
+        ),
+        value(Some('r'), "rate", "bytes a second; no limit is kept yet"),
+        value(Some('m'), "parallel", "requests in flight, 1 to 16"),
+        flag(
+            Some('C'),
+            "copy-range-offloading",
+            "may be asked for; data are read and written",
+        ),
+        flag(None, "salvage", "what cannot be read is zero"),
+        flag(
+            Some('W'),
+            "oob-writes",
+            "the order of writes does not matter",
+        ),
+        value(None, "object", "a secret that options refer to"),
+    ],
+    run,
+};
+
+fn run(parsed: &Parsed) -> Result<u8, Stop> {
+    let sparse_bytes = check_options(parsed)?;
+    let cache = CacheMode::of_target(parsed.get("target-cache").unwrap_or("unsafe"))?;
+    let [sources @ .., target_name] = parsed.operands.as_slice() else {
+        return Err(Failure::new("Must specify image file name").into());
+    };
+    if sources.is_empty() {
+        return Err(Failure::new("Must specify image file name").into());
+    }
+    let secrets = secrets(parsed)?;
+    let sources = open_sources(parsed, sources, &secrets)?;
+    let total: u64 = sources.iter().map(Node::virtual_bytes).sum();
+    if !parsed.has("no-create") {
+        create_target(parsed, target_name, &sources, total)?;
+    }
+    let target = open_target(parsed, target_name, cache, &secrets)?;
+    if target.virtual_bytes() < total {
+        return Err(Failure::new("output file is smaller than input file").into());
+    }
+    let mut progress = Progress::start(
+        Shown::when(parsed.has("progress") && !parsed.has("quiet")),
+        total,
+        1,
+    );
+    let mut copy = Target {
+        image: std::rc::Rc::clone(target.image()),
+        cache,
+        blank: blank(parsed),
+        sparse_bytes,
+        packing: packing(parsed, &target, &sources)?,
+        salvage: if parsed.has("salvage") {
+            Salvage::Yes
+        } else {
+            Salvage::No
+        },
+        progress: &mut progress,
+    };
+    let mut at = 0;
+    for source in &sources {
+        copy.take(source, at)?;
+        at += source.virtual_bytes();
+    }
+    copy.finish()?;
+    progress.end();
+    Ok(0)
+}
+
+/// Refuses what does not go together, and hands back the sparse size.
+fn check_options(parsed: &Parsed) -> Result<u64, Stop> {
+    let refuse = |text: &str| Err(Failure::new(text).into());
+    let sparse = sizes::option(parsed, "sparse-size", "buffer size for sparse output")?;
+    if parsed.has("source-snapshot") {
+        return refuse("Internal snapshots cannot be converted yet");
+    }
+    if parsed.has("copy-range-offloading") && sparse.is_some() {
+        return refuse("Cannot enable copy offloading when -S is used");
+    }
+    if parsed.has("copy-range-offloading") && parsed.has("compress") {
+        return refuse("Cannot enable copy offloading when -c is used");
+    }
+    if parsed.has("target-is-zero") && !parsed.has("no-create") {
+        return refuse("--target-is-zero requires use of -n flag");
+    }
+    if parsed.has("target-image-opts") && !parsed.has("no-create") {
+        return refuse("--target-image-opts requires use of -n flag");
+    }
+    if let Some(count) = parsed.get("parallel") {
+        match count.parse::<u64>() {
+            Ok(1..=16) => {}
+            Ok(_) => {
+                return refuse("Invalid number of coroutines specified. Must be between 1 and 16.");
+            }
+            Err(_) => {
+                return refuse(&format!(
+                    "Invalid number of coroutines specified: '{count}'."
+                ));
+            }
+        }
+    }
+    sizes::option(parsed, "rate", "rate limit")?;
+    if let Some(list) = parsed
+        .all("target-options")
+        .find(|list| is_invalid_list(list))
+    {
+        return refuse(&format!("Invalid option list: {list}"));
+    }
+    Ok(sparse.unwrap_or(4096))
+}
+
+fn open_sources(parsed: &Parsed, names: &[String], secrets: &Secrets) -> Result<Vec<Node>, Stop> {
+    let opening = Opening {
+        access: Access::ReadOnly,
+        sharing: sharing(parsed),
+        cache: CacheMode::of_source(parsed.get("source-cache").unwrap_or("writeback"))?,
+        depth: Depth::Chain,
+        secrets,
+    };
+    let by_options = parsed.has("image-opts") || parsed.has("source-image-opts");
+    let format = parsed.get("source-format");
+    if by_options && format.is_some() {
+        return Err(Failure::new("--image-opts and --format are mutually exclusive").into());
+    }
+    let mut nodes = Vec::new();
+    for name in names {
+        let spec = if by_options {
+            Spec::from_image_opts(name)
+        } else {
+            Spec::from_name(name, format)
+        };
+        let spec = spec.map_err(|why| Failure::could_not_open(name, &why))?;
+        nodes.push(open_named(name, &spec, &opening)?);
+    }
+    Ok(nodes)
+}
+
+fn create_target(parsed: &Parsed, name: &str, sources: &[Node], total: u64) -> Result<(), Stop> {
+    let format = parsed.get("target-format").unwrap_or("raw");
+    let lists: Vec<&str> = parsed.all("target-options").collect();
+    let mut creation = new_creation(format, &lists)?;
+    if let Some(backing) = parsed.get("backing") {
+        if creation.format() == Format::Raw {
+            return Err(Failure::new("Backing file not supported for file format 'raw'").into());
+        }
+        creation.set("backing_file", backing)?;
+    }
+    if let Some(format) = parsed.get("backing-format") {
+        creation.set("backing_fmt", format)?;
+    }
+    if creation.get("backing_file").is_some() && creation.get("backing_fmt").is_none() {
+        return Err(Failure::new("Use of backing file requires explicit backing format").into());
+    }
+    if parsed.has("compress") {
+        must_compress(creation.format())?;
+    }
+    if creation.size().is_none() {
+        creation.set("size", &total.to_string())?;
+    }
+    make(&creation, name, sources).map_err(|why| {
+        Failure(format!(
+            "{name}: error while converting {format}: {}",
+            why.0
+        ))
+        .into()
+    })
+}
+
+/// Makes the image, unless that would overwrite what is being read.
+pub(super) fn make(creation: &Creation, name: &str, sources: &[Node]) -> Result<(), Failure> {
+    let path = local_path(name)?;
+    if let Ok(target) = fs::metadata(path) {
+        for source in sources {
+            must_not_use(source, (target.dev(), target.ino()), path)?;
+        }
+    }
+    creation.make(name)
+}
+
+/// Refuses to overwrite what is being read, wherever in the chain it stands.
+fn must_not_use(source: &Node, target: (u64, u64), path: &str) -> Result<(), Failure> {
+    let mut node = Some(source);
+    while let Some(here) = node {
+        let same = fs::metadata(&here.file.path)
+            .is_ok_and(|metadata| (metadata.dev(), metadata.ino()) == target);
+        if same {
+            return Err(Failure(format!(
+                "Failed to get \"write\" lock\nIs another process using the image [{path}]?"
+            )));
+        }
+        node = here.backing.as_deref();
+    }
+    Ok(())
+}
+
+fn open_target(
+    parsed: &Parsed,
+    name: &str,
+    cache: CacheMode,
+    secrets: &Secrets,
+) -> Result<Node, Stop> {
+    let format = parsed.get("target-format").unwrap_or("raw");
+    let no_create = parsed.has("no-create");
+    if no_create && parsed.has("target-options") {
+        return Err(Failure::new("-o has no effect when skipping image creation").into());
+    }
+    let spec = if parsed.has("target-image-opts") {
+        Spec::from_image_opts(name)
+    } else {
+        if Format::from_name(format).is_none() {
+            return Err(Failure(format!("Unknown file format '{format}'")).into());
+        }
+        Spec::from_name(name, Some(format))
+    };
+    let spec = spec.map_err(|why| Failure::could_not_open(name, &why))?;
+    let opening = Opening {
+        access: Access::ReadWrite,
+        sharing: Sharing::Readers,
+        cache,
+        depth: Depth::Chain,
+        secrets,
+    };
+    Ok(open_named(name, &spec, &opening)?)
+}
+
+fn blank(parsed: &Parsed) -> Blank {
+    let options_name_backing = parsed
+        .all("target-options")
+        .any(|list| list.contains("backing_file="));
+    if parsed.has("backing") || options_name_backing {
+        Blank::Beneath
+    } else if !parsed.has("no-create") || parsed.has("target-is-zero") {
+        Blank::Yes
+    } else {
+        Blank::No
+    }
+}
+
+fn must_compress(format: Format) -> Result<(), Failure> {
+    match format {
+        Format::Qcow2 => Ok(()),
+        Format::Raw => Err(Failure::new(
+            "Compression not supported for this file format",
+        )),
+    }
+}
+
+fn packing(parsed: &Parsed, target: &Node, sources: &[Node]) -> Result<Packing, Failure> {
+    if !parsed.has("compress") {
+        return Ok(Packing::Plain);
+    }
+    must_compress(target.format)?;
+    let header = target.header.as_ref().expect("qcow2 has a header");
+    let cluster_bytes = header.geometry.cluster_bytes();
+    let (_, all_but_last) = sources.split_last().expect("there is a source");
+    if all_but_last
+        .iter()
+        .any(|source| !source.virtual_bytes().is_multiple_of(cluster_bytes))
+    {
+        return Err(Failure::new(
+            "Several sources can be compressed only where each but the last is made of whole clusters",
+        ));
+    }
+    Ok(Packing::Compressed { cluster_bytes })
+}
