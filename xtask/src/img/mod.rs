@@ -9,6 +9,7 @@
 )]
 
 mod check;
+mod commit;
 mod compare;
 mod convert;
 mod copy;
@@ -66,8 +67,9 @@ struct Command {
     run: fn(&Parsed) -> Result<u8, Stop>,
 }
 
-const COMMANDS: [&Command; 9] = [
+const COMMANDS: [&Command; 10] = [
     &check::COMMAND,
+    &commit::COMMAND,
     &compare::COMMAND,
     &convert::COMMAND,
     &create::COMMAND,
@@ -79,7 +81,7 @@ const COMMANDS: [&Command; 9] = [
 ];
 
 /// Commands that qemu-img has and this program does not.
-const NOT_YET: [&str; 6] = ["amend", "bench", "bitmap", "commit", "rebase", "snapshot"];
+const NOT_YET: [&str; 5] = ["amend", "bench", "bitmap", "rebase", "snapshot"];
 
 /// Runs the command that these arguments, without the program's name, ask for.
 pub(crate) fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {

@@ -71,6 +71,11 @@ impl Pair {
         run_in(&self.folder(who), &program, arguments)
     }
 
+    /// Runs qemu-img in the folder of either.
+    pub(crate) fn run_qemu_here(&self, who: Who, arguments: &[&str]) -> Ended {
+        run_in(&self.folder(who), Path::new("qemu-img"), arguments)
+    }
+
     /// Makes something by qemu's programs, in one folder, and copies it to the other.
     pub(crate) fn given(&self, program: &str, arguments: &[&str]) {
         let ended = run_in(&self.folder(Who::Qemu), Path::new(program), arguments);

@@ -1,0 +1,66 @@
+//! `img commit` against qemu-img's.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panic")]
+#![allow(dead_code, reason = "the kit serves several tests")]
+
+mod img_kit;
+
+use img_kit::{Pair, Who};
+
+#[test]
+fn what_is_committed_is_in_the_backing_file_and_no_longer_above() {
+    if !img_kit::have_qemu() {
+        return;
+    }
+    for (base_format, version) in [("qcow2", "1.1"), ("raw", "1.1"), ("qcow2", "0.10")] {
+        for options in [&[][..], &["-d"], &["-q"]] {
+            let pair = Pair::new();
+            let compat = format!("compat={version}");
+            pair.given(
+                "qemu-img",
+                &["create", "-q", "-f", base_format, "base", "2M"],
+            );
+            pair.given(
+                "qemu-io",
+                &["-f", base_format, "-c", "write -P 1 0 1M", "base"],
+            );
+            let over = ["-b", "base", "-F", base_format, "-o", &compat, "over", "3M"];
+            pair.given(
+                "qemu-img",
+                &[&["create", "-q", "-f", "qcow2"], &over[..]].concat(),
+            );
+            for command in [
+                "write -P 2 100k 70k",
+                "write -z 512k 64k",
+                "write -P 3 2500k 64k",
+            ] {
+                pair.given("qemu-io", &["-f", "qcow2", "-c", command, "over"]);
+            }
+            let ended = pair.same(&[&["commit"], options, &["over"]].concat());
+            assert_eq!(ended.code, Some(0), "{ended:?}");
+            for (name, format) in [("base", base_format), ("over", "qcow2")] {
+                let qemu = pair.folder(Who::Qemu).join(name);
+                let arguments = ["-f", format, "-F", format, name, qemu.to_str().unwrap()];
+                let compared =
+                    pair.run_qemu_here(Who::Ours, &[&["compare"], &arguments[..]].concat());
+                assert_eq!(compared.code, Some(0), "{name}: {compared:?}");
+                assert!(!compared.out.contains("mismatch"), "{name}: {compared:?}");
+            }
+            let check = pair.run_qemu_here(Who::Ours, &["check", "over"]);
+            assert_eq!(check.code, Some(0), "{check:?}");
+        }
+    }
+}
+
+#[test]
+fn commit_refuses_what_qemu_img_refuses() {
+    if !img_kit::have_qemu() {
+        return;
+    }
+    let pair = Pair::new();
+    pair.given("qemu-img", &["create", "-q", "-f", "qcow2", "alone", "2M"]);
+    for arguments in [&[][..], &["alone"], &["missing"], &["a", "b"]] {
+        let ended = pair.same(&[&["commit"], arguments].concat());
+        assert_eq!(ended.code, Some(1), "{arguments:?}");
+    }
+}
