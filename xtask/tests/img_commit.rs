@@ -1,4 +1,4 @@
-//! `img commit` against qemu-img's.
+//! `img commit` and `img rebase -u` against qemu-img's.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panic")]
 #![allow(dead_code, reason = "the kit serves several tests")]
@@ -63,4 +63,44 @@ fn commit_refuses_what_qemu_img_refuses() {
         let ended = pair.same(&[&["commit"], arguments].concat());
         assert_eq!(ended.code, Some(1), "{arguments:?}");
     }
+}
+
+#[test]
+fn an_unsafe_rebase_changes_the_name_and_nothing_else() {
+    if !img_kit::have_qemu() {
+        return;
+    }
+    let pair = Pair::new();
+    pair.given("qemu-img", &["create", "-q", "-f", "qcow2", "base", "2M"]);
+    let over = ["-b", "base", "-F", "qcow2", "over"];
+    pair.given(
+        "qemu-img",
+        &[&["create", "-q", "-f", "qcow2"], &over[..]].concat(),
+    );
+    pair.given(
+        "qemu-io",
+        &["-f", "qcow2", "-c", "write -P 2 100k 70k", "over"],
+    );
+    for (arguments, code) in [
+        (&["-u", "-b", "missing", "-F", "raw", "over"][..], 0),
+        (&["-u", "-b", "base", "over"], 1),
+        (&["-u", "-b", "base", "-F", "qcow2", "over"], 0),
+        (&["-u", "-b", "", "over"], 0),
+        (&["over"], 1),
+        (&[], 1),
+        (&["-u", "-b", "base", "-F", "qcow2", "missing"], 1),
+    ] {
+        let ended = pair.same(&[&["rebase"], arguments].concat());
+        assert_eq!(ended.code, Some(code), "{arguments:?}: {ended:?}");
+        let info = |who| pair.run_qemu_here(who, &["info", "over"]).out;
+        let backing = |text: String| {
+            text.lines()
+                .filter(|line| line.contains("backing"))
+                .map(ToOwned::to_owned)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(backing(info(Who::Ours)), backing(info(Who::Qemu)));
+    }
+    let check = pair.run_qemu_here(Who::Ours, &["check", "over"]);
+    assert_eq!(check.code, Some(0), "{check:?}");
 }

@@ -22,6 +22,7 @@ pub(crate) mod json;
 mod map;
 mod measure;
 mod progress;
+mod rebase;
 mod resize;
 mod sizes;
 
@@ -67,7 +68,7 @@ struct Command {
     run: fn(&Parsed) -> Result<u8, Stop>,
 }
 
-const COMMANDS: [&Command; 10] = [
+const COMMANDS: [&Command; 11] = [
     &check::COMMAND,
     &commit::COMMAND,
     &compare::COMMAND,
@@ -77,11 +78,12 @@ const COMMANDS: [&Command; 10] = [
     &info::COMMAND,
     &map::COMMAND,
     &measure::COMMAND,
+    &rebase::COMMAND,
     &resize::COMMAND,
 ];
 
 /// Commands that qemu-img has and this program does not.
-const NOT_YET: [&str; 5] = ["amend", "bench", "bitmap", "rebase", "snapshot"];
+const NOT_YET: [&str; 4] = ["amend", "bench", "bitmap", "snapshot"];
 
 /// Runs the command that these arguments, without the program's name, ask for.
 pub(crate) fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
