@@ -4,7 +4,9 @@
 //! is the business of whoever made it. Everything here is single-threaded and deterministic; time is
 //! a counter ([`record::Clock`]) that the devices of a run share with its guest.
 
+pub mod config;
 pub mod contract;
+pub mod filter;
 pub mod mask;
 pub mod record;
 pub mod rule;

@@ -3,7 +3,7 @@
 //! A rule selects requests by event, kind, sector and state, and says what happens to them instead.
 //! The state is QEMU's: it starts at 1, and a transition on an event changes it after the rules of
 //! that event were evaluated. A rule hits the requests that carry its event; QEMU's wider form, where
-//! an event arms a rule for whatever request follows, has its place in `Rules::announce`.
+//! an event arms a rule for whatever request follows, is that of [`crate::filter`].
 
 use engine::device::{Cause, Event, OpKind, Request, SECTOR_BYTES};
 

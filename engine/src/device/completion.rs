@@ -4,6 +4,7 @@
 //! for ever, which is what a power loss looks like to those who wait.
 
 use std::cell::RefCell;
+use std::fmt;
 use std::future::Future;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
@@ -28,10 +29,20 @@ pub type Outcome = Result<Reply, DeviceError>;
 #[must_use = "a request's outcome must be waited for"]
 pub struct Completion(State);
 
-#[derive(Debug)]
 enum State {
     Ready(Option<Outcome>),
     Waiting(Rc<RefCell<Slot>>),
+    Running(Pin<Box<dyn Future<Output = Outcome>>>),
+}
+
+impl fmt::Debug for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ready(outcome) => f.debug_tuple("Ready").field(outcome).finish(),
+            Self::Waiting(slot) => f.debug_tuple("Waiting").field(slot).finish(),
+            Self::Running(_) => f.write_str("Running"),
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -54,6 +65,16 @@ impl Completion {
     pub fn pending() -> (Self, Completer) {
         let slot = Rc::new(RefCell::new(Slot::default()));
         (Self(State::Waiting(Rc::clone(&slot))), Completer(slot))
+    }
+
+    /// The completion of what a device does step by step before it answers. It starts at once, and goes
+    /// on whenever the completion is polled.
+    pub fn of(steps: impl Future<Output = Outcome> + 'static) -> Self {
+        let mut steps: Pin<Box<dyn Future<Output = Outcome>>> = Box::pin(steps);
+        match steps.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(outcome) => Self::ready(outcome),
+            Poll::Pending => Self(State::Running(steps)),
+        }
     }
 }
 
@@ -90,6 +111,7 @@ impl Future for Completion {
                     }
                 }
             }
+            State::Running(steps) => steps.as_mut().poll(context),
         }
     }
 }
@@ -120,6 +142,24 @@ mod tests {
         completer.complete(Ok(Reply::Done));
         assert_eq!(
             completion.as_mut().poll(&mut context),
+            Poll::Ready(Ok(Reply::Done))
+        );
+    }
+
+    #[test]
+    fn steps_start_at_once_and_go_on_when_polled() {
+        let (first, completer) = Completion::pending();
+        let started = Rc::new(RefCell::new(false));
+        let flag = Rc::clone(&started);
+        let mut whole = pin!(Completion::of(async move {
+            *flag.borrow_mut() = true;
+            first.await
+        }));
+        assert!(*started.borrow());
+        completer.complete(Ok(Reply::Done));
+        let mut context = Context::from_waker(Waker::noop());
+        assert_eq!(
+            whole.as_mut().poll(&mut context),
             Poll::Ready(Ok(Reply::Done))
         );
     }

@@ -32,6 +32,11 @@ impl Port {
         Self(device)
     }
 
+    /// The device itself, for one that stands before it.
+    pub fn device(&self) -> Rc<dyn Device> {
+        Rc::clone(&self.0)
+    }
+
     /// The device, with `event` as the cause of what follows.
     pub fn at(&self, event: Event) -> At<'_> {
         At { port: self, event }

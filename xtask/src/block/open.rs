@@ -7,6 +7,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::rc::Rc;
 
+use blkdebug::config::Config;
+use blkdebug::filter::Filter;
 use engine::device::{Event, FileDevice, Port, SECTOR_BYTES, drive};
 use engine::error::{Error, Problem};
 use engine::image::{Access, Image};
@@ -19,6 +21,7 @@ use super::failure::{engine_text, os_text};
 use super::secret::Secrets;
 use super::spec::{BackingSpec, FileSpec};
 use super::{CacheMode, Failure, Format, Spec};
+use crate::img::print;
 
 /// A chain of more images than this is refused.
 const MAX_CHAIN: usize = 200;
@@ -71,6 +74,8 @@ pub(crate) struct FileNode {
     pub(crate) path: String,
     /// The device that the format sees.
     pub(crate) port: Port,
+    /// The topmost device of the kind that knows breakpoints, where there is one.
+    pub(crate) filter: Option<Filter>,
 }
 
 /// Something open.
@@ -186,18 +191,24 @@ impl Opener<'_> {
                 Ok(FileNode {
                     spec: spec.clone(),
                     path: path.clone(),
+                    filter: None,
                     port: Port::new(Rc::new(CachedFile::new(device, self.opening.cache))),
                 })
             }
-            FileSpec::Blkdebug { config, below } => {
-                if !config.is_empty() {
-                    return Err(Failure(format!(
-                        "blkdebug configuration files are not supported yet: '{config}'"
-                    )));
-                }
+            FileSpec::Blkdebug {
+                config,
+                rules,
+                below,
+            } => {
+                let rules = all_rules(config, rules)?;
                 let below = self.open_file(below, access)?;
+                let filter = Filter::new(below.port.device(), rules, |notice| {
+                    print(&format!("{notice}\n"));
+                });
                 Ok(FileNode {
                     spec: spec.clone(),
+                    port: Port::new(Rc::new(filter.clone())),
+                    filter: Some(filter),
                     ..below
                 })
             }
@@ -274,6 +285,24 @@ impl Opener<'_> {
             }
         }
     }
+}
+
+/// The rules of the file `config`, where there is one, before those of the options.
+fn all_rules(config: &str, rules: &Config) -> Result<Config, Failure> {
+    let mut all = Config::default();
+    if !config.is_empty() {
+        let text = fs::read_to_string(config).map_err(|error| {
+            Failure(format!(
+                "Could not read blkdebug config file: {}",
+                os_text(&error)
+            ))
+        })?;
+        let added = all.add_file(&text);
+        added.map_err(|bad| Failure(format!("{config}: {bad}")))?;
+    }
+    all.injections.extend_from_slice(&rules.injections);
+    all.transitions.extend_from_slice(&rules.transitions);
+    Ok(all)
 }
 
 fn open_local(path: &str, access: Access, sharing: Sharing) -> Result<FileDevice, Failure> {

@@ -1,5 +1,6 @@
 //! What is to be opened: the description that a name or a set of options stands for.
 
+use blkdebug::config::{Config, Section, SectionKind};
 use engine::qcow2::header::Header;
 
 use super::options::Options;
@@ -40,9 +41,10 @@ pub(crate) enum BackingSpec {
 pub(crate) enum FileSpec {
     /// A local file.
     Local(String),
-    /// blkdebug, with a configuration file's name (empty for none), before a file.
+    /// blkdebug, with a configuration file's name (empty for none) and rules of its own, before a file.
     Blkdebug {
         config: String,
+        rules: Config,
         below: Box<FileSpec>,
     },
 }
@@ -52,7 +54,9 @@ impl FileSpec {
     pub(crate) fn filename(&self) -> String {
         match self {
             Self::Local(path) => path.clone(),
-            Self::Blkdebug { config, below } => format!("blkdebug:{config}:{}", below.filename()),
+            Self::Blkdebug { config, below, .. } => {
+                format!("blkdebug:{config}:{}", below.filename())
+            }
         }
     }
 
@@ -65,6 +69,7 @@ impl FileSpec {
                 })?;
                 Ok(Self::Blkdebug {
                     config: config.to_owned(),
+                    rules: Config::default(),
                     below: Box::new(Self::from_name(below)?),
                 })
             }
@@ -121,6 +126,7 @@ impl FileSpec {
                 refuse_rest("file", &below)?;
                 Ok(Self::Blkdebug {
                     config: options.take("config").unwrap_or_default(),
+                    rules: take_rules(options)?,
                     below: Box::new(file),
                 })
             }
@@ -277,6 +283,35 @@ impl Spec {
     }
 }
 
+/// The rules that options `inject-error.N.key` and `set-state.N.key` give.
+fn take_rules(options: &mut Options) -> Result<Config, Failure> {
+    let mut rules = Config::default();
+    for kind in SectionKind::ALL {
+        let mut all = options.take_below(kind.name());
+        for index in 0_usize.. {
+            let mut one = all.take_below(&index.to_string());
+            let mut section = Section::new(kind);
+            if one.is_empty() {
+                break;
+            }
+            while let Some(key) = one.first_key().map(str::to_owned) {
+                let value = one.take(&key).unwrap_or_default();
+                let set = section.set(&key, &value);
+                set.map_err(|problem| Failure(problem.to_string()))?;
+            }
+            let added = rules.add(&section);
+            added.map_err(|problem| Failure(problem.to_string()))?;
+        }
+        if let Some(key) = all.first_key() {
+            return Err(Failure(format!(
+                "Block format 'blkdebug' does not support the option '{}.{key}'",
+                kind.name()
+            )));
+        }
+    }
+    Ok(rules)
+}
+
 fn refuse_rest(driver: &str, options: &Options) -> Result<(), Failure> {
     match options.first_key() {
         None => Ok(()),
@@ -331,7 +366,12 @@ mod tests {
     fn blkdebug_stands_before_a_file() {
         let below = Box::new(local("a"));
         let config = "rules".to_owned();
-        let wanted = FileSpec::Blkdebug { config, below };
+        let rules = Config::default();
+        let wanted = FileSpec::Blkdebug {
+            config,
+            rules,
+            below,
+        };
         let by_name = Spec::from_name("blkdebug:rules:a", None).unwrap();
         let by_options = Spec::from_image_opts(
             "driver=qcow2,file.driver=blkdebug,file.config=rules,file.image.filename=a",
@@ -339,6 +379,32 @@ mod tests {
         .unwrap();
         assert_eq!((&by_name.file, &by_options.file), (&wanted, &wanted));
         assert_eq!(wanted.filename(), "blkdebug:rules:a");
+    }
+
+    #[test]
+    fn rules_of_blkdebug_come_as_options() {
+        let text = "file.driver=blkdebug,file.image.filename=a,\
+                    file.inject-error.0.event=l2_update,file.inject-error.0.errno=28,\
+                    file.inject-error.1.event=l2_load,file.set-state.0.event=none";
+        let FileSpec::Blkdebug { rules, .. } = Spec::from_image_opts(text).unwrap().file else {
+            panic!("{text}");
+        };
+        assert_eq!((rules.injections.len(), rules.transitions.len()), (2, 1));
+        assert_eq!(rules.injections[0].errno, 28);
+        let refused = |text: &str| {
+            let text = format!("file.driver=blkdebug,file.image.filename=a,file.{text}");
+            Spec::from_image_opts(&text).unwrap_err().0
+        };
+        assert_eq!(
+            refused("inject-error.0.evnt=none"),
+            "[inject-error] section doesn't support the option 'evnt'"
+        );
+        assert_eq!(
+            refused("set-state.0.event=bogus"),
+            "invalid parameter value: bogus"
+        );
+        assert!(refused("inject-error.1.event=none").contains("inject-error.1.event"));
+        assert!(refused("align=4096").contains("align"));
     }
 
     #[test]
