@@ -94,8 +94,10 @@ defects! {
     HeaderBeforeNames "header-before-names",
     /// A change of the header returns before it is durable.
     HeaderNotFlushed "header-not-flushed",
-    /// The header names another backing file before the data copied for it are durable.
-    BackingBeforeCopies "backing-before-copies",
+    /// A commit empties the overlay before what it copied is durable in the backing image.
+    CommitBeforeFlush "commit-before-flush",
+    /// A rebase names the new backing file before what it copied is durable in the overlay.
+    RebaseBeforeFlush "rebase-before-flush",
     /// Refcounts of another width are switched to before they are durable.
     WidthBeforeBlocks "width-before-blocks",
     /// The header becomes version 2 before the zeroes that it cannot express are expanded durably.

@@ -42,7 +42,8 @@ impl Qcow2 {
     }
 
     /// Changes the name and format of the backing file. The image goes on reading what it was opened
-    /// over: where the new backing file shows something else, it must be reopened.
+    /// over: where the new backing file shows something else, it must be reopened. What makes the new name
+    /// right, as copies from the old backing file, is for the caller to flush first.
     pub(super) async fn set_backing(&self, backing: Option<BackingName>) -> Result<(), Error> {
         self.access.must_allow_writes()?;
         let _all = self.claims.lock(0..u64::MAX, Mode::Exclusive).await;
@@ -64,10 +65,6 @@ impl Qcow2 {
                 header.extensions.insert(at, Extension { kind, data });
             }
         }
-        // What makes the new name right, as copies from the old backing file, comes before it.
-        metadata.write_back_all().await?;
-        let (rule, needs) = (Rule::BeforeBackingSwitch, metadata.order.latest());
-        metadata.order.barrier(rule, needs).await?;
         metadata.rewrite_header(&header).await
     }
 }

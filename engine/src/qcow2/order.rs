@@ -49,8 +49,6 @@ pub enum Rule {
     BeforeHeaderSwitch,
     /// Rule 13: the rewritten header before its change returns.
     AfterHeaderSwitch,
-    /// Rule 13: what makes another backing file right before the header that names it.
-    BeforeBackingSwitch,
     /// Rule 14: refcounts of another width before the header that points to them.
     BeforeWidthSwitch,
     /// Rule 14: expanded zeroes before the header of a version that knows none.
@@ -78,7 +76,6 @@ impl Rule {
             Self::AfterSize => Some(Defect::SizeNotFlushed),
             Self::BeforeHeaderSwitch => Some(Defect::HeaderBeforeNames),
             Self::AfterHeaderSwitch => Some(Defect::HeaderNotFlushed),
-            Self::BeforeBackingSwitch => Some(Defect::BackingBeforeCopies),
             Self::BeforeWidthSwitch => Some(Defect::WidthBeforeBlocks),
             Self::BeforeDowngrade => Some(Defect::DowngradeBeforeZeroes),
             Self::BeforeEmptySwitch => Some(Defect::EmptyBeforeTable),
