@@ -6,7 +6,7 @@ use engine::qcow2::compress::Compression;
 use crate::campaign::{NoThreads, Plan, Proceed, Progress, campaign};
 use crate::reduce::{Reduced, reduce};
 use crate::run::{Effort, replay};
-use crate::workload::pin::{Pins, Room};
+use crate::workload::pin::{Managed, Pins, Room};
 
 /// The seed that canaries are hunted with.
 const SEED: u64 = 1;
@@ -78,6 +78,14 @@ fn pins(defect: Defect) -> Pins {
             room: Some(Room::Block),
             ..Pins::default()
         },
+        Defect::WidthBeforeBlocks => managed(Managed::Amend),
+        // Zeroes become data only where something lies beneath.
+        Defect::DowngradeBeforeZeroes => Pins {
+            version: Some(3),
+            ..managed(Managed::Amend)
+        },
+        Defect::HeaderBeforeNames | Defect::HeaderNotFlushed => managed(Managed::Rename),
+        Defect::EmptyBeforeTable | Defect::EmptyFreesEarly => managed(Managed::Empty),
         Defect::RebuildSwitchesEarly => Pins {
             abandoned: Some(true),
             ..Pins::default()
@@ -113,12 +121,14 @@ fn pins(defect: Defect) -> Pins {
         | Defect::RepairCleansEarly
         | Defect::RepairMissesLastEntry
         | Defect::RepairKeepsShortFile
-        | Defect::HeaderBeforeNames
-        | Defect::HeaderNotFlushed
-        | Defect::BackingBeforeCopies
-        | Defect::WidthBeforeBlocks
-        | Defect::DowngradeBeforeZeroes
-        | Defect::EmptyBeforeTable
-        | Defect::EmptyFreesEarly => Pins::default(),
+        | Defect::RebaseBeforeFlush
+        | Defect::CommitBeforeFlush => Pins::default(),
+    }
+}
+
+fn managed(kinds: Managed) -> Pins {
+    Pins {
+        manage: Some(kinds),
+        ..Pins::default()
     }
 }

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use xxhash_rust::xxh3::xxh3_128;
 
-use super::{Answer, Effect, Entry, Ledger, Moment, OperationId};
+use super::{Answer, Content, Effect, Entry, Facts, Ledger, Moment, OperationId};
 use crate::workload::stamp::{SectorValue, Writer};
 
 /// By how much a sector misses what is legal, mildest first.
@@ -58,6 +58,7 @@ pub struct Expectation<'a> {
     /// The writers that are legal, for one segment after the other; ascending within a segment.
     writers: Vec<OperationId>,
     sizes: Vec<u64>,
+    facts: Vec<Facts>,
     key: u128,
 }
 
@@ -66,6 +67,7 @@ struct Allowed {
     /// The latest submission of a write that must be durable.
     floor: Option<Moment>,
     zero: bool,
+    beneath: bool,
     writers: Range<usize>,
 }
 
@@ -78,6 +80,7 @@ impl<'a> Expectation<'a> {
             allowed: Vec::with_capacity(ledger.segments.len()),
             writers: Vec::with_capacity(ledger.entries.len()),
             sizes: Vec::new(),
+            facts: Vec::new(),
             key: 0,
         };
         for segment in &ledger.segments {
@@ -85,7 +88,11 @@ impl<'a> Expectation<'a> {
             expectation.allowed.push(allowed);
         }
         expectation.sizes = expectation.legal_sizes();
-        expectation.key = expectation.floor_hash();
+        let mut settled_changes = 0;
+        if let Some((facts, history)) = &ledger.facts {
+            (expectation.facts, settled_changes) = facts.at(history, cut);
+        }
+        expectation.key = expectation.floor_hash(settled_changes);
         expectation
     }
 
@@ -102,6 +109,11 @@ impl<'a> Expectation<'a> {
     /// The sizes in bytes that the disk may have, ascending.
     pub fn virtual_sizes(&self) -> &[u64] {
         &self.sizes
+    }
+
+    /// What the header may say; empty where that is not known.
+    pub fn facts(&self) -> &[Facts] {
+        &self.facts
     }
 
     /// Names what must be durable. Of two expectations of one ledger with the same key, the one with
@@ -143,6 +155,9 @@ impl<'a> Expectation<'a> {
         if allowed.zero {
             values.push(SectorValue::Zero);
         }
+        if allowed.beneath {
+            values.push(self.ledger.beneath.value(sector));
+        }
         if allowed.floor.is_none() {
             values.push(initial);
         }
@@ -183,6 +198,7 @@ impl<'a> Expectation<'a> {
             .max();
         let first = self.writers.len();
         let mut zero = false;
+        let mut beneath = false;
         for entry in entries.iter().filter(|entry| entry.submitted <= self.cut) {
             let superseded = entry
                 .completed
@@ -193,12 +209,14 @@ impl<'a> Expectation<'a> {
             match entry.effect {
                 Effect::Stamp => self.writers.push(entry.id),
                 Effect::Zero | Effect::PerhapsZero => zero = true,
+                Effect::Beneath => beneath = true,
             }
         }
         self.writers[first..].sort_unstable();
         Allowed {
             floor,
             zero,
+            beneath,
             writers: first..self.writers.len(),
         }
     }
@@ -224,12 +242,12 @@ impl<'a> Expectation<'a> {
         sizes
     }
 
-    fn floor_hash(&self) -> u128 {
+    fn floor_hash(&self, settled_changes: u64) -> u128 {
         let floors = self
             .allowed
             .iter()
             .map(|allowed| allowed.floor.map_or(0, |moment| moment.0 + 1));
-        let words = std::iter::once(self.sizes[0]).chain(floors);
+        let words = [self.sizes[0], settled_changes].into_iter().chain(floors);
         xxh3_128(&words.flat_map(u64::to_le_bytes).collect::<Vec<u8>>())
     }
 
@@ -263,7 +281,7 @@ impl<'a> Expectation<'a> {
         self.ledger.entries[self.ledger.segments[index].entries.clone()]
             .iter()
             .filter(|entry| entry.submitted <= self.cut)
-            .any(|entry| entry.value(sector) == value)
+            .any(|entry| entry.value(sector, &self.ledger.beneath) == value)
     }
 
     fn wrote(&self, id: OperationId, sector: u64) -> bool {
@@ -279,20 +297,23 @@ impl Entry {
     /// Whether this replaces what was there, done before `settled`.
     fn is_settled(&self, settled: Option<Moment>) -> bool {
         match (self.effect, self.completed, settled) {
-            (Effect::Stamp | Effect::Zero, Some((ended, Answer::Done)), Some(settled)) => {
-                ended < settled
-            }
+            (
+                Effect::Stamp | Effect::Zero | Effect::Beneath,
+                Some((ended, Answer::Done)),
+                Some(settled),
+            ) => ended < settled,
             _ => false,
         }
     }
 
-    fn value(&self, sector: u64) -> SectorValue {
+    fn value(&self, sector: u64, beneath: &Content) -> SectorValue {
         match self.effect {
             Effect::Stamp => SectorValue::Stamp {
                 writer: Writer::Operation(self.id),
                 sector,
             },
             Effect::Zero | Effect::PerhapsZero => SectorValue::Zero,
+            Effect::Beneath => beneath.value(sector),
         }
     }
 }
@@ -335,6 +356,9 @@ impl<'a> Checker<'a> {
             let run = run.start.max(at)..run.end.min(sectors.end);
             let bad = match allowed {
                 Some(allowed) if allowed.zero => None,
+                Some(allowed) if allowed.beneath => run
+                    .clone()
+                    .find(|sector| !self.expectation.legal(*sector).contains(&SectorValue::Zero)),
                 Some(allowed) if allowed.floor.is_some() => Some(run.start),
                 Some(_) | None => initial.first_nonzero(&run),
             };
@@ -368,6 +392,9 @@ impl<'a> Checker<'a> {
                     }
                 }
                 SectorValue::Zero | SectorValue::Stamp { .. } | SectorValue::Other(_) => {}
+            }
+            if allowed.beneath && expectation.ledger.beneath.value(sector) == found {
+                return true;
             }
             if allowed.floor.is_some() {
                 return false;

@@ -15,6 +15,7 @@
 
 mod content;
 mod expectation;
+mod facts;
 
 use std::ops::Range;
 
@@ -22,11 +23,14 @@ use crate::workload::ops::{Answer, Happening, Moment, Operation, OperationId};
 
 pub use content::Content;
 pub use expectation::{Checker, Expectation, Level, SectorViolation};
+pub use facts::Facts;
 
 /// The history of a guest's disk.
 #[derive(Clone, Debug)]
 pub struct Ledger {
     initial: Content,
+    /// What shows where the image holds nothing.
+    beneath: Content,
     initial_bytes: u64,
     /// Disjoint, ascending; all sectors of a segment were touched by the same operations.
     segments: Vec<Segment>,
@@ -36,6 +40,8 @@ pub struct Ledger {
     grows: Vec<Grow>,
     /// When each operation was submitted, by operation.
     submissions: Vec<(OperationId, Moment)>,
+    /// What the header said at the start, where that is known, and what changed it.
+    facts: Option<(Facts, Vec<Happening>)>,
 }
 
 #[derive(Clone, Debug)]
@@ -61,6 +67,8 @@ enum Effect {
     Zero,
     /// Zeroes, or nothing at all.
     PerhapsZero,
+    /// What lies beneath.
+    Beneath,
 }
 
 /// A flush that was done, or something that implies one.
@@ -80,14 +88,26 @@ struct Grow {
 impl Ledger {
     /// The history of a disk of `virtual_bytes` bytes that held `initial` at the start.
     pub fn new(initial: Content, virtual_bytes: u64, history: &[Happening]) -> Self {
+        Self::over(initial, Content::zeroes(), virtual_bytes, history)
+    }
+
+    /// The same over a backing file that holds `beneath`.
+    pub fn over(
+        initial: Content,
+        beneath: Content,
+        virtual_bytes: u64,
+        history: &[Happening],
+    ) -> Self {
         let mut ledger = Self {
             initial,
+            beneath,
             initial_bytes: virtual_bytes,
             segments: Vec::new(),
             entries: Vec::new(),
             flushes: Vec::new(),
             grows: Vec::new(),
             submissions: history.iter().map(|h| (h.id, h.submitted)).collect(),
+            facts: None,
         };
         ledger.submissions.sort_unstable();
         let mut effects: Vec<(Range<u64>, Entry)> = Vec::new();
@@ -97,6 +117,13 @@ impl Ledger {
         effects.sort_by_key(|(_, entry)| entry.submitted);
         ledger.partition(&effects);
         ledger
+    }
+
+    /// Adds what the header said at the start, so that it is judged too.
+    #[must_use]
+    pub fn starting(mut self, facts: Facts, history: &[Happening]) -> Self {
+        self.facts = Some((facts, history.to_vec()));
+        self
     }
 
     /// What the disk held at the start.
@@ -176,7 +203,11 @@ impl Ledger {
             Operation::Discard { offset, len_bytes } => {
                 touch(offset, len_bytes, Effect::PerhapsZero);
             }
-            Operation::Flush | Operation::Reopen => {}
+            Operation::Flush
+            | Operation::Reopen
+            | Operation::Amend(_)
+            | Operation::Rename { .. } => {}
+            Operation::Empty => self.empty(happening, effects),
             Operation::Grow { virtual_bytes } => self.grows.push(Grow {
                 virtual_bytes,
                 submitted: happening.submitted,
@@ -190,6 +221,49 @@ impl Ledger {
         if let (true, Some((completed, Answer::Done))) = (flushes, happening.completed) {
             self.flushes.push(Barrier {
                 submitted: happening.submitted,
+                completed,
+            });
+        }
+    }
+
+    /// Notes that the image was emptied: what lies beneath shows wherever anything else could. That is
+    /// durable once answered.
+    fn empty(&mut self, happening: &Happening, effects: &mut Vec<(Range<u64>, Entry)>) {
+        let done = |grow: &&Grow| matches!(grow.completed, Some((_, Answer::Done)));
+        let grown = self
+            .grows
+            .iter()
+            .filter(done)
+            .map(|grow| grow.virtual_bytes);
+        let end = grown.fold(self.initial_bytes, u64::max) / 512;
+        let written = effects.iter().map(|(sectors, _)| sectors.clone());
+        let mut ranges: Vec<Range<u64>> = self
+            .initial
+            .ranges()
+            .chain(self.beneath.ranges())
+            .chain(written)
+            .map(|sectors| sectors.start..sectors.end.min(end))
+            .filter(|sectors| !sectors.is_empty())
+            .collect();
+        ranges.sort_unstable_by_key(|sectors| (sectors.start, sectors.end));
+        let entry = Entry {
+            id: happening.id,
+            effect: Effect::Beneath,
+            submitted: happening.submitted,
+            completed: happening.completed,
+        };
+        // Each sector once.
+        let mut from = 0;
+        for sectors in ranges {
+            let sectors = sectors.start.max(from)..sectors.end;
+            if !sectors.is_empty() {
+                from = sectors.end;
+                effects.push((sectors, entry));
+            }
+        }
+        if let Some((completed, Answer::Done)) = happening.completed {
+            self.flushes.push(Barrier {
+                submitted: Moment(completed.0 + 1),
                 completed,
             });
         }

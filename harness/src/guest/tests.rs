@@ -1,4 +1,5 @@
 use engine::image::Unmap;
+use engine::manage::Amend;
 use proptest::prelude::*;
 
 use super::*;
@@ -240,9 +241,13 @@ fn naive_legal(
             offset, len_bytes, ..
         } => Some((offset, len_bytes, Effect::Zero)),
         Operation::Discard { offset, len_bytes } => Some((offset, len_bytes, Effect::PerhapsZero)),
-        Operation::Read { .. } | Operation::Flush | Operation::Grow { .. } | Operation::Reopen => {
-            None
-        }
+        Operation::Empty => Some((0, SECTORS * 512, Effect::Beneath)),
+        Operation::Read { .. }
+        | Operation::Flush
+        | Operation::Grow { .. }
+        | Operation::Amend(_)
+        | Operation::Rename { .. }
+        | Operation::Reopen => None,
     };
     let effect = |happening: &Happening| {
         touches(&happening.operation)
@@ -291,7 +296,7 @@ fn naive_legal(
         }
         values.push(match effect {
             Effect::Stamp => own(happening.id.0, sector),
-            Effect::Zero | Effect::PerhapsZero => SectorValue::Zero,
+            Effect::Zero | Effect::PerhapsZero | Effect::Beneath => SectorValue::Zero,
         });
     }
     values.sort_unstable();
@@ -396,4 +401,72 @@ proptest! {
             prop_assert!(before.virtual_sizes().iter().all(|size| after.virtual_sizes().contains(size)));
         }
     }
+}
+
+#[test]
+fn an_emptied_image_shows_what_lies_beneath_and_for_good() {
+    let mut initial = Content::zeroes();
+    initial.stamp(0..2, Writer::Image);
+    let mut beneath = Content::zeroes();
+    beneath.stamp(0..4, Writer::Backing);
+    let history = [Happening {
+        id: OperationId(0),
+        operation: Operation::Empty,
+        submitted: Moment(5),
+        completed: Some((Moment(9), Answer::Done)),
+    }];
+    let ledger = Ledger::over(initial.clone(), beneath.clone(), 8 * 512, &history);
+    let during = ledger.expect(Moment(7));
+    for sector in 0..4 {
+        assert!(during.legal(sector).contains(&initial.value(sector)));
+        assert!(during.legal(sector).contains(&beneath.value(sector)));
+    }
+    let after = ledger.expect(Moment(9));
+    for sector in 0..4 {
+        assert_eq!(after.legal(sector), [beneath.value(sector)]);
+    }
+    assert_eq!(after.legal(5), [SectorValue::Zero]);
+}
+
+#[test]
+fn the_header_says_what_it_said_before_a_change_or_after_each_step_of_it() {
+    let old = Facts {
+        version: 3,
+        refcount_order: 6,
+        lazy_refcounts: true,
+        backing_name_bytes: 7,
+        backing_name: 77,
+    };
+    let amend = Amend {
+        version: Some(2),
+        refcount_order: Some(4),
+        lazy_refcounts: None,
+    };
+    let history = [Happening {
+        id: OperationId(0),
+        operation: Operation::Amend(amend),
+        submitted: Moment(5),
+        completed: Some((Moment(9), Answer::Done)),
+    }];
+    let ledger = Ledger::new(Content::zeroes(), 512, &history).starting(old, &history);
+    let between = Facts {
+        refcount_order: 4,
+        ..old
+    };
+    let new = Facts {
+        version: 2,
+        lazy_refcounts: false,
+        ..between
+    };
+    assert_eq!(ledger.expect(Moment(4)).facts(), [old]);
+    let during = ledger.expect(Moment(8));
+    assert_eq!(during.facts().len(), 3);
+    assert!(
+        [old, between, new]
+            .iter()
+            .all(|it| during.facts().contains(it))
+    );
+    let after = ledger.expect(Moment(9));
+    assert_eq!(after.facts(), [new]);
+    assert_ne!(after.key(), during.key(), "what was legal is legal no more");
 }

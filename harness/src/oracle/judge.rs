@@ -151,6 +151,21 @@ impl Judge<'_> {
     }
 }
 
+/// What the image says of itself is what it said before a change or what it says after it.
+fn check_facts(report: &StructureReport, expectation: &Expectation<'_>) -> Result<(), Ended> {
+    let Some(found) = report.layout.map(|layout| layout.facts()) else {
+        return Ok(());
+    };
+    let legal = expectation.facts();
+    if legal.is_empty() || legal.contains(&found) {
+        return Ok(());
+    }
+    let mut lines = vec![format!("the header says: {found}")];
+    lines.extend(legal.iter().map(|legal| format!("it may say: {legal}")));
+    let kind = "header-neither-old-nor-new";
+    Err(Violation::new(Oracle::Structure, kind, "header", lines).into())
+}
+
 /// A verdict that ends the judgement.
 pub(super) type Ended = Box<Verdict>;
 
@@ -175,6 +190,7 @@ impl Case<'_> {
     ) -> Result<(), Ended> {
         check_structure(&self.state.report, "in the crash state")?;
         self.check_backing(&self.state.report, Oracle::Structure)?;
+        check_facts(&self.state.report, expectation)?;
         let view = self.view_of(&self.state)?;
         self.judge.observer.begin(Stage::GuestBefore);
         let interest = interest(&view, expectation);

@@ -2,6 +2,7 @@
 
 use blkdebug::contract::Contract;
 use engine::image::Unmap;
+use engine::manage::Amend;
 use engine::qcow2::compress::Compression;
 use engine::qcow2::geometry::Geometry;
 
@@ -260,6 +261,24 @@ fn plainer_operation(operation: Operation, cluster_bytes: u64) -> Vec<Operation>
             });
         }
     }
+    if let Operation::Amend(amend) = operation {
+        let parts = [
+            Amend {
+                version: None,
+                ..amend
+            },
+            Amend {
+                lazy_refcounts: None,
+                ..amend
+            },
+            Amend {
+                refcount_order: None,
+                ..amend
+            },
+        ];
+        let fewer = parts.into_iter().filter(|part| *part != amend);
+        plainer.extend(fewer.map(Operation::Amend));
+    }
     let Some(extent) = range(operation) else {
         return plainer;
     };
@@ -295,7 +314,12 @@ fn range(operation: Operation) -> Option<Extent> {
             offset, len_bytes, ..
         }
         | Operation::Discard { offset, len_bytes } => Some(Extent { offset, len_bytes }),
-        Operation::Flush | Operation::Grow { .. } | Operation::Reopen => None,
+        Operation::Flush
+        | Operation::Grow { .. }
+        | Operation::Amend(_)
+        | Operation::Rename { .. }
+        | Operation::Empty
+        | Operation::Reopen => None,
     }
 }
 
@@ -315,7 +339,12 @@ fn moved(operation: Operation, to: impl FnOnce(Extent) -> Extent) -> Operation {
             unmap,
         },
         Operation::Discard { .. } => Operation::Discard { offset, len_bytes },
-        Operation::Flush | Operation::Grow { .. } | Operation::Reopen => operation,
+        Operation::Flush
+        | Operation::Grow { .. }
+        | Operation::Amend(_)
+        | Operation::Rename { .. }
+        | Operation::Empty
+        | Operation::Reopen => operation,
     }
 }
 

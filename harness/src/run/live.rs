@@ -11,6 +11,7 @@ use engine::error::{Error, Refused};
 
 use super::{Case, Schedule};
 use crate::guest::Ledger;
+use crate::oracle::structure::walk;
 use crate::oracle::view::Backing;
 use crate::oracle::{Judge, Oracle, Violation, Witness};
 use crate::sim::Failure;
@@ -19,7 +20,7 @@ use crate::sim::stage::{BackingFile, Disks, Stage, StageError, open_options};
 use crate::sim::world::{Ending, Lived, World};
 use crate::subject::EngineSubject;
 use crate::trace::operation_text;
-use crate::workload::ops::{Happening, Operation, OperationId};
+use crate::workload::ops::{Happening, Operation};
 use crate::workload::shape::Scenario;
 
 /// A case that has lived.
@@ -72,12 +73,50 @@ pub fn live(case: &Case) -> Result<Life, StageError> {
     }
     .live(&mut *chooser);
     Ok(Life {
-        ledger: Ledger::new(stage.content.clone(), stage.virtual_bytes, &lived.history),
+        ledger: ledger(&stage, &lived.history),
         last: file.current(),
         faults: file.hits(),
         stage,
         lived,
     })
+}
+
+/// The history of the guest's disk, and of what the image says of itself.
+fn ledger(stage: &Stage, history: &[Happening]) -> Ledger {
+    let ledger = Ledger::over(
+        stage.content.clone(),
+        stage.beneath.clone(),
+        stage.virtual_bytes,
+        history,
+    );
+    match walk(&stage.image).layout {
+        Some(layout) => ledger.starting(layout.facts(), history),
+        None => ledger,
+    }
+}
+
+/// Whether an operation may fail so on a disk that never does: it depends on what came before it.
+fn may_be_refused(operation: Operation, error: &Error) -> bool {
+    let Error::Refused(refused) = error else {
+        return false;
+    };
+    match refused {
+        Refused::OutOfRange { .. } => true,
+        // Whether there was room depends on what the schedule let come before.
+        Refused::NotVacant { .. } | Refused::NotWholeClusters { .. } => {
+            matches!(operation, Operation::WriteCompressed { .. })
+        }
+        // A header without room, features that version 2 lacks, counts that do not fit.
+        Refused::Option(_) | Refused::RefcountOverflow => {
+            matches!(operation, Operation::Amend(_) | Operation::Rename { .. })
+        }
+        Refused::Unaligned { .. }
+        | Refused::ReadOnly
+        | Refused::NoCompression
+        | Refused::Distrusted
+        | Refused::FoundCorrupt
+        | Refused::TableFull(_) => false,
+    }
 }
 
 /// The defect of a scenario: none in a build that cannot plant any, which whoever runs a case with a
@@ -104,7 +143,12 @@ fn budget_steps(scenario: &Scenario) -> u64 {
             | Operation::WriteCompressed { len_bytes, .. }
             | Operation::WriteZeroes { len_bytes, .. }
             | Operation::Discard { len_bytes, .. } => len_bytes / 512,
-            Operation::Flush | Operation::Grow { .. } | Operation::Reopen => 0,
+            Operation::Flush
+            | Operation::Grow { .. }
+            | Operation::Amend(_)
+            | Operation::Rename { .. }
+            | Operation::Empty
+            | Operation::Reopen => 0,
         })
         .sum();
     FIXED + PER_SECTOR * sectors
@@ -167,19 +211,10 @@ impl Life {
 
     /// Operations that failed on a disk that never did.
     fn failures(&self) -> Option<Violation> {
-        let is_compressed = |id: Option<OperationId>| {
-            let operation = |h: &&Happening| Some(h.id) == id;
-            let found = self.lived.history.iter().find(operation);
-            found.is_some_and(|h| matches!(h.operation, Operation::WriteCompressed { .. }))
-        };
         let unfounded = |failure: &&Failure| {
-            let outside = matches!(failure.error, Error::Refused(Refused::OutOfRange { .. }));
-            // Whether there was room depends on what the schedule let come before.
-            let taken = matches!(
-                failure.error,
-                Error::Refused(Refused::NotVacant { .. } | Refused::NotWholeClusters { .. })
-            );
-            !(outside || taken && is_compressed(failure.id))
+            let mut history = self.lived.history.iter();
+            let happening = history.find(|happening| Some(happening.id) == failure.id);
+            !happening.is_some_and(|it| may_be_refused(it.operation, &failure.error))
         };
         let failure = self.lived.failures.iter().find(unfounded)?;
         let what = match failure.id {

@@ -29,6 +29,8 @@ pub struct Stage {
     pub backing: Option<BackingFile>,
     /// What a guest finds.
     pub content: Content,
+    /// What a guest would find if the image held nothing.
+    pub beneath: Content,
     /// How large its disk is.
     pub virtual_bytes: u64,
     /// Cluster size and refcount width.
@@ -111,6 +113,7 @@ fn new_image(shape: &ImageShape) -> Result<Stage, StageError> {
         image,
         backing,
         content: shape.content(),
+        beneath: shape.beneath(),
         virtual_bytes: shape.virtual_bytes,
         geometry: shape.geometry,
     })
@@ -139,6 +142,7 @@ fn given_image(bytes: &PageImage) -> Result<Stage, StageError> {
         image: bytes.clone(),
         backing: None,
         content: Content::from_values(values),
+        beneath: Content::zeroes(),
         virtual_bytes: view.virtual_bytes(),
         geometry,
     })

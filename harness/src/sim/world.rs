@@ -136,7 +136,7 @@ impl Life<'_> {
         }
     }
 
-    /// Reopening and growing wait for what is in flight, and all that follows waits for them.
+    /// Reopening, growing and all management wait for what is in flight, and all that follows waits for them.
     fn may_submit(&self) -> bool {
         let Some(next) = self.operations.get(self.submitted) else {
             return false;
@@ -238,7 +238,11 @@ impl Life<'_> {
 
 fn is_barrier(operation: Operation) -> bool {
     match operation {
-        Operation::Grow { .. } | Operation::Reopen => true,
+        Operation::Grow { .. }
+        | Operation::Amend(_)
+        | Operation::Rename { .. }
+        | Operation::Empty
+        | Operation::Reopen => true,
         Operation::Read { .. }
         | Operation::Write { .. }
         | Operation::WriteCompressed { .. }

@@ -4,6 +4,7 @@ use std::fmt;
 
 use engine::device::{Event, OpKind};
 use engine::image::Unmap;
+use engine::manage::Amend;
 
 use super::{Cut, Edge, Left, LengthLeft, RequestRef, Survivor};
 use crate::workload::ops::Operation;
@@ -46,6 +47,9 @@ pub fn operation_text(operation: Operation) -> String {
         Operation::Discard { offset, len_bytes } => format!("discard {offset} {len_bytes}"),
         Operation::Flush => "flush".into(),
         Operation::Grow { virtual_bytes } => format!("grow {virtual_bytes}"),
+        Operation::Amend(amend) => amend_text(amend),
+        Operation::Rename { name_bytes } => format!("rename {name_bytes}"),
+        Operation::Empty => "empty".into(),
         Operation::Reopen => "reopen".into(),
     }
 }
@@ -83,14 +87,62 @@ pub(super) fn operation(text: &str) -> Parsed<Operation> {
         ["grow", bytes] => Operation::Grow {
             virtual_bytes: number(bytes)?,
         },
+        ["amend", ref changes @ ..] => Operation::Amend(amend(changes)?),
+        ["rename", bytes] => Operation::Rename {
+            name_bytes: number(bytes)?,
+        },
+        ["empty"] => Operation::Empty,
         ["reopen"] => Operation::Reopen,
         _ => {
             return Err(BadText(format!(
                 "`{text}` is no operation: expected read, write, write-compressed, write-zeroes or \
-                 discard with offset and length, grow with a size, flush or reopen"
+                 discard with offset and length, grow with a size, amend with changes, rename with \
+                 a length, empty, flush or reopen"
             )));
         }
     })
+}
+
+fn amend_text(amend: Amend) -> String {
+    let Amend {
+        version,
+        lazy_refcounts,
+        refcount_order,
+    } = amend;
+    let lazy = lazy_refcounts.map(|lazy| if lazy { "on" } else { "off" });
+    let changes = [
+        version.map(|version| format!(" version={version}")),
+        refcount_order.map(|order| format!(" refcount_bits={}", 1u64 << order)),
+        lazy.map(|lazy| format!(" lazy_refcounts={lazy}")),
+    ];
+    let changes: String = changes.into_iter().flatten().collect();
+    format!("amend{changes}")
+}
+
+fn amend(changes: &[&str]) -> Parsed<Amend> {
+    let mut amend = Amend::default();
+    for change in changes {
+        match change.split_once('=') {
+            Some(("version", value)) => amend.version = Some(number(value)?),
+            Some(("lazy_refcounts", "on")) => amend.lazy_refcounts = Some(true),
+            Some(("lazy_refcounts", "off")) => amend.lazy_refcounts = Some(false),
+            Some(("refcount_bits", value)) => {
+                let bits: u64 = number(value)?;
+                if !bits.is_power_of_two() || bits > 64 {
+                    let text = format!("`{change}`: a power of two up to 64");
+                    return Err(BadText(text));
+                }
+                amend.refcount_order = Some(bits.trailing_zeros());
+            }
+            _ => {
+                return Err(BadText(format!(
+                    "`{change}` is no change: expected version=2|3, refcount_bits=1..64 or \
+                     lazy_refcounts=on|off"
+                )));
+            }
+        }
+    }
+    Ok(amend)
 }
 
 pub(super) fn extent_text(extent: Extent) -> String {

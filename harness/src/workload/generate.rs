@@ -8,6 +8,7 @@
 
 use blkdebug::contract::Contract;
 use engine::image::Unmap;
+use engine::manage::Amend;
 use engine::qcow2::compress::Compression;
 use engine::qcow2::create::BackingFormat;
 use engine::qcow2::geometry::Geometry;
@@ -375,7 +376,9 @@ impl Places {
     }
 }
 
-const KINDS: usize = 9;
+const KINDS: usize = 12;
+/// The kinds that change an image as a whole, from this one on.
+const MANAGED: usize = 9;
 
 fn workload(
     draw: &mut Prng,
@@ -411,7 +414,7 @@ fn workload(
 
 /// A random subset of the kinds, skewed; writing is nearly always among them.
 fn kind_weights(draw: &mut Prng, pins: &Pins) -> [u64; KINDS] {
-    const MOST: [u64; KINDS] = [4, 16, 6, 6, 6, 8, 1, 1, 10];
+    const MOST: [u64; KINDS] = [4, 16, 6, 6, 6, 8, 1, 1, 10, 2, 1, 1];
     let mut weights = MOST.map(|most| {
         if draw.chance(1, 2) {
             draw.between(1, most)
@@ -419,6 +422,11 @@ fn kind_weights(draw: &mut Prng, pins: &Pins) -> [u64; KINDS] {
             0
         }
     });
+    if let Some(managed) = pins.manage {
+        for (kind, weight) in weights.iter_mut().enumerate().skip(MANAGED) {
+            *weight = if managed.allows(kind - MANAGED) { 6 } else { 0 };
+        }
+    }
     if weights[1] == 0 && draw.chance(7, 8) {
         weights[1] = draw.between(1, MOST[1]);
     }
@@ -455,11 +463,63 @@ fn operation(
             virtual_bytes: grown(draw, places.virtual_bytes, geometry),
         },
         7 => Operation::Reopen,
-        _ => {
+        8 => {
             let Extent { offset, len_bytes } = places.compressed_range(draw, geometry);
             Operation::WriteCompressed { offset, len_bytes }
         }
+        9 => Operation::Amend(amend(draw)),
+        10 => Operation::Rename {
+            name_bytes: name_bytes(draw, geometry),
+        },
+        _ => Operation::Empty,
     }
+}
+
+/// One change, or several; whatever another version needs comes along, so that few are refused.
+fn amend(draw: &mut Prng) -> Amend {
+    let any = Amend::default();
+    let refcount_order = u32::try_from(draw.below(7)).expect("less than 7");
+    match draw.below(8) {
+        0 | 1 => Amend {
+            version: Some(2),
+            refcount_order: Some(4),
+            ..any
+        },
+        2 => Amend {
+            version: Some(3),
+            ..any
+        },
+        3 => Amend {
+            version: Some(3),
+            lazy_refcounts: Some(true),
+            ..any
+        },
+        4 => Amend {
+            lazy_refcounts: Some(false),
+            ..any
+        },
+        5 => Amend {
+            version: Some(3),
+            lazy_refcounts: Some(draw.chance(1, 2)),
+            refcount_order: Some(refcount_order),
+        },
+        _ => Amend {
+            version: Some(3),
+            refcount_order: Some(refcount_order),
+            ..any
+        },
+    }
+}
+
+/// A name that fits sector 0, one that crosses its end, or one as long as the format allows.
+fn name_bytes(draw: &mut Prng, geometry: Geometry) -> u32 {
+    let bytes = match draw.below(4) {
+        0 => draw.between(1, 300),
+        _ if geometry.cluster_bytes() <= 512 => draw.between(1, 380),
+        1 => draw.between(300, 520),
+        _ => draw.between(1, 1023),
+    };
+    u32::try_from(bytes).expect("at most 1023")
 }
 
 fn grown(draw: &mut Prng, virtual_bytes: u64, geometry: Geometry) -> u64 {
@@ -520,7 +580,11 @@ mod tests {
                         assert!(virtual_bytes > end);
                         end = virtual_bytes;
                     }
-                    Operation::Flush | Operation::Reopen => {}
+                    Operation::Flush
+                    | Operation::Amend(_)
+                    | Operation::Rename { .. }
+                    | Operation::Empty
+                    | Operation::Reopen => {}
                 }
             }
         }
@@ -549,6 +613,9 @@ mod tests {
                 Operation::Grow { .. } => 6,
                 Operation::Reopen => 7,
                 Operation::WriteCompressed { .. } => 8,
+                Operation::Amend(_) => 9,
+                Operation::Rename { .. } => 10,
+                Operation::Empty => 11,
             }));
         }
         assert_eq!(clusters, (9..=21).collect());

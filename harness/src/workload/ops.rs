@@ -1,6 +1,7 @@
 //! The operations that a workload is made of.
 
 use engine::image::Unmap;
+use engine::manage::Amend;
 
 /// One operation on an image. Offsets and lengths are bytes and multiples of 512.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -50,6 +51,15 @@ pub enum Operation {
         /// The new size.
         virtual_bytes: u64,
     },
+    /// Change what the image says of itself.
+    Amend(Amend),
+    /// Give the backing file another name; what lies beneath stays the same.
+    Rename {
+        /// The length of the new name, from 1 to 1023.
+        name_bytes: u32,
+    },
+    /// Give up everything that the image holds.
+    Empty,
     /// Wait for everything in flight, close the image and open it again.
     Reopen,
 }

@@ -2,7 +2,7 @@
 
 use engine::error::Error;
 use engine::image::Image;
-use engine::manage::Manage;
+use engine::manage::{BackingName, Manage};
 
 use super::ops::{Operation, OperationId};
 use super::stamp::{Writer, stamp_range, thin_stamp_range};
@@ -37,7 +37,19 @@ pub async fn perform(
         Operation::Discard { offset, len_bytes } => image.discard(offset, len_bytes).await,
         Operation::Flush => image.flush().await,
         Operation::Grow { virtual_bytes } => image.manage(Manage::Resize { virtual_bytes }).await,
+        Operation::Amend(amend) => image.manage(Manage::Amend(amend)).await,
+        Operation::Rename { name_bytes } => {
+            let name = backing_name(name_bytes);
+            let backing = BackingName { name, format: None };
+            image.manage(Manage::SetBacking(Some(backing))).await
+        }
+        Operation::Empty => image.manage(Manage::MakeEmpty).await,
         Operation::Reopen => unreachable!("the caller reopens"),
     }
     .map(|()| Vec::new())
+}
+
+/// The name of that length that [`Operation::Rename`] gives.
+pub(crate) fn backing_name(bytes: u32) -> String {
+    "b".repeat(usize::try_from(bytes).expect("a name fits memory"))
 }

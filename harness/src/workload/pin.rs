@@ -33,6 +33,44 @@ pub struct Pins {
     pub compression: Option<Option<Compression>>,
     /// Whether the image was left dirty, without its refcounts.
     pub abandoned: Option<bool>,
+    /// Which operations on the image as a whole a workload has.
+    pub manage: Option<Managed>,
+}
+
+/// Operations that change an image as a whole, by kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Managed {
+    /// All kinds.
+    All,
+    /// None.
+    None,
+    /// Changes of version, refcount width and lazy refcounts.
+    Amend,
+    /// Changes of the backing file's name.
+    Rename,
+    /// Giving up everything.
+    Empty,
+}
+
+impl Managed {
+    const NAMES: [(&str, Self); 5] = [
+        ("on", Self::All),
+        ("off", Self::None),
+        ("amend", Self::Amend),
+        ("rename", Self::Rename),
+        ("empty", Self::Empty),
+    ];
+
+    /// Whether the kind of that number is among them, counted as the generator does.
+    pub(super) fn allows(self, kind: usize) -> bool {
+        match self {
+            Self::All => true,
+            Self::None => false,
+            Self::Amend => kind == 0,
+            Self::Rename => kind == 1,
+            Self::Empty => kind == 2,
+        }
+    }
 }
 
 /// How much room an image's refcount structures have before they must grow.
@@ -61,7 +99,7 @@ impl std::error::Error for BadPin {}
 /// The options that exist, for messages and help.
 pub const OPTIONS: &str = "version=2|3, cluster_size=512..2M, refcount_bits=1|2|4|8|16|32|64, \
      lazy_refcounts=on|off, backing=raw|qcow2|none, size=BYTES, concurrency=1.., operations=1.., \
-     room=any|block|table, abandoned=on|off, \
+     room=any|block|table, abandoned=on|off, manage=on|off|amend|rename|empty, \
      compression=zlib|zstd|off";
 
 /// The largest disk that a campaign makes: every written sector is looked at in every crash state.
@@ -108,6 +146,11 @@ impl Pins {
             }
             "abandoned" => {
                 self.abandoned = Some(switch(value).ok_or_else(|| wrong("on or off"))?);
+            }
+            "manage" => {
+                let named = Managed::NAMES.iter().find(|(name, _)| *name == value);
+                let (_, managed) = named.ok_or_else(|| wrong("on, off, amend, rename or empty"))?;
+                self.manage = Some(*managed);
             }
             "backing" => {
                 self.backing = Some(match (value, backing_format(value)) {

@@ -162,6 +162,15 @@ impl ImageShape {
         content
     }
 
+    /// What lies beneath, however large the image's own disk is.
+    pub fn beneath(&self) -> Content {
+        let mut content = Content::zeroes();
+        if let Some(backing) = self.backing {
+            content.stamp(0..backing.virtual_bytes / 512, Writer::Backing);
+        }
+        content
+    }
+
     fn check(&self) -> Result<(), BadScenario> {
         let require = |holds: bool, text: String| holds.then_some(()).ok_or(BadScenario(text));
         require(
@@ -240,7 +249,13 @@ impl Scenario {
                 }
                 | Operation::Discard { offset, len_bytes } => check_range(offset, len_bytes)?,
                 Operation::Grow { virtual_bytes } => check_range(virtual_bytes, 512)?,
-                Operation::Flush | Operation::Reopen => {}
+                Operation::Rename { name_bytes } => {
+                    if !(1..=1023).contains(&name_bytes) {
+                        let text = format!("a name of {name_bytes} bytes: from 1 to 1023");
+                        return Err(BadScenario(text));
+                    }
+                }
+                Operation::Flush | Operation::Amend(_) | Operation::Empty | Operation::Reopen => {}
             }
         }
         Ok(())

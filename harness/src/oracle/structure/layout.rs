@@ -2,6 +2,10 @@
 
 use engine::device::PageImage;
 
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::guest::Facts;
+
 const MAGIC: u32 = 0x5146_49fb;
 const DIRTY: u64 = 1 << 0;
 const CORRUPT: u64 = 1 << 1;
@@ -9,6 +13,7 @@ const DATA_FILE: u64 = 1 << 2;
 const COMPRESSION_TYPE: u64 = 1 << 3;
 const EXTENDED_L2: u64 = 1 << 4;
 const KNOWN: u64 = DIRTY | CORRUPT | DATA_FILE | COMPRESSION_TYPE | EXTENDED_L2;
+const LAZY_REFCOUNTS: u64 = 1 << 0;
 const BITMAPS: u64 = 1 << 0;
 const MAX_L1_BYTES: u64 = 32 << 20;
 const MAX_REFTABLE_BYTES: u64 = 8 << 20;
@@ -16,6 +21,7 @@ const MAX_SNAPSHOTS: u32 = 65536;
 
 /// What the header says, as far as the oracle needs it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a bit of the header")]
 pub struct Layout {
     /// 2 or 3.
     pub version: u32,
@@ -39,6 +45,10 @@ pub struct Layout {
     pub snapshots_offset: u64,
     /// The length of the backing file's name; 0 where there is none.
     pub backing_name_bytes: u32,
+    /// A digest of that name.
+    pub backing_name: u64,
+    /// Whether the header asks for lazy refcounts.
+    pub lazy_refcounts: bool,
     /// Whether the refcounts may be wrong.
     pub dirty: bool,
     /// Whether the image is marked as damaged.
@@ -88,12 +98,25 @@ impl Layout {
             } else {
                 header.word(16)
             },
+            backing_name: name(image, header.long(8), header.word(16)),
+            lazy_refcounts: version_3(header.long(80)) & LAZY_REFCOUNTS != 0,
             dirty: incompatible & DIRTY != 0,
             corrupt: incompatible & CORRUPT != 0,
             zstd: incompatible & COMPRESSION_TYPE != 0 && sector[104] != 0,
         };
         layout.validate().map_err(Illegible::Bad)?;
         Ok(layout)
+    }
+
+    /// What of this an amendment can change.
+    pub fn facts(&self) -> Facts {
+        Facts {
+            version: self.version,
+            refcount_order: self.refcount_order,
+            lazy_refcounts: self.lazy_refcounts,
+            backing_name_bytes: self.backing_name_bytes,
+            backing_name: self.backing_name,
+        }
     }
 
     /// Bytes in a cluster.
@@ -155,6 +178,15 @@ impl Layout {
         }
         Ok(())
     }
+}
+
+/// A digest of the backing file's name, no longer than the format allows.
+fn name(image: &PageImage, offset: u64, len_bytes: u32) -> u64 {
+    let len = usize::try_from(len_bytes.min(1023)).unwrap_or(0);
+    if offset == 0 || len == 0 || offset > 1 << 21 {
+        return 0;
+    }
+    xxh3_64(&image.read_vec(offset, len))
 }
 
 fn measured(incompatible: u64, autoclear: u64) -> Result<(), Illegible> {

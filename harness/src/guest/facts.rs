@@ -1,0 +1,112 @@
+//! What the image says of itself: legal before or after each change of it, never between.
+//!
+//! Changes are made alone, with nothing else in flight, and are durable once answered. So after a power
+//! loss the header says what the last answered change made of it, or what a change that was under way
+//! makes of it, step by step.
+
+use std::fmt;
+
+use engine::manage::Amend;
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::workload::ops::{Answer, Happening, Moment, Operation};
+use crate::workload::perform::backing_name;
+
+/// What the header says that an amendment can change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Facts {
+    /// 2 or 3.
+    pub version: u32,
+    /// Binary logarithm of the refcount width in bits.
+    pub refcount_order: u32,
+    /// Whether the header asks for lazy refcounts.
+    pub lazy_refcounts: bool,
+    /// The length of the backing file's name; 0 without one.
+    pub backing_name_bytes: u32,
+    /// A digest of that name; 0 without one.
+    pub backing_name: u64,
+}
+
+impl fmt::Display for Facts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let lazy = if self.lazy_refcounts { "on" } else { "off" };
+        write!(
+            f,
+            "version {}, refcounts of {} bits, lazy refcounts {lazy}, a backing file name of {} bytes ({:016x})",
+            self.version,
+            1u64 << self.refcount_order,
+            self.backing_name_bytes,
+            self.backing_name
+        )
+    }
+}
+
+impl Facts {
+    /// What they become in an operation, step by step; the last is what is asked for.
+    fn steps(self, operation: Operation) -> Vec<Self> {
+        match operation {
+            Operation::Amend(amend) => self.amended(amend),
+            Operation::Rename { name_bytes } => vec![Self {
+                backing_name_bytes: name_bytes,
+                backing_name: xxh3_64(backing_name(name_bytes).as_bytes()),
+                ..self
+            }],
+            Operation::Read { .. }
+            | Operation::Write { .. }
+            | Operation::WriteCompressed { .. }
+            | Operation::WriteZeroes { .. }
+            | Operation::Discard { .. }
+            | Operation::Flush
+            | Operation::Grow { .. }
+            | Operation::Empty
+            | Operation::Reopen => vec![self],
+        }
+    }
+
+    fn amended(self, amend: Amend) -> Vec<Self> {
+        let mut steps = Vec::new();
+        let mut facts = self;
+        if amend.version == Some(3) {
+            facts.version = 3;
+            steps.push(facts);
+        }
+        if let Some(refcount_order) = amend.refcount_order {
+            facts.refcount_order = refcount_order;
+            steps.push(facts);
+        }
+        if let Some(lazy_refcounts) = amend.lazy_refcounts {
+            facts.lazy_refcounts = lazy_refcounts;
+            steps.push(facts);
+        }
+        if amend.version == Some(2) {
+            facts.version = 2;
+            facts.lazy_refcounts = false;
+        }
+        steps.push(facts);
+        steps
+    }
+
+    /// What the header may say at `cut`, and how many changes are beyond doubt by then.
+    pub(super) fn at(self, history: &[Happening], cut: Moment) -> (Vec<Self>, u64) {
+        let mut legal = vec![self];
+        let mut settled = 0;
+        for happening in history.iter().filter(|it| it.submitted <= cut) {
+            let Happening { operation, .. } = happening;
+            if !matches!(operation, Operation::Amend(_) | Operation::Rename { .. }) {
+                continue;
+            }
+            let done = matches!(happening.completed, Some((at, Answer::Done)) if at <= cut);
+            let steps = legal.iter().map(|facts| facts.steps(*operation));
+            if done {
+                settled += 1;
+                legal = steps.filter_map(|steps| steps.last().copied()).collect();
+            } else {
+                let all: Vec<Self> = steps.flatten().collect();
+                legal.extend(all);
+            }
+            legal.sort_unstable();
+            legal.dedup();
+        }
+        (legal, settled)
+    }
+}
