@@ -1,7 +1,7 @@
 //! Why something did not work, in the words of QEMU's tools.
 
 use engine::device::{Cause, DeviceError};
-use engine::error::{Error, Unsupported};
+use engine::error::{Error, Refused, Unsupported};
 
 /// One message for a person, without the program's name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,6 +42,32 @@ pub(crate) fn engine_text(error: &Error) -> String {
             other.to_string()
         }
     }
+}
+
+/// What strerror says of a guest's request that failed: there is one word for whatever is wrong with an
+/// image, and the reason itself is for another line.
+pub(crate) fn errno_text(error: &Error) -> String {
+    const NOT_PERMITTED: i32 = 1;
+    const INPUT_OUTPUT: i32 = 5;
+    const INVALID: i32 = 22;
+    const TOO_BIG: i32 = 27;
+    const NOT_SUPPORTED: i32 = 95;
+    let errno = match error {
+        Error::Device(error) => return device_text(error),
+        Error::Unsupported(_) => NOT_SUPPORTED,
+        Error::Refused(refused) => match refused {
+            Refused::OutOfRange { .. }
+            | Refused::NotVacant { .. }
+            | Refused::Distrusted
+            | Refused::FoundCorrupt => INPUT_OUTPUT,
+            Refused::Unaligned { .. } | Refused::NotWholeClusters { .. } => INVALID,
+            Refused::NoCompression | Refused::Option(_) => NOT_SUPPORTED,
+            Refused::ReadOnly => NOT_PERMITTED,
+            Refused::TableFull(_) | Refused::RefcountOverflow => TOO_BIG,
+        },
+        Error::BadImage(_) => INPUT_OUTPUT,
+    };
+    os_text(&std::io::Error::from_raw_os_error(errno))
 }
 
 fn device_text(error: &DeviceError) -> String {

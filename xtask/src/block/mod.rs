@@ -15,6 +15,7 @@
 
 pub(crate) mod cache;
 pub(crate) mod device;
+pub(crate) mod disk;
 pub(crate) mod failure;
 pub(crate) mod format;
 pub(crate) mod name;

@@ -9,9 +9,10 @@ use std::rc::Rc;
 
 use blkdebug::config::Config;
 use blkdebug::filter::Filter;
-use engine::device::{Event, FileDevice, Port, SECTOR_BYTES, drive};
+use engine::device::{Event, FileDevice, Port, RamDevice, SECTOR_BYTES, drive};
 use engine::error::{Error, Problem};
 use engine::image::{Access, Image};
+use engine::qcow2::create::{CreateOptions, create};
 use engine::qcow2::header::{self, Header};
 use engine::qcow2::{LazyRefcounts, OpenOptions, Qcow2};
 use engine::raw::Raw;
@@ -104,6 +105,34 @@ impl Node {
     /// Where it was opened to less than [`Depth::Alone`].
     pub(crate) fn image(&self) -> &Rc<dyn Image> {
         self.image.as_ref().expect("the image was asked for")
+    }
+
+    /// A writable image in memory over this one, which is not written.
+    pub(crate) fn under_temporary(self) -> Result<Self, Failure> {
+        let port = Port::new(Rc::new(RamDevice::default()));
+        let options = CreateOptions {
+            virtual_bytes: self.virtual_bytes(),
+            ..CreateOptions::default()
+        };
+        let failed = |error: &Error| Failure(engine_text(error));
+        at_once(create(&port, &options)).map_err(|error| failed(&error))?;
+        let header = at_once(header::read(&port)).map_err(|error| failed(&error))?;
+        let beneath: Rc<dyn Image> = Rc::clone(self.image());
+        let defaults = OpenOptions::default();
+        let opened = Qcow2::open(port.clone(), Some(beneath), &defaults);
+        let image = at_once(opened).map_err(|error| failed(&error))?;
+        Ok(Self {
+            filename: self.filename.clone(),
+            format: Format::Qcow2,
+            file: FileNode {
+                port,
+                ..self.file.clone()
+            },
+            header: Some(header),
+            image: Some(Rc::new(image)),
+            cache: self.cache,
+            backing: Some(Rc::new(self)),
+        })
     }
 
     /// The size of the guest's disk.

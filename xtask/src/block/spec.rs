@@ -208,7 +208,8 @@ impl Spec {
         }
     }
 
-    fn from_options(called: &str, mut options: Options) -> Result<Self, Failure> {
+    /// The image that options describe.
+    pub(crate) fn from_options(called: &str, mut options: Options) -> Result<Self, Failure> {
         if matches!(options.get("driver"), Some("file" | "blkdebug")) {
             // A file without a format of its own shows its bytes.
             let file = FileSpec::from_options(&mut options)?;
