@@ -13,6 +13,7 @@ mod check;
 mod ci;
 mod fuzz;
 mod img;
+mod io;
 mod malformed;
 mod minimise;
 mod replay;
@@ -54,6 +55,9 @@ enum Command {
     /// qemu-img's commands, with its words and exit codes: `img --help` lists them
     #[command(disable_help_flag = true)]
     Img,
+    /// qemu-io's commands, with its words and exit codes: `io -c help` lists them
+    #[command(disable_help_flag = true)]
+    Io,
 }
 
 /// How a command ended.
@@ -101,8 +105,15 @@ fn other_program() -> Option<ExitCode> {
     if called == img::PROGRAM {
         return Some(img::main(arguments));
     }
+    if called == io::PROGRAM {
+        return Some(io::main(arguments));
+    }
     let command: OsString = arguments.next()?;
-    (command == "img").then(|| img::main(arguments))
+    match command.to_str() {
+        Some("img") => Some(img::main(arguments)),
+        Some("io") => Some(io::main(arguments)),
+        Some(_) | None => None,
+    }
 }
 
 fn main() -> ExitCode {
@@ -117,7 +128,7 @@ fn main() -> ExitCode {
         Command::Canary(canary) => canary.run(),
         Command::Malformed(malformed) => malformed.run(),
         Command::Ci(ci) => ci.run(),
-        Command::Img => unreachable!("`img` reads its own arguments"),
+        Command::Img | Command::Io => unreachable!("these read their own arguments"),
     };
     match outcome {
         Ok(ending) => ending.into(),

@@ -77,10 +77,14 @@ pub(crate) fn parse(
     specs: &[Opt],
     arguments: &[String],
 ) -> Result<Parsed, Stop> {
-    let wrong = |text: String| Stop::Misuse {
+    read(specs, arguments).map_err(|text| Stop::Misuse {
         command,
         text: format!("{} {command}: {text}", super::PROGRAM),
-    };
+    })
+}
+
+/// Reads arguments; what is wrong is told as getopt tells it, without the program's name.
+pub(crate) fn read(specs: &[Opt], arguments: &[String]) -> Result<Parsed, String> {
     let mut parsed = Parsed::default();
     let mut arguments = arguments.iter();
     while let Some(argument) = arguments.next() {
@@ -91,21 +95,24 @@ pub(crate) fn parse(
                 Some((name, given)) => (name, Some(given.to_owned())),
                 None => (long, None),
             };
-            let spec = find_long(specs, name, argument).map_err(wrong)?;
+            let spec = find_long(specs, name, argument)?;
             let given = match (spec.takes, given) {
                 (Takes::Nothing, None) => String::new(),
                 (Takes::Nothing, Some(_)) => {
-                    let text = format!("option '--{}' doesn't allow an argument", spec.long);
-                    return Err(wrong(text));
+                    return Err(format!(
+                        "option '--{}' doesn't allow an argument",
+                        spec.long
+                    ));
                 }
                 (Takes::Argument, Some(given)) => given,
-                (Takes::Argument, None) => arguments.next().cloned().ok_or_else(|| {
-                    wrong(format!("option '--{}' requires an argument", spec.long))
-                })?,
+                (Takes::Argument, None) => arguments
+                    .next()
+                    .cloned()
+                    .ok_or_else(|| format!("option '--{}' requires an argument", spec.long))?,
             };
             parsed.options.push((spec.long, given));
         } else if argument.len() > 1 && argument.starts_with('-') {
-            read_bundle(specs, &argument[1..], &mut arguments, &mut parsed).map_err(wrong)?;
+            read_bundle(specs, &argument[1..], &mut arguments, &mut parsed)?;
         } else {
             parsed.operands.push(argument.clone());
         }
@@ -180,7 +187,7 @@ mod tests {
         value(None, "output", ""),
     ];
 
-    fn read(arguments: &[&str]) -> Result<Parsed, String> {
+    fn parsed(arguments: &[&str]) -> Result<Parsed, String> {
         let arguments: Vec<String> = arguments.iter().map(ToString::to_string).collect();
         parse("verb", &SPECS, &arguments).map_err(|stop| match &stop {
             Stop::Misuse { text, .. } => text.clone(),
@@ -190,16 +197,16 @@ mod tests {
 
     #[test]
     fn options_and_operands_come_in_any_order() {
-        let parsed = read(&["a", "-qfraw", "b", "--outp=json", "--", "-q"]).unwrap();
-        assert_eq!(parsed.operands, ["a", "b", "-q"]);
-        assert!(parsed.has("quiet") && !parsed.has("force"));
-        assert_eq!(parsed.get("format"), Some("raw"));
-        assert_eq!(parsed.get("output"), Some("json"));
+        let whole = parsed(&["a", "-qfraw", "b", "--outp=json", "--", "-q"]).unwrap();
+        assert_eq!(whole.operands, ["a", "b", "-q"]);
+        assert!(whole.has("quiet") && !whole.has("force"));
+        assert_eq!(whole.get("format"), Some("raw"));
+        assert_eq!(whole.get("output"), Some("json"));
         assert_eq!(
-            read(&["-f", "a", "--format", "b"]).unwrap().get("format"),
+            parsed(&["-f", "a", "--format", "b"]).unwrap().get("format"),
             Some("b")
         );
-        assert_eq!(read(&["-"]).unwrap().operands, ["-"]);
+        assert_eq!(parsed(&["-"]).unwrap().operands, ["-"]);
     }
 
     #[test]
@@ -215,7 +222,7 @@ mod tests {
                 "option '--fo' is ambiguous; possibilities: '--format' '--force'",
             ),
         ] {
-            assert_eq!(read(arguments), Err(format!("qemu-img verb: {text}")));
+            assert_eq!(parsed(arguments), Err(format!("qemu-img verb: {text}")));
         }
     }
 }

@@ -249,12 +249,18 @@ fn human_of(node: &Node) -> String {
         }
     }
     if let Some(header) = &node.header {
-        text.push_str("Format specific information:\n");
-        for (name, value) in specific_of(header) {
-            write_human(&mut text, &name.replace('-', " "), &value, 1);
-        }
+        text.push_str(&specific_text(header));
     }
     write_children(&mut text, &node.file.spec, node.file.port.len(), "/file", 0);
+    text
+}
+
+/// What only this format has to say, in lines.
+pub(crate) fn specific_text(header: &Header) -> String {
+    let mut text = "Format specific information:\n".to_owned();
+    for (name, value) in specific_of(header) {
+        write_human(&mut text, &name.replace('-', " "), &value, 1);
+    }
     text
 }
 

@@ -17,7 +17,7 @@ mod create;
 mod creation;
 mod dd;
 pub(crate) mod getopt;
-mod info;
+pub(crate) mod info;
 pub(crate) mod json;
 mod map;
 mod measure;

@@ -1,0 +1,218 @@
+//! Commands that look at the disk as a whole, and the one that changes its size.
+
+use engine::device::Event;
+use engine::image::StatusKind;
+use engine::manage::Manage;
+
+use super::command::{Command, Needs};
+use super::opening::reopened;
+use super::report::bytes_text;
+use super::session::{Complaint, Ending, Outcome, Session};
+use super::transfer::parse;
+use super::words::number;
+use crate::block::Format;
+use crate::block::failure::engine_text;
+use crate::img::info::specific_text;
+use crate::img::print;
+
+pub(super) const MAP: Command = Command {
+    name: "map",
+    short: None,
+    takes: (0, Some(0)),
+    operands: "",
+    about: "prints the allocated areas of a file",
+    needs: Needs::Disk,
+    options: &[],
+    run: map,
+};
+
+pub(super) const ALLOC: Command = Command {
+    name: "alloc",
+    short: Some("a"),
+    takes: (1, Some(2)),
+    operands: "offset [count]",
+    about: "checks if offset is allocated in the file",
+    needs: Needs::Disk,
+    options: &[],
+    run: alloc,
+};
+
+pub(super) const LENGTH: Command = Command {
+    name: "length",
+    short: Some("l"),
+    takes: (0, Some(0)),
+    operands: "",
+    about: "gets the length of the current file",
+    needs: Needs::Disk,
+    options: &[],
+    run: length,
+};
+
+pub(super) const INFO: Command = Command {
+    name: "info",
+    short: Some("i"),
+    takes: (0, Some(0)),
+    operands: "",
+    about: "prints information about the current file",
+    needs: Needs::Disk,
+    options: &[],
+    run: info,
+};
+
+pub(super) const TRUNCATE: Command = Command {
+    name: "truncate",
+    short: Some("t"),
+    takes: (1, Some(3)),
+    operands: "[-m prealloc_mode] off",
+    about: "truncates the current file at the given offset",
+    needs: Needs::WritableDisk,
+    options: &[(
+        'm',
+        "off; other modes of preallocation are not supported yet",
+    )],
+    run: truncate,
+};
+
+/// Whether the image itself holds what stands at `offset`, and how far that goes.
+fn held(session: &mut Session, offset: u64, len_bytes: u64) -> Result<(bool, u64), Complaint> {
+    let image = session.opened().node.image().clone();
+    let status = session.wait(async move { image.status(offset, len_bytes).await })?;
+    match status {
+        Ok(status) => {
+            let held = match status.kind {
+                StatusKind::Data | StatusKind::Compressed | StatusKind::Zero => true,
+                StatusKind::Unallocated => false,
+            };
+            Ok((held, status.len_bytes))
+        }
+        Err(error) => Err(Complaint::Told(format!(
+            "Failed to get allocation status: {}",
+            engine_text(&error)
+        ))),
+    }
+}
+
+fn map(session: &mut Session, _: &[String]) -> Outcome {
+    let end = session.opened().node.virtual_bytes();
+    let mut here = 0;
+    while here < end {
+        let start = here;
+        let (kind, len_bytes) = held(session, here, end - here)?;
+        here += len_bytes;
+        while here < end {
+            let (next, len_bytes) = held(session, here, end - here)?;
+            if next != kind {
+                break;
+            }
+            here += len_bytes;
+        }
+        let word = if kind {
+            "    allocated"
+        } else {
+            "not allocated"
+        };
+        let len_bytes = here - start;
+        print(&format!(
+            "{} (0x{len_bytes:x}) bytes {word} at offset {} (0x{start:x})\n",
+            bytes_text(len_bytes),
+            bytes_text(start)
+        ));
+    }
+    Ok(Ending::Done)
+}
+
+fn alloc(session: &mut Session, words: &[String]) -> Outcome {
+    let start = number(&words[0]).map_err(Complaint::Said)?;
+    let mut count = match words.get(1) {
+        Some(text) => number(text).map_err(Complaint::Said)?,
+        None => 512,
+    };
+    let disk = session.opened().node.virtual_bytes();
+    count = count.min(disk.saturating_sub(start));
+    let (mut here, mut sum) = (start, 0);
+    while here < start + count {
+        let (kind, len_bytes) = held(session, here, start + count - here)?;
+        here += len_bytes;
+        if kind {
+            sum += len_bytes;
+        }
+    }
+    print(&format!(
+        "{sum}/{count} bytes allocated at offset {}\n",
+        bytes_text(start)
+    ));
+    Ok(Ending::Done)
+}
+
+#[expect(
+    clippy::unnecessary_wraps,
+    reason = "every command hands back an outcome"
+)]
+fn length(session: &mut Session, _: &[String]) -> Outcome {
+    let bytes = session.opened().node.virtual_bytes();
+    print(&format!("{}\n", bytes_text(bytes)));
+    Ok(Ending::Done)
+}
+
+#[expect(
+    clippy::unnecessary_wraps,
+    reason = "every command hands back an outcome"
+)]
+fn info(session: &mut Session, _: &[String]) -> Outcome {
+    let node = &session.opened().node;
+    let header = node.header.as_ref();
+    let (cluster_bytes, vm_state) = header.map_or((0, 0), |header| {
+        let geometry = header.geometry;
+        let span = geometry.l1_span_bytes();
+        let spans = node.virtual_bytes().div_ceil(span);
+        (geometry.cluster_bytes(), spans.saturating_mul(span))
+    });
+    print(&format!(
+        "format name: {}\ncluster size: {}\nvm state offset: {}\n{}",
+        node.format.name(),
+        bytes_text(cluster_bytes),
+        bytes_text(vm_state),
+        header.map(specific_text).unwrap_or_default()
+    ));
+    Ok(Ending::Done)
+}
+
+fn truncate(session: &mut Session, words: &[String]) -> Outcome {
+    let words = parse("m:", words)?;
+    match words.get('m') {
+        None | Some("off") => {}
+        Some(mode @ ("metadata" | "falloc" | "full")) => {
+            return Err(Complaint::Told(format!(
+                "Preallocation '{mode}' is not supported yet"
+            )));
+        }
+        Some(mode) => {
+            return Err(Complaint::Told(format!(
+                "Invalid preallocation mode '{mode}'"
+            )));
+        }
+    }
+    let [text] = words.operands.as_slice() else {
+        return Err(Complaint::Usage);
+    };
+    let virtual_bytes = number(text).map_err(Complaint::Said)?;
+    if session.opened().node.format == Format::Raw {
+        // A raw disk ends where its file ends, at any byte.
+        session.finish()?;
+        let port = session.opened().node.file.port.clone();
+        let set = session.wait(async move { port.at(Event::None).set_len(virtual_bytes).await })?;
+        set.map_err(|error| Complaint::Told(engine_text(&error.into())))?;
+        let settings = session.opened().settings.clone();
+        return reopened(session, settings);
+    }
+    if !virtual_bytes.is_multiple_of(512) {
+        return Err(Complaint::Told(
+            "The new size must be a multiple of 512".into(),
+        ));
+    }
+    let image = session.opened().node.image().clone();
+    let resized =
+        session.wait(async move { image.manage(Manage::Resize { virtual_bytes }).await })?;
+    resized.map_err(|error| Complaint::Told(engine_text(&error)))?;
+    Ok(Ending::Done)
+}

@@ -1,0 +1,158 @@
+//! Runs qemu-io and this program's `io` with the same commands on equal inputs, and compares what they
+//! say and leave.
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use tempfile::TempDir;
+
+/// What a program said and how it ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Ended {
+    pub(crate) code: Option<i32>,
+    pub(crate) out: String,
+    pub(crate) err: String,
+}
+
+/// Two folders with the same content, one for each program.
+pub(crate) struct Pair {
+    folder: TempDir,
+}
+
+const BOTH: [&str; 2] = ["qemu", "ours"];
+
+impl Pair {
+    pub(crate) fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["qemu", "ours", "bin"] {
+            fs::create_dir(folder.path().join(name)).unwrap();
+        }
+        let link = folder.path().join("bin/qemu-io");
+        symlink(env!("CARGO_BIN_EXE_xtask"), link).unwrap();
+        Self { folder }
+    }
+
+    /// Makes an image with qemu-img in both folders.
+    pub(crate) fn create(&self, arguments: &[&str]) {
+        for who in BOTH {
+            let created = Command::new("qemu-img")
+                .args(["create", "-q"])
+                .args(arguments)
+                .current_dir(self.folder.path().join(who))
+                .status();
+            assert!(created.unwrap().success(), "{arguments:?}");
+        }
+    }
+
+    /// Writes a file into both folders.
+    pub(crate) fn write(&self, name: &str, bytes: &[u8]) {
+        for who in BOTH {
+            fs::write(self.folder.path().join(who).join(name), bytes).unwrap();
+        }
+    }
+
+    /// Runs this program alone.
+    pub(crate) fn ours(&self, arguments: &[&str], input: &str) -> Ended {
+        self.run(
+            "ours",
+            &self.folder.path().join("bin/qemu-io"),
+            arguments,
+            input,
+        )
+    }
+
+    /// Both must say the same on the output stream, say something on the other or not, and end the
+    /// same.
+    pub(crate) fn same_input(&self, arguments: &[&str], input: &str) -> Ended {
+        let qemu = self.run("qemu", Path::new("qemu-io"), arguments, input);
+        let ours = self.ours(arguments, input);
+        assert_eq!(
+            (ours.code, &ours.out),
+            (qemu.code, &qemu.out),
+            "{arguments:?}: ours, which complains {:?}, and qemu-io's, which complains {:?}",
+            ours.err,
+            qemu.err
+        );
+        qemu
+    }
+
+    /// The same of commands.
+    pub(crate) fn same(&self, options: &[&str], commands: &[&str]) -> Ended {
+        let mut arguments = options.to_vec();
+        for command in commands {
+            arguments.extend(["-c", command]);
+        }
+        self.same_input(&arguments, "")
+    }
+
+    /// The same, down to every word of the error stream.
+    pub(crate) fn same_words(&self, options: &[&str], commands: &[&str]) {
+        let mut arguments = options.to_vec();
+        for command in commands {
+            arguments.extend(["-c", command]);
+        }
+        let qemu = self.same_input(&arguments, "");
+        let ours = self.ours(&arguments, "");
+        assert_eq!(ours.err, qemu.err, "{arguments:?}");
+    }
+
+    /// Both images must hold the same, and ours must be sound.
+    pub(crate) fn same_image(&self, name: &str, format: &str) {
+        let at = |who: &str| self.folder.path().join(who).join(name);
+        let compared = Command::new("qemu-img")
+            .args(["compare", "-f", format, "-F", format])
+            .args([at("qemu"), at("ours")])
+            .output()
+            .unwrap();
+        assert!(compared.status.success(), "{compared:?}");
+        if format == "qcow2" {
+            let checked = Command::new("qemu-img")
+                .args(["check", "-f", "qcow2"])
+                .arg(at("ours"))
+                .output()
+                .unwrap();
+            assert!(checked.status.success(), "{checked:?}");
+        }
+    }
+
+    fn run(&self, who: &str, program: &Path, arguments: &[&str], input: &str) -> Ended {
+        let mut child = Command::new("timeout")
+            .arg("60")
+            .arg(program)
+            .args(arguments)
+            .current_dir(self.folder.path().join(who))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        // A program that ends early does not read its input.
+        let _ = stdin.write_all(input.as_bytes());
+        drop(stdin);
+        let output = child.wait_with_output().unwrap();
+        Ended {
+            code: output.status.code(),
+            out: without_figures(&String::from_utf8(output.stdout).unwrap()),
+            err: String::from_utf8(output.stderr).unwrap(),
+        }
+    }
+}
+
+/// Takes away what depends on the machine: how long it took, and how fast it was.
+fn without_figures(text: &str) -> String {
+    let lines = text.split_inclusive('\n').map(|line| {
+        if let Some((amount, _)) = line.split_once(" ops; ") {
+            return format!("{amount} ops\n");
+        }
+        let fields: Vec<&str> = line.split(',').collect();
+        if fields.len() == 5 && fields[2].contains(':') {
+            return format!("{},{}\n", fields[0], fields[1]);
+        }
+        line.to_owned()
+    });
+    lines.collect()
+}
