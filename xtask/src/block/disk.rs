@@ -166,17 +166,11 @@ impl Disk {
         let start_inner = offset.next_multiple_of(SECTOR_BYTES);
         let end_inner = end - end % SECTOR_BYTES;
         if start_inner > end_inner || (start_inner == end_inner && start_inner != offset) {
-            // Less than a sector and its edges: bytes.
-            let data = vec![0; to_usize(len_bytes)];
-            return if data.is_empty() {
-                Ok(())
-            } else {
-                self.write_sectors(offset, data, outer.clone()).await
-            };
+            // Less than a sector and its edges.
+            return self.zero_edge(offset, end, outer.clone()).await;
         }
         if offset < start_inner {
-            let data = vec![0; to_usize(start_inner - offset)];
-            self.write_sectors(offset, data, outer.start..start_inner)
+            self.zero_edge(offset, start_inner, outer.start..start_inner)
                 .await?;
         }
         if start_inner < end_inner {
@@ -188,11 +182,23 @@ impl Disk {
                 .await?;
         }
         if end_inner < end {
-            let data = vec![0; to_usize(end - end_inner)];
-            self.write_sectors(end_inner, data, end_inner..outer.end)
-                .await?;
+            self.zero_edge(end_inner, end, end_inner..outer.end).await?;
         }
         Ok(())
+    }
+
+    /// Zeroes bytes of the sectors `outer`, unless they are zero: that would allocate a cluster for
+    /// nothing.
+    async fn zero_edge(&self, start: u64, end: u64, outer: Range<u64>) -> Result<(), Error> {
+        let _guard = self.0.sectors.lock(outer.clone(), Mode::Exclusive).await;
+        let len = to_usize(outer.end - outer.start);
+        let mut whole = self.0.image.read(outer.start, len).await?;
+        let part = &mut whole[to_usize(start - outer.start)..to_usize(end - outer.start)];
+        if part.iter().all(|byte| *byte == 0) {
+            return Ok(());
+        }
+        part.fill(0);
+        self.0.image.write(outer.start, whole).await
     }
 
     /// Refuses zeroes that only bytes could make: in clusters of which a part is to keep its content.
