@@ -268,3 +268,28 @@ fn random_histories_leave_the_same_disk() {
         }
     }
 }
+
+#[test]
+fn compressed_data_are_not_packed_into_a_cluster_that_was_given_back() {
+    // A compressed cluster leaves room behind it for the next one. Once the first is overwritten, its
+    // host cluster is free and may hold other data: qemu-io 10.0.2 packs the next compressed cluster
+    // in there all the same, over the data that another write put there.
+    let pair = Pair::new();
+    pair.create(QCOW2);
+    let commands = [
+        "write -q -c -P 1 0 64k",
+        "write -q -P 2 0 64k",
+        "write -q -P 3 64k 64k",
+        "write -q -c -P 4 128k 64k",
+        "read -q -P 2 0 64k",
+        "read -q -P 3 64k 64k",
+        "read -q -P 4 128k 64k",
+    ];
+    let mut arguments = vec!["a.qcow2"];
+    for command in commands {
+        arguments.extend(["-c", command]);
+    }
+    let ended = pair.ours(&arguments, "");
+    assert_eq!((ended.code, ended.out.as_str()), (Some(0), ""), "{ended:?}");
+    pair.sound("a.qcow2");
+}

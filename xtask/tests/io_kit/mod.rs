@@ -109,13 +109,18 @@ impl Pair {
             .unwrap();
         assert!(compared.status.success(), "{compared:?}");
         if format == "qcow2" {
-            let checked = Command::new("qemu-img")
-                .args(["check", "-f", "qcow2"])
-                .arg(at("ours"))
-                .output()
-                .unwrap();
-            assert!(checked.status.success(), "{checked:?}");
+            self.sound(name);
         }
+    }
+
+    /// Our image must be sound.
+    pub(crate) fn sound(&self, name: &str) {
+        let checked = Command::new("qemu-img")
+            .args(["check", "-f", "qcow2"])
+            .arg(self.folder.path().join("ours").join(name))
+            .output()
+            .unwrap();
+        assert!(checked.status.success(), "{checked:?}");
     }
 
     fn run(&self, who: &str, program: &Path, arguments: &[&str], input: &str) -> Ended {
