@@ -52,6 +52,22 @@ defects! {
     SizeNotFlushed "size-not-flushed",
     /// A new L1 table is not made durable before the header points to it.
     L1SwitchBeforeTable "l1-switch-before-table",
+    /// COPIED may still stand on the disk when a second reference is counted.
+    RaiseBeforeClaims "raise-before-claims",
+    /// The header makes tables a snapshot's, or the disk's, before they are durable.
+    SnapshotSwitchEarly "snapshot-switch-early",
+    /// What a switch to other snapshots, or to a snapshot, unlinks may go before it is durable.
+    SnapshotNotFlushed "snapshot-not-flushed",
+    /// COPIED is set after a snapshot is deleted before the lowered refcounts are durable.
+    CopiedBeforeCounts "copied-before-counts",
+    /// The refcounts of a new snapshot are raised only after the header lists it.
+    SnapshotRaisesLate "snapshot-raises-late",
+    /// Taking a snapshot leaves COPIED set on what the snapshot shares.
+    SnapshotKeepsCopied "snapshot-keeps-copied",
+    /// Applying a snapshot leaves COPIED set on the L2 tables that it shares.
+    ApplyKeepsCopied "apply-keeps-copied",
+    /// Deleting a snapshot lowers its refcounts before the header forgets it.
+    SnapshotFreesEarly "snapshot-frees-early",
     /// The dirty bit is written after the first L2 update instead of before it.
     DirtyTooLate "dirty-too-late",
     /// Close clears the dirty bit before the refcounts are durable.

@@ -194,6 +194,15 @@ pub enum Refused {
     /// A table would outgrow what the format or this implementation allows.
     #[error("the {0} would outgrow its limit")]
     TableFull(Structure),
+    /// The format does not know the operation.
+    #[error("{0}")]
+    NotByFormat(&'static str),
+    /// No snapshot has that id or name.
+    #[error("no snapshot has the id or the name `{0}`")]
+    NoSuchSnapshot(String),
+    /// A disk of version 2 would change its size, and its snapshots cannot say theirs.
+    #[error("the size of a version 2 image with snapshots cannot change: amend it to version 3")]
+    ResizeWithSnapshots,
     /// No host cluster can be allocated: the refcounts cannot express it.
     #[error("a refcount would exceed the refcount width of the image")]
     RefcountOverflow,

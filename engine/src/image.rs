@@ -102,6 +102,17 @@ pub trait Image {
 }
 
 impl Access {
+    /// Refuses to open for writing what can only be read.
+    pub(crate) fn must_be_read_only(self) -> Result<(), Error> {
+        match self {
+            Self::ReadOnly => Ok(()),
+            Self::ReadWrite => Err(Refused::Option(
+                "a snapshot can only be read: open it read-only, or apply it".into(),
+            )
+            .into()),
+        }
+    }
+
     /// Refuses changes to an image that is open for reading.
     pub(crate) fn must_allow_writes(self) -> Result<(), Error> {
         match self {

@@ -5,6 +5,23 @@
 //! Each is atomic: after a failure or a power loss the image is as before or as after, never between;
 //! and durable once it has succeeded.
 
+/// A snapshot that is to be taken. The engine has no clock: dates and times are the caller's.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct NewSnapshot {
+    /// The name; others may have the same.
+    pub name: String,
+    /// When it is taken, in seconds of the Unix epoch.
+    pub date_seconds: u32,
+    /// The nanoseconds of that.
+    pub date_nanoseconds: u32,
+    /// How long the virtual machine has run, in nanoseconds.
+    pub vm_clock_nanoseconds: u64,
+    /// How much of the VM state that was written belongs to it, in bytes.
+    pub vm_state_bytes: u64,
+    /// The instruction count of record and replay, where there is one.
+    pub icount: Option<u64>,
+}
+
 /// An operation on an image as a whole.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Manage {
@@ -20,6 +37,18 @@ pub enum Manage {
     SetBacking(Option<BackingName>),
     /// Gives up everything that the image holds: afterwards it shows its backing file, or zeroes.
     MakeEmpty,
+    /// Takes an internal snapshot of the guest's disk.
+    SnapshotCreate(NewSnapshot),
+    /// Makes the guest's disk what it was when a snapshot was taken, its size included.
+    SnapshotApply {
+        /// The snapshot's id, or else its name.
+        snapshot: String,
+    },
+    /// Deletes a snapshot.
+    SnapshotDelete {
+        /// The snapshot's id, or else its name.
+        snapshot: String,
+    },
 }
 
 /// Changes of what an image says of itself. They are made one after the other, each of them atomic.

@@ -119,6 +119,12 @@ impl Image for Raw {
                 let text = "a raw image has no header to change and nothing to give up";
                 Box::pin(async { Err(Refused::Option(text.into()).into()) })
             }
+            Manage::SnapshotCreate(_)
+            | Manage::SnapshotApply { .. }
+            | Manage::SnapshotDelete { .. } => {
+                let refused = Refused::NotByFormat("a raw image has no internal snapshots");
+                Box::pin(std::future::ready(Err(refused.into())))
+            }
         }
     }
 

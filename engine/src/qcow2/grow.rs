@@ -31,6 +31,9 @@ impl Qcow2 {
         {
             let mut metadata = self.metadata.lock().await;
             metadata.must_be_sound()?;
+            if self.version.get() < 3 && !metadata.snapshots.records.is_empty() {
+                return Err(Refused::ResizeWithSnapshots.into());
+            }
             let entries = self.geometry.l1_entries_for(virtual_bytes);
             if entries > byte_count(metadata.l1.len()) {
                 metadata.grow_l1(entries).await?;
@@ -91,7 +94,7 @@ impl Qcow2 {
 
 impl Metadata {
     /// Moves to an L1 table of `entries` entries, under rule 6.
-    async fn grow_l1(&mut self, entries: u64) -> Result<(), Error> {
+    pub(super) async fn grow_l1(&mut self, entries: u64) -> Result<(), Error> {
         if entries * 8 > MAX_L1_BYTES {
             return Err(Refused::TableFull(Structure::L1Table).into());
         }

@@ -324,6 +324,12 @@ impl HeaderSector {
         self.put_features(80, bits);
     }
 
+    /// Points to another snapshot table.
+    pub fn set_snapshots(&mut self, offset: HostOffset, count: u32) {
+        put_u32(&mut self.0, 60, count);
+        put_u64(&mut self.0, 64, offset.0);
+    }
+
     /// Sets the size of the guest's disk.
     pub fn set_virtual_bytes(&mut self, virtual_bytes: u64) {
         put_u64(&mut self.0, 24, virtual_bytes);

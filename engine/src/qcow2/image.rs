@@ -137,6 +137,13 @@ impl Image for Qcow2 {
             Manage::Amend(amend) => Box::pin(self.amend(amend)),
             Manage::SetBacking(backing) => Box::pin(self.set_backing(backing)),
             Manage::MakeEmpty => Box::pin(self.make_empty()),
+            Manage::SnapshotCreate(new) => Box::pin(self.create_snapshot(new)),
+            Manage::SnapshotApply { snapshot } => {
+                Box::pin(async move { self.apply_snapshot(&snapshot).await })
+            }
+            Manage::SnapshotDelete { snapshot } => {
+                Box::pin(async move { self.delete_snapshot(&snapshot).await })
+            }
         }
     }
 

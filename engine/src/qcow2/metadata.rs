@@ -12,6 +12,7 @@ use super::free::Deferred;
 use super::geometry::Geometry;
 use super::header::{HeaderSector, incompatible};
 use super::order::{Order, Rule, Stamp};
+use super::snapshot::Snapshots;
 use super::unit::{HostCluster, HostOffset, byte_count, mem_len};
 use crate::defect::{Defect, Planted};
 use crate::device::{Event, SECTOR_BYTES};
@@ -53,6 +54,7 @@ pub(super) struct Metadata {
     /// What each cluster of metadata holds.
     pub(super) owners: BTreeMap<HostCluster, Structure>,
     pub(super) deferred: Deferred,
+    pub(super) snapshots: Snapshots,
     /// No cluster below this one is free.
     pub(super) free_hint: u64,
     /// Clusters from here on were never written: they read as zeroes.

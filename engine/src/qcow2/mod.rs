@@ -40,6 +40,15 @@
 //!     file holds, durably, an entry that version 2 does not know.
 //! 15. **Make empty**: an L1 table without entries is durable before the header points to it, and
 //!     that switch before anything that the old table led to is freed.
+//! 16. **Before a raise**: COPIED is durably clear wherever a second reference is to be counted, in
+//!     the active L1 table and in the L2 tables behind it.
+//! 17. **Before a snapshot switch**: raised refcounts, copied L1 table, snapshot table and all guest
+//!     data are durable before sector 0 lists a snapshot, forgets one, or moves the disk to one with
+//!     its size. Without exception: the dirty bit excuses none of this.
+//! 18. **After a snapshot switch**: it is durable before any reference goes that it gave up, and
+//!     before the caller is told.
+//! 19. **Before COPIED comes back**: what is left with one reference claims so when the lowered
+//!     refcount is durable.
 //!
 //! A flush that fails may have dropped what it was to make durable, and a later one would not tell.
 //! From then on nothing is allocated and no table is written back, barrier or not.
@@ -75,6 +84,7 @@ pub mod packed;
 mod read;
 mod reftable;
 mod rewrite;
+pub mod snapshot;
 mod status;
 pub mod unit;
 mod version;

@@ -13,6 +13,7 @@ use super::header::{self, Header, HeaderSector};
 use super::image::Qcow2;
 use super::metadata::{Metadata, Refcounting};
 use super::order::{Order, Rule, Stamp};
+use super::snapshot::Snapshots;
 use super::unit::{HostCluster, HostOffset, byte_count, mem_len};
 use crate::defect::Planted;
 use crate::device::{Event, Port};
@@ -21,12 +22,14 @@ use crate::image::{Access, Image};
 use crate::sync::{Mutex, RangeLock};
 
 /// How an image is opened.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct OpenOptions {
     /// Whether the image may be written.
     pub access: Access,
     /// Whether refcount updates are postponed; `None` leaves that to the image.
     pub lazy_refcounts: Option<LazyRefcounts>,
+    /// The id or name of an internal snapshot that is shown in the place of the disk. Only for reading.
+    pub snapshot: Option<String>,
     /// How much of the tables is kept in memory.
     pub caches: CacheSizes,
     /// The defect that the image carries: none, but in a build that can plant them.
@@ -70,6 +73,7 @@ impl Default for OpenOptions {
         Self {
             access: Access::ReadWrite,
             lazy_refcounts: None,
+            snapshot: None,
             caches: CacheSizes::default(),
             planted: Planted::NONE,
         }
@@ -86,6 +90,9 @@ impl Qcow2 {
         backing: Option<Rc<dyn Image>>,
         options: &OpenOptions,
     ) -> Result<Self, Error> {
+        if options.snapshot.is_some() {
+            options.access.must_be_read_only()?;
+        }
         let (mut header, mut sector0) = header::load(&file).await?;
         if options.access == Access::ReadWrite {
             prepare_for_writing(&file, &header, options).await?;
@@ -100,6 +107,10 @@ impl Qcow2 {
             // No bit of these is kept up here, so none may stand once the image is written.
             metadata.clear_autoclear().await?;
         }
+        if let Some(snapshot) = &options.snapshot {
+            metadata.show_snapshot(snapshot).await?;
+        }
+        let virtual_bytes = metadata.virtual_bytes;
         Ok(Self {
             order,
             metadata: Mutex::new(metadata),
@@ -109,7 +120,7 @@ impl Qcow2 {
             version: Cell::new(header.version),
             compression: header.compression,
             access: options.access,
-            virtual_bytes: Cell::new(header.virtual_bytes),
+            virtual_bytes: Cell::new(virtual_bytes),
             planted: options.planted,
         })
     }
@@ -180,6 +191,7 @@ async fn load(
     } else {
         Refcounting::Strict
     };
+    let snapshots = Snapshots::load(&order, header).await?;
     let mut metadata = Metadata {
         order,
         planted: options.planted,
@@ -208,6 +220,7 @@ async fn load(
         refcounts_written: Stamp::default(),
         owners: BTreeMap::new(),
         deferred: Deferred::default(),
+        snapshots,
         free_hint: 0,
         fresh_from,
         packing: None,
@@ -244,7 +257,8 @@ fn owners(
     own(header.reftable_offset, len_bytes, Structure::RefcountTable)?;
     own(header.l1_offset, header.l1_entries * 8, Structure::L1Table)?;
     if header.snapshot_count > 0 {
-        own(header.snapshots_offset, 1, Structure::SnapshotTable)?;
+        let (offset, len_bytes) = metadata.snapshots.table();
+        own(offset, len_bytes, Structure::SnapshotTable)?;
     }
     for word in &metadata.l1 {
         if let Ok(L1Entry::Table { offset, .. }) = word.decode(geometry) {

@@ -41,6 +41,14 @@ pub enum Rule {
     BeforeSize,
     /// Rule 10: the size before grow returns.
     AfterSize,
+    /// Rule 16: cleared COPIED before a second reference is counted.
+    BeforeRaise,
+    /// Rule 17: counts and tables before the header that makes them a snapshot's, or the disk's.
+    BeforeSnapshotSwitch,
+    /// Rule 18: that header before what it unlinked goes, and before it is told.
+    AfterSnapshotSwitch,
+    /// Rule 19: lowered refcounts before COPIED claims them.
+    BeforeCopied,
     /// Rule 11: what the guest asked to be durable.
     GuestFlush,
     /// Rule 12: what stands in the file before anything builds on it.
@@ -80,6 +88,10 @@ impl Rule {
             Self::BeforeDowngrade => Some(Defect::DowngradeBeforeZeroes),
             Self::BeforeEmptySwitch => Some(Defect::EmptyBeforeTable),
             Self::AfterEmptySwitch => Some(Defect::EmptyFreesEarly),
+            Self::BeforeRaise => Some(Defect::RaiseBeforeClaims),
+            Self::BeforeSnapshotSwitch => Some(Defect::SnapshotSwitchEarly),
+            Self::AfterSnapshotSwitch => Some(Defect::SnapshotNotFlushed),
+            Self::BeforeCopied => Some(Defect::CopiedBeforeCounts),
             Self::AfterClean | Self::BeforeUse => None,
         }
     }

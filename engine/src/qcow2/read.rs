@@ -40,15 +40,21 @@ impl Qcow2 {
         let _claim = self
             .claim(offset, byte_count(len_bytes), Mode::Shared)
             .await;
+        self.read_claimed(offset, &mut data).await?;
+        Ok(data)
+    }
+
+    /// Reads a range that the caller has claimed.
+    pub(super) async fn read_claimed(&self, offset: u64, into: &mut [u8]) -> Result<(), Error> {
         let mut done = 0;
-        while done < len_bytes {
+        while done < into.len() {
             let here = offset + byte_count(done);
-            let (source, len) = self.source(here, byte_count(len_bytes - done)).await?;
-            let part = &mut data[done..done + mem_len(len)];
+            let (source, len) = self.source(here, byte_count(into.len() - done)).await?;
+            let part = &mut into[done..done + mem_len(len)];
             self.fill(source, here, Event::ReadAio, part).await?;
             done += part.len();
         }
-        Ok(data)
+        Ok(())
     }
 
     /// The content that a guest cluster had under an old mapping, from `within` bytes on: what
@@ -61,11 +67,12 @@ impl Qcow2 {
         into: &mut [u8],
     ) -> Result<(), Error> {
         let here = (cluster.0 << self.geometry.cluster_bits()) + within;
-        let visible = self
-            .virtual_bytes
-            .get()
-            .saturating_sub(here)
-            .min(byte_count(into.len()));
+        let end = if here >= self.vm_state_start() {
+            u64::MAX
+        } else {
+            self.virtual_bytes.get()
+        };
+        let visible = end.saturating_sub(here).min(byte_count(into.len()));
         let (visible, hidden) = into.split_at_mut(mem_len(visible));
         hidden.fill(0);
         self.fill(
@@ -113,6 +120,8 @@ impl Qcow2 {
         into: &mut [u8],
     ) -> Result<(), Error> {
         match source {
+            // Nothing lies beneath VM state.
+            Source::Backing if offset >= self.vm_state_start() => into.fill(0),
             Source::Zero => into.fill(0),
             Source::File(host) => {
                 let guest = offset;

@@ -7,17 +7,11 @@ use super::survey::{Place, Survey, Target};
 use super::walk::{Tables, Tree};
 use crate::device::Event;
 use crate::error::Structure;
-use crate::qcow2::header::{MAX_L1_BYTES, be_u32, be_u64};
+use crate::qcow2::header::MAX_L1_BYTES;
+use crate::qcow2::snapshot::table::{
+    ENTRY_LEN, Head, MAX_EXTRA_LEN, MAX_TABLE_BYTES, V3_EXTRA_LEN,
+};
 use crate::qcow2::unit::HostOffset;
-
-/// The largest snapshot table, in bytes.
-const MAX_TABLE_BYTES: u64 = 64 << 20;
-/// Bytes of an entry before what has no fixed length.
-const ENTRY_LEN: usize = 40;
-/// The most that an entry may say beyond the fields of version 2, in bytes.
-const MAX_EXTRA_LEN: usize = 1024;
-/// What version 3 says beyond them at least: the full size of VM state, and the size of the disk.
-const V3_EXTRA_LEN: usize = 16;
 
 /// A table of entries without a fixed length, read piece by piece.
 pub(super) struct Pages {
@@ -37,7 +31,7 @@ impl Survey<'_> {
         let structure = Structure::SnapshotTable;
         let mut pages = Pages::new(structure, offset, MAX_TABLE_BYTES);
         let mut at = 0;
-        let mut l1_bytes = 0;
+        let mut l1_tables = Vec::new();
         for index in 0..u64::from(self.header.snapshot_count) {
             let place = Place {
                 structure,
@@ -48,24 +42,31 @@ impl Survey<'_> {
                 self.give_up(place, "the table ends before this entry");
                 break;
             };
-            let l1 = (
-                HostOffset(be_u64(entry, 0)),
-                u64::from(be_u32(entry, 8)) * 8,
-            );
-            let id_and_name = be_u32(entry, 12);
-            let extra = usize::try_from(be_u32(entry, 36)).expect("32 bits fit a length");
-            let names =
-                usize::try_from((id_and_name >> 16) + (id_and_name & 0xffff)).expect("it is small");
-            if extra > MAX_EXTRA_LEN {
+            let head = Head::decode(entry);
+            if head.extra_len > MAX_EXTRA_LEN {
                 self.give_up(place, "it has too much extra data");
                 break;
             }
-            if self.header.version >= 3 && extra < V3_EXTRA_LEN {
+            if self.header.version >= 3 && head.extra_len < V3_EXTRA_LEN {
                 self.note_stuck(Kind::Field("extra data of version 3 are missing"), place);
             }
-            at += (ENTRY_LEN + extra + names).next_multiple_of(8);
-            l1_bytes += l1.1;
-            self.walk_snapshot_l1(place, l1, l1_bytes, tables).await;
+            at += head.entry_len();
+            l1_tables.push((head.l1_offset, u64::from(head.l1_entries) * 8, index));
+        }
+        l1_tables.sort_unstable();
+        let mut l1_bytes = 0;
+        // Nothing keeps all snapshots of a damaged image from naming the same table.
+        for group in l1_tables.chunk_by(|one, other| one.0 == other.0 && one.1 == other.1) {
+            let (l1_offset, len_bytes, index) = group[0];
+            let place = Place {
+                structure,
+                offset,
+                index,
+            };
+            l1_bytes += len_bytes;
+            let times = u32::try_from(group.len()).expect("snapshots are few");
+            self.walk_snapshot_l1(place, (l1_offset, len_bytes), times, l1_bytes, tables)
+                .await;
         }
         let len_bytes = u64::try_from(at).expect("the table is bounded");
         let place = Place {
@@ -80,6 +81,7 @@ impl Survey<'_> {
         &mut self,
         place: Place,
         (offset, len_bytes): (HostOffset, u64),
+        times: u32,
         all_bytes: u64,
         tables: &mut Tables,
     ) {
@@ -91,7 +93,7 @@ impl Survey<'_> {
             // Tables that overlap could be walked for ever.
             self.give_up(place, "the L1 tables of snapshots overlap");
         } else {
-            self.walk_l1(place, (offset, len_bytes), Tree::Snapshot, tables)
+            self.walk_l1(place, (offset, len_bytes), (Tree::Snapshot, times), tables)
                 .await;
         }
     }

@@ -18,8 +18,9 @@ pub(super) enum Tree {
     Snapshot,
 }
 
-/// The L2 tables to walk, once for every L1 entry that names them.
-pub(super) type Tables = Vec<(HostOffset, Tree)>;
+/// The L2 tables to walk, one for every L1 entry that names them, with how many L1 tables of the kind
+/// this entry belongs to.
+pub(super) type Tables = Vec<(HostOffset, Tree, u32)>;
 
 /// An L2 table on the walk.
 struct Table {
@@ -44,13 +45,16 @@ impl Survey<'_> {
         };
         self.report.totals.total_clusters = header.geometry.clusters_for(header.virtual_bytes);
         let l1 = (header.l1_offset, header.l1_entries * 8);
-        self.walk_l1(place, l1, Tree::Active, &mut tables).await;
+        self.walk_l1(place, l1, (Tree::Active, 1), &mut tables)
+            .await;
         self.walk_snapshots(&mut tables).await;
         tables.sort_unstable();
         for group in tables.chunk_by(|one, other| one.0 == other.0) {
             let table = Table {
                 offset: group[0].0,
-                times: u32::try_from(group.len()).unwrap_or(u32::MAX),
+                times: group
+                    .iter()
+                    .fold(0, |all: u32, (_, _, times)| all.saturating_add(*times)),
                 active: group[0].1 == Tree::Active,
                 next_contiguous: 0,
             };
@@ -63,10 +67,10 @@ impl Survey<'_> {
         &mut self,
         place: Place,
         (offset, len_bytes): (HostOffset, u64),
-        tree: Tree,
+        (tree, times): (Tree, u32),
         tables: &mut Tables,
     ) {
-        self.refer(place, Target::Metadata, (offset.0, len_bytes), 1);
+        self.refer(place, Target::Metadata, (offset.0, len_bytes), times);
         let bytes = self
             .read(Event::None, Structure::L1Table, offset.0, len_bytes)
             .await;
@@ -82,12 +86,18 @@ impl Survey<'_> {
                     offset: offset.0,
                     index,
                 };
-                tables.extend(self.follow_l1(place, word, tree).map(|table| (table, tree)));
+                let table = self.follow_l1(place, word, (tree, times));
+                tables.extend(table.map(|table| (table, tree, times)));
             }
         }
     }
 
-    fn follow_l1(&mut self, place: Place, word: u64, tree: Tree) -> Option<HostOffset> {
+    fn follow_l1(
+        &mut self,
+        place: Place,
+        word: u64,
+        (tree, times): (Tree, u32),
+    ) -> Option<HostOffset> {
         let geometry = self.header.geometry;
         let mut decoded = L1Word(word).decode(geometry);
         if let Err(BadEntry::Reserved(bits)) = decoded {
@@ -97,7 +107,7 @@ impl Survey<'_> {
         let cluster_bytes = geometry.cluster_bytes();
         match decoded {
             Ok(L1Entry::Table { offset, copied }) => {
-                self.refer(place, Target::Metadata, (offset.0, cluster_bytes), 1);
+                self.refer(place, Target::Metadata, (offset.0, cluster_bytes), times);
                 if tree == Tree::Active {
                     self.judge_copied(place, offset, copied);
                 }
@@ -107,7 +117,7 @@ impl Survey<'_> {
                 // What the table would lead to is not known.
                 self.complete = false;
                 self.note_stuck(Kind::Entry(BadEntry::Unaligned(offset)), place);
-                self.refer(place, Target::Metadata, (offset, cluster_bytes), 1);
+                self.refer(place, Target::Metadata, (offset, cluster_bytes), times);
                 None
             }
             Ok(L1Entry::Empty) | Err(BadEntry::Reserved(_)) => None,

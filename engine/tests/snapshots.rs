@@ -1,0 +1,530 @@
+//! Internal snapshots, here and in QEMU: either goes on where the other stopped, and finds every
+//! snapshot as it was taken.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panic")]
+
+mod kit;
+
+use std::path::Path;
+
+use engine::error::{Error, Refused};
+use engine::image::{Access, Image, Unmap};
+use engine::manage::{Manage, NewSnapshot};
+use engine::qcow2::check::{CheckOptions, Repair, check};
+use engine::qcow2::create::{CreateOptions, create};
+use engine::qcow2::header;
+use engine::qcow2::snapshot::Snapshot;
+use engine::qcow2::{CacheSizes, OpenOptions, Qcow2};
+use kit::{Ram, have, must, run, text};
+use proptest::prelude::*;
+use proptest::test_runner::TestCaseError;
+
+/// What is done to a disk.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Write {
+        sector: u64,
+        sectors: u64,
+        fill: u8,
+    },
+    Zero {
+        sector: u64,
+        sectors: u64,
+        unmap: bool,
+    },
+    Create,
+    Apply {
+        which: usize,
+    },
+    Delete {
+        which: usize,
+    },
+    Grow {
+        sectors: u64,
+    },
+    Reopen,
+}
+
+/// Who does it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Who {
+    Engine,
+    Qemu,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Shape {
+    version: u32,
+    cluster_bits: u32,
+    refcount_order: u32,
+    lazy: bool,
+}
+
+fn shape() -> impl Strategy<Value = Shape> {
+    let bits = prop_oneof![Just(9u32), Just(10), Just(12), Just(16)];
+    (bits, 1u32..=6, any::<bool>(), 0u8..6).prop_map(|(cluster_bits, order, lazy, v2)| Shape {
+        version: if v2 == 0 { 2 } else { 3 },
+        cluster_bits,
+        refcount_order: if v2 == 0 { 4 } else { order },
+        lazy: lazy && v2 != 0,
+    })
+}
+
+fn step() -> impl Strategy<Value = (Who, Step)> {
+    let range = || (0u64..200, 1u64..30);
+    let step = prop_oneof![
+        5 => (range(), 1u8..).prop_map(|((sector, sectors), fill)| Step::Write {
+            sector,
+            sectors,
+            fill
+        }),
+        2 => (range(), any::<bool>()).prop_map(|((sector, sectors), unmap)| Step::Zero {
+            sector,
+            sectors,
+            unmap
+        }),
+        3 => Just(Step::Create),
+        2 => any::<usize>().prop_map(|which| Step::Apply { which }),
+        2 => any::<usize>().prop_map(|which| Step::Delete { which }),
+        1 => (1u64..600).prop_map(|sectors| Step::Grow { sectors }),
+        1 => Just(Step::Reopen),
+    ];
+    (prop_oneof![Just(Who::Engine), Just(Who::Qemu)], step)
+}
+
+/// A disk, and what it and its snapshots should hold.
+struct Bench {
+    shape: Shape,
+    ram: Ram,
+    image: Option<Qcow2>,
+    disk: Vec<u8>,
+    snapshots: Vec<(String, Vec<u8>)>,
+    taken: usize,
+}
+
+fn len(sectors: u64) -> usize {
+    usize::try_from(sectors * 512).unwrap()
+}
+
+impl Bench {
+    fn new(shape: Shape) -> Self {
+        let ram = Ram::empty();
+        let options = CreateOptions {
+            virtual_bytes: 100 * 512,
+            version: shape.version,
+            cluster_bits: shape.cluster_bits,
+            refcount_order: shape.refcount_order,
+            lazy_refcounts: shape.lazy,
+            backing: None,
+        };
+        run(create(&ram.port, &options)).unwrap();
+        let mut bench = Self {
+            shape,
+            ram,
+            image: None,
+            disk: vec![0; 100 * 512],
+            snapshots: Vec::new(),
+            taken: 0,
+        };
+        bench.image = Some(bench.open());
+        bench
+    }
+
+    fn open(&self) -> Qcow2 {
+        let options = OpenOptions {
+            caches: CacheSizes {
+                l2_slices: 2,
+                refcount_slices: 2,
+                slice_bytes: 512,
+            },
+            ..OpenOptions::default()
+        };
+        run(Qcow2::open(self.ram.port.clone(), None, &options)).unwrap()
+    }
+
+    fn close(&mut self) {
+        if let Some(image) = self.image.take() {
+            run(image.close()).unwrap();
+        }
+    }
+
+    fn image(&self) -> &Qcow2 {
+        self.image.as_ref().unwrap()
+    }
+
+    fn manage(&self, operation: Manage) -> Result<(), Error> {
+        run(self.image().manage(operation))
+    }
+
+    /// Hands the image to QEMU and takes it back.
+    fn by_qemu(&mut self, path: &Path, program: &str, arguments: &[&str]) {
+        self.close();
+        self.ram.save(path);
+        must(program, arguments);
+        self.ram = Ram::load(path);
+        self.image = Some(self.open());
+    }
+
+    fn clip(&self, sector: u64, sectors: u64) -> (u64, u64) {
+        let end = u64::try_from(self.disk.len()).unwrap() / 512;
+        let sector = sector.min(end - 1);
+        (sector * 512, sectors.min(end - sector) * 512)
+    }
+
+    fn snapshot(&mut self, who: Who, path: &Path, verb: &str, name: &str) {
+        match who {
+            Who::Qemu => self.by_qemu(path, "qemu-img", &["snapshot", verb, name, text(path)]),
+            Who::Engine => {
+                let snapshot = name.to_owned();
+                let operation = match verb {
+                    "-c" => Manage::SnapshotCreate(NewSnapshot {
+                        name: snapshot,
+                        date_seconds: 1_700_000_000,
+                        ..NewSnapshot::default()
+                    }),
+                    "-a" => Manage::SnapshotApply { snapshot },
+                    _ => Manage::SnapshotDelete { snapshot },
+                };
+                self.manage(operation).unwrap();
+            }
+        }
+    }
+
+    fn take(&mut self, who: Who, step: Step, path: &Path) {
+        match step {
+            Step::Write {
+                sector,
+                sectors,
+                fill,
+            } => {
+                let (offset, bytes) = self.clip(sector, sectors);
+                let range = len(offset / 512)..len((offset + bytes) / 512);
+                self.disk[range.clone()].fill(fill);
+                if who == Who::Qemu {
+                    let command = format!("write -P {fill} {offset} {bytes}");
+                    self.by_qemu(
+                        path,
+                        "qemu-io",
+                        &["-f", "qcow2", "-c", &command, text(path)],
+                    );
+                } else {
+                    run(self.image().write(offset, vec![fill; range.len()])).unwrap();
+                }
+            }
+            Step::Zero {
+                sector,
+                sectors,
+                unmap,
+            } => {
+                let (offset, bytes) = self.clip(sector, sectors);
+                self.disk[len(offset / 512)..len((offset + bytes) / 512)].fill(0);
+                let unmap = if unmap { Unmap::Allow } else { Unmap::Keep };
+                run(self.image().write_zeroes(offset, bytes, unmap)).unwrap();
+            }
+            Step::Create => {
+                if (1 << (1u32 << self.shape.refcount_order.min(4))) - 1 <= self.snapshots.len() + 2
+                {
+                    // QEMU takes one reference more on the way back to a snapshot.
+                    return;
+                }
+                let name = format!("s{}", self.taken);
+                self.taken += 1;
+                self.snapshot(who, path, "-c", &name);
+                self.snapshots.push((name, self.disk.clone()));
+            }
+            Step::Apply { which } if !self.snapshots.is_empty() => {
+                let (name, disk) = self.snapshots[which % self.snapshots.len()].clone();
+                self.snapshot(who, path, "-a", &name);
+                self.disk = disk;
+            }
+            Step::Delete { which } if !self.snapshots.is_empty() => {
+                let (name, _) = self.snapshots.remove(which % self.snapshots.len());
+                self.snapshot(who, path, "-d", &name);
+            }
+            Step::Grow { sectors } => {
+                let virtual_bytes = u64::try_from(self.disk.len()).unwrap() + sectors * 512;
+                let outcome = self.manage(Manage::Resize { virtual_bytes });
+                if self.shape.version == 2 && !self.snapshots.is_empty() {
+                    assert_eq!(outcome, Err(Refused::ResizeWithSnapshots.into()));
+                } else {
+                    outcome.unwrap();
+                    self.disk.resize(len(virtual_bytes / 512), 0);
+                }
+            }
+            Step::Reopen => {
+                self.close();
+                self.image = Some(self.open());
+            }
+            Step::Apply { .. } | Step::Delete { .. } => {}
+        }
+    }
+
+    /// Everybody finds what should be there.
+    fn verify(&mut self, path: &Path) -> Result<(), TestCaseError> {
+        let read = run(self.image().read(0, self.disk.len())).unwrap();
+        prop_assert!(read == self.disk, "the disk is not what was written to it");
+        self.close();
+        for (name, disk) in &self.snapshots {
+            prop_assert!(&shown(&self.ram, name) == disk, "snapshot {} changed", name);
+        }
+        let report = run(check(
+            &self.ram.port,
+            Repair::None,
+            &CheckOptions::default(),
+        ))
+        .unwrap();
+        prop_assert!(report.is_clean(), "{:?}", report.findings);
+        self.ram.save(path);
+        must("qemu-img", &["check", "-f", "qcow2", text(path)]);
+        let raw = path.with_extension("raw");
+        for (name, disk) in &self.snapshots {
+            let options = ["convert", "-f", "qcow2", "-O", "raw", "-l", name];
+            must(
+                "qemu-img",
+                &[&options[..], &[text(path), text(&raw)]].concat(),
+            );
+            // QEMU shows a snapshot with the size that the disk has now.
+            let shown = std::fs::read(&raw).unwrap();
+            let common = shown.len().min(disk.len());
+            prop_assert!(shown[..common] == disk[..common], "QEMU reads {}", name);
+        }
+        must(
+            "qemu-img",
+            &[
+                "convert",
+                "-f",
+                "qcow2",
+                "-O",
+                "raw",
+                text(path),
+                text(&raw),
+            ],
+        );
+        prop_assert!(
+            std::fs::read(&raw).unwrap() == self.disk,
+            "QEMU reads the disk"
+        );
+        Ok(())
+    }
+}
+
+/// The disk that a snapshot shows.
+fn shown(ram: &Ram, name: &str) -> Vec<u8> {
+    let image = at_snapshot(ram, name).unwrap();
+    run(image.read(0, len(image.virtual_bytes() / 512))).unwrap()
+}
+
+fn at_snapshot(ram: &Ram, name: &str) -> Result<Qcow2, Error> {
+    let options = OpenOptions {
+        access: Access::ReadOnly,
+        snapshot: Some(name.into()),
+        ..OpenOptions::default()
+    };
+    run(Qcow2::open(ram.port.clone(), None, &options))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+
+    #[test]
+    fn histories_with_snapshots_agree_with_qemu(
+        shape in shape(),
+        steps in prop::collection::vec(step(), 1..24),
+    ) {
+        if have("qemu-img") {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("image.qcow2");
+            let mut bench = Bench::new(shape);
+            for (who, step) in steps {
+                bench.take(who, step, &path);
+            }
+            bench.verify(&path)?;
+        }
+    }
+}
+
+fn new_image(version: u32, refcount_order: u32) -> (Ram, Qcow2) {
+    let ram = Ram::empty();
+    let options = CreateOptions {
+        virtual_bytes: 64 << 10,
+        version,
+        cluster_bits: 9,
+        refcount_order,
+        lazy_refcounts: false,
+        backing: None,
+    };
+    run(create(&ram.port, &options)).unwrap();
+    let image = run(Qcow2::open(ram.port.clone(), None, &OpenOptions::default())).unwrap();
+    (ram, image)
+}
+
+fn take(image: &Qcow2, name: &str) -> Result<(), Error> {
+    run(image.manage(Manage::SnapshotCreate(NewSnapshot {
+        name: name.into(),
+        ..NewSnapshot::default()
+    })))
+}
+
+#[test]
+fn a_refcount_that_cannot_go_up_refuses_the_snapshot_and_changes_nothing() {
+    for (order, room) in [(0, 0), (1, 2), (2, 14)] {
+        let (ram, image) = new_image(3, order);
+        run(image.write(0, vec![1; 4096])).unwrap();
+        for number in 0..room {
+            take(&image, &number.to_string()).unwrap();
+        }
+        run(image.flush()).unwrap();
+        let before = ram.bytes();
+        assert_eq!(take(&image, "more"), Err(Refused::RefcountOverflow.into()));
+        assert!(ram.bytes() == before, "refcounts of {} bits", 1 << order);
+        assert_eq!(run(image.snapshots()).len(), room);
+        run(image.write(512, vec![2; 512])).unwrap();
+        run(image.close()).unwrap();
+        let report = run(check(&ram.port, Repair::None, &CheckOptions::default())).unwrap();
+        assert!(report.is_clean(), "{:?}", report.findings);
+    }
+}
+
+#[test]
+fn a_snapshot_is_found_by_its_id_before_its_name() {
+    let (ram, image) = new_image(3, 4);
+    for (fill, name) in [(1, "2"), (2, "x"), (3, "x")] {
+        run(image.write(0, vec![fill; 512])).unwrap();
+        take(&image, name).unwrap();
+    }
+    run(image.close()).unwrap();
+    let ids: Vec<String> = run(image.snapshots())
+        .into_iter()
+        .map(|one| one.id)
+        .collect();
+    assert_eq!(ids, ["1", "2", "3"]);
+    for (name, fill) in [("1", 1), ("2", 2), ("x", 2), ("3", 3)] {
+        assert_eq!(shown(&ram, name)[..512], [fill; 512], "{name}");
+    }
+    assert_eq!(
+        at_snapshot(&ram, "y").unwrap_err(),
+        Refused::NoSuchSnapshot("y".into()).into()
+    );
+    let writable = OpenOptions {
+        snapshot: Some("1".into()),
+        ..OpenOptions::default()
+    };
+    assert!(run(Qcow2::open(ram.port.clone(), None, &writable)).is_err());
+}
+
+#[test]
+fn vm_state_goes_with_its_snapshot() {
+    let (ram, image) = new_image(3, 4);
+    let state: Vec<u8> = (0..50_u8).flat_map(|n| vec![n; 512]).collect();
+    run(image.write(0, vec![1; 1024])).unwrap();
+    run(image.write_vm_state(512, state.clone())).unwrap();
+    run(image.manage(Manage::SnapshotCreate(NewSnapshot {
+        name: "running".into(),
+        date_seconds: 7,
+        date_nanoseconds: 8,
+        vm_clock_nanoseconds: 9,
+        vm_state_bytes: 51 * 512,
+        icount: Some(10),
+    })))
+    .unwrap();
+    assert_eq!(run(image.read_vm_state(512, 512)).unwrap(), [0; 512]);
+    run(image.write(0, vec![2; 1024])).unwrap();
+    run(image.write_vm_state(0, vec![9; 1024])).unwrap();
+    run(image.close()).unwrap();
+    assert_eq!(
+        run(image.snapshots()),
+        [Snapshot {
+            id: "1".into(),
+            name: "running".into(),
+            vm_state_bytes: 51 * 512,
+            date_seconds: 7,
+            date_nanoseconds: 8,
+            vm_clock_nanoseconds: 9,
+            icount: Some(10),
+            virtual_bytes: 64 << 10,
+        }]
+    );
+    let past = at_snapshot(&ram, "running").unwrap();
+    assert_eq!(run(past.read_vm_state(512, state.len())).unwrap(), state);
+    let image = run(Qcow2::open(ram.port.clone(), None, &OpenOptions::default())).unwrap();
+    run(image.manage(Manage::SnapshotApply {
+        snapshot: "running".into(),
+    }))
+    .unwrap();
+    assert_eq!(run(image.read_vm_state(0, 512)).unwrap(), [0; 512]);
+    assert_eq!(run(image.read_vm_state(512, state.len())).unwrap(), state);
+    run(image.close()).unwrap();
+    let report = run(check(&ram.port, Repair::None, &CheckOptions::default())).unwrap();
+    assert!(report.is_clean(), "{:?}", report.findings);
+    if have("qemu-img") {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("image.qcow2");
+        ram.save(&path);
+        must("qemu-img", &["check", text(&path)]);
+        let list = must("qemu-img", &["snapshot", "-l", text(&path)]);
+        assert!(
+            list.contains("running") && list.contains("25.5 KiB"),
+            "{list}"
+        );
+    }
+}
+
+/// A copied VM state cluster lies beyond the disk's end, where copy-on-write used to see only zeroes.
+#[test]
+fn vm_state_survives_a_write_to_a_part_of_its_cluster() {
+    let ram = Ram::empty();
+    let options = CreateOptions {
+        virtual_bytes: 64 << 10,
+        cluster_bits: 12,
+        ..CreateOptions::default()
+    };
+    run(create(&ram.port, &options)).unwrap();
+    let image = run(Qcow2::open(ram.port.clone(), None, &OpenOptions::default())).unwrap();
+    run(image.write_vm_state(0, vec![1; 4096])).unwrap();
+    take(&image, "shares it").unwrap();
+    run(image.write_vm_state(512, vec![2; 512])).unwrap();
+    let state = run(image.read_vm_state(0, 4096)).unwrap();
+    assert!(state[..512] == [1; 512] && state[512..1024] == [2; 512]);
+    assert!(state[1024..] == [1; 3072]);
+}
+
+#[test]
+fn what_an_entry_says_beyond_what_is_known_is_kept() {
+    let (ram, image) = new_image(3, 4);
+    run(image.write(0, vec![1; 512])).unwrap();
+    take(&image, "foreign").unwrap();
+    run(image.close()).unwrap();
+    let header = run(header::read(&ram.port)).unwrap();
+    let at = usize::try_from(header.snapshots_offset.0).unwrap();
+    let mut bytes = ram.bytes();
+    // 24 bytes of extra data become 30, and the id and the name follow them.
+    bytes[at + 36..at + 40].copy_from_slice(&30_u32.to_be_bytes());
+    bytes[at + 64..at + 78].copy_from_slice(b"future1foreign");
+    let ram = Ram::from_bytes(&bytes);
+    let image = run(Qcow2::open(ram.port.clone(), None, &OpenOptions::default())).unwrap();
+    take(&image, "second").unwrap();
+    run(image.close()).unwrap();
+    let header = run(header::read(&ram.port)).unwrap();
+    let moved = usize::try_from(header.snapshots_offset.0).unwrap();
+    assert_ne!(moved, at);
+    let after = ram.bytes();
+    assert_eq!(after[moved..moved + 80], bytes[at..at + 80]);
+    assert_eq!(shown(&ram, "foreign")[..512], [1; 512]);
+}
+
+#[test]
+fn going_back_needs_no_reference_more_than_it_leaves() {
+    let (ram, image) = new_image(3, 1);
+    run(image.write(0, vec![1; 4096])).unwrap();
+    take(&image, "one").unwrap();
+    run(image.write(512, vec![2; 512])).unwrap();
+    take(&image, "two").unwrap();
+    for name in ["one", "two", "two"] {
+        let snapshot = name.into();
+        run(image.manage(Manage::SnapshotApply { snapshot })).unwrap();
+    }
+    assert_eq!(run(image.read(512, 512)).unwrap(), [2; 512]);
+    run(image.close()).unwrap();
+    let report = run(check(&ram.port, Repair::None, &CheckOptions::default())).unwrap();
+    assert!(report.is_clean(), "{:?}", report.findings);
+}
