@@ -99,6 +99,17 @@ fn pins(defect: Defect) -> Pins {
             compression: Some(Some(Compression::Zstd)),
             ..Pins::default()
         },
+        Defect::RaiseBeforeClaims
+        | Defect::SnapshotSwitchEarly
+        | Defect::SnapshotNotFlushed
+        | Defect::CopiedBeforeCounts
+        | Defect::SnapshotRaisesLate
+        | Defect::SnapshotKeepsCopied
+        | Defect::ApplyKeepsCopied
+        | Defect::SnapshotFreesEarly => Pins {
+            snapshots: Some(true),
+            ..Pins::default()
+        },
         Defect::LinkBeforeRefcounts
         | Defect::LinkBeforeData
         | Defect::L1BeforeL2

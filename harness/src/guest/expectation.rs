@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use xxhash_rust::xxh3::xxh3_128;
 
-use super::{Answer, Content, Effect, Entry, Facts, Ledger, Moment, OperationId};
+use super::{Answer, Effect, Entry, Facts, Ledger, Listed, Moment, OperationId, Origin, Sizing};
 use crate::workload::stamp::{SectorValue, Writer};
 
 /// By how much a sector misses what is legal, mildest first.
@@ -57,6 +57,8 @@ pub struct Expectation<'a> {
     allowed: Vec<Allowed>,
     /// The writers that are legal, for one segment after the other; ascending within a segment.
     writers: Vec<OperationId>,
+    /// The past snapshots whose content is legal, for one segment after the other.
+    pasts: Vec<usize>,
     sizes: Vec<u64>,
     facts: Vec<Facts>,
     key: u128,
@@ -68,7 +70,20 @@ struct Allowed {
     floor: Option<Moment>,
     zero: bool,
     beneath: bool,
+    /// Whether what was there at the start is legal.
+    initial: bool,
     writers: Range<usize>,
+    pasts: Range<usize>,
+}
+
+/// The values that are legal in a segment, while they are gathered.
+#[derive(Debug, Default)]
+struct Legal {
+    zero: bool,
+    beneath: bool,
+    initial: bool,
+    writers: Vec<OperationId>,
+    pasts: Vec<usize>,
 }
 
 impl<'a> Expectation<'a> {
@@ -79,13 +94,15 @@ impl<'a> Expectation<'a> {
             cut,
             allowed: Vec::with_capacity(ledger.segments.len()),
             writers: Vec::with_capacity(ledger.entries.len()),
+            pasts: Vec::new(),
             sizes: Vec::new(),
             facts: Vec::new(),
             key: 0,
         };
         for segment in &ledger.segments {
-            let allowed = expectation.allow(&ledger.entries[segment.entries.clone()], settled);
-            expectation.allowed.push(allowed);
+            let entries = &ledger.entries[segment.entries.clone()];
+            let (floor, legal) = gather(ledger, segment.sectors.start, entries, settled, cut);
+            expectation.allow(floor, legal);
         }
         expectation.sizes = expectation.legal_sizes();
         let mut settled_changes = 0;
@@ -94,6 +111,58 @@ impl<'a> Expectation<'a> {
         }
         expectation.key = expectation.floor_hash(settled_changes);
         expectation
+    }
+
+    /// What a snapshot of this history holds.
+    pub fn of_snapshot(ledger: &'a Ledger, origin: Origin, cut: Moment) -> Self {
+        let mut expectation = Self {
+            ledger,
+            cut,
+            allowed: Vec::with_capacity(ledger.segments.len()),
+            writers: Vec::new(),
+            pasts: Vec::new(),
+            sizes: vec![ledger.size_of(origin)],
+            facts: Vec::new(),
+            key: 0,
+        };
+        for segment in &ledger.segments {
+            let entries = &ledger.entries[segment.entries.clone()];
+            let legal = restored(ledger, segment.sectors.start, entries, origin);
+            // Nothing but the snapshot's own values counts.
+            expectation.allow(Some(Moment(0)), legal);
+        }
+        expectation.key = expectation.floor_hash(0);
+        expectation
+    }
+
+    /// The two worlds of a disk that was going back to a snapshot at the cut: it had not, or it had. The
+    /// whole disk must be of one of them.
+    pub fn alternatives(&self) -> Option<[Self; 2]> {
+        let (turn, origin) = self.ledger.open_application(self.cut)?;
+        let before = Moment(turn.submitted.0.checked_sub(1)?);
+        let settled = self.ledger.durable_before(self.cut);
+        Some([
+            Self::new(self.ledger, settled, before),
+            Self::of_snapshot(self.ledger, origin, self.cut),
+        ])
+    }
+
+    /// The lists of snapshots that may be found.
+    pub fn snapshot_lists(&self) -> Vec<Vec<Listed>> {
+        self.ledger.lists_at(self.cut)
+    }
+
+    /// What a listed snapshot must hold.
+    #[must_use]
+    pub fn snapshot(&self, listed: &Listed) -> Self {
+        Self::of_snapshot(self.ledger, listed.origin, self.cut)
+    }
+
+    /// Where something but zeroes may stand that no operation wrote, in ranges of sectors.
+    pub fn given(&self) -> impl Iterator<Item = Range<u64>> {
+        let past = self.ledger.past().iter();
+        let past = past.flat_map(|past| past.content.ranges());
+        self.ledger.initial.ranges().chain(past)
     }
 
     /// The history that this follows from.
@@ -158,9 +227,11 @@ impl<'a> Expectation<'a> {
         if allowed.beneath {
             values.push(self.ledger.beneath.value(sector));
         }
-        if allowed.floor.is_none() {
+        if allowed.initial {
             values.push(initial);
         }
+        let pasts = self.pasts[allowed.pasts.clone()].iter();
+        values.extend(pasts.map(|past| self.ledger.past[*past].content.value(sector)));
         values.sort_unstable();
         values.dedup();
         values
@@ -190,53 +261,35 @@ impl<'a> Expectation<'a> {
             .then(|| (index, &self.allowed[index]))
     }
 
-    fn allow(&mut self, entries: &[Entry], settled: Option<Moment>) -> Allowed {
-        let floor = entries
-            .iter()
-            .filter(|entry| entry.is_settled(settled))
-            .map(|entry| entry.submitted)
-            .max();
-        let first = self.writers.len();
-        let mut zero = false;
-        let mut beneath = false;
-        for entry in entries.iter().filter(|entry| entry.submitted <= self.cut) {
-            let superseded = entry
-                .completed
-                .is_some_and(|(ended, _)| floor.is_some_and(|floor| ended < floor));
-            if superseded {
-                continue;
-            }
-            match entry.effect {
-                Effect::Stamp => self.writers.push(entry.id),
-                Effect::Zero | Effect::PerhapsZero => zero = true,
-                Effect::Beneath => beneath = true,
-            }
-        }
-        self.writers[first..].sort_unstable();
-        Allowed {
+    fn allow(&mut self, floor: Option<Moment>, mut legal: Legal) {
+        legal.writers.sort_unstable();
+        legal.writers.dedup();
+        let (writers, pasts) = (self.writers.len(), self.pasts.len());
+        self.writers.append(&mut legal.writers);
+        self.pasts.append(&mut legal.pasts);
+        self.allowed.push(Allowed {
             floor,
-            zero,
-            beneath,
-            writers: first..self.writers.len(),
-        }
+            zero: legal.zero,
+            beneath: legal.beneath,
+            initial: legal.initial,
+            writers: writers..self.writers.len(),
+            pasts: pasts..self.pasts.len(),
+        });
     }
 
     fn legal_sizes(&self) -> Vec<u64> {
-        let done = |grow: &&super::Grow| matches!(grow.completed, Some((at, Answer::Done)) if at <= self.cut);
-        let floor = self
+        let mut sizes = vec![self.ledger.initial_bytes];
+        for sizing in self
             .ledger
-            .grows
+            .sizes
             .iter()
-            .filter(done)
-            .map(|grow| grow.virtual_bytes)
-            .fold(self.ledger.initial_bytes, u64::max);
-        let possible = self
-            .ledger
-            .grows
-            .iter()
-            .filter(|grow| grow.submitted <= self.cut && grow.virtual_bytes > floor)
-            .map(|grow| grow.virtual_bytes);
-        let mut sizes: Vec<u64> = std::iter::once(floor).chain(possible).collect();
+            .filter(|one| one.submitted <= self.cut)
+        {
+            match sizing.completed {
+                Some((at, Answer::Done)) if at <= self.cut => sizes = vec![sizing.virtual_bytes],
+                _ => sizes.push(sizing.virtual_bytes),
+            }
+        }
         sizes.sort_unstable();
         sizes.dedup();
         sizes
@@ -247,7 +300,13 @@ impl<'a> Expectation<'a> {
             .allowed
             .iter()
             .map(|allowed| allowed.floor.map_or(0, |moment| moment.0 + 1));
-        let words = [self.sizes[0], settled_changes].into_iter().chain(floors);
+        let turns = self.ledger.turns.iter();
+        let turns = turns.filter(|turn| turn.is_done(self.cut)).count();
+        let done = |sizing: &&Sizing| matches!(sizing.completed, Some((at, Answer::Done)) if at <= self.cut);
+        let sizings = self.ledger.sizes.iter().filter(done).count();
+        let counted = |count| u64::try_from(count).expect("a workload is short");
+        let words = [counted(turns), counted(sizings), settled_changes];
+        let words = words.into_iter().chain(floors);
         xxh3_128(&words.flat_map(u64::to_le_bytes).collect::<Vec<u8>>())
     }
 
@@ -281,7 +340,7 @@ impl<'a> Expectation<'a> {
         self.ledger.entries[self.ledger.segments[index].entries.clone()]
             .iter()
             .filter(|entry| entry.submitted <= self.cut)
-            .any(|entry| entry.value(sector, &self.ledger.beneath) == value)
+            .any(|entry| entry.value(self.ledger, sector) == Some(value))
     }
 
     fn wrote(&self, id: OperationId, sector: u64) -> bool {
@@ -298,7 +357,7 @@ impl Entry {
     fn is_settled(&self, settled: Option<Moment>) -> bool {
         match (self.effect, self.completed, settled) {
             (
-                Effect::Stamp | Effect::Zero | Effect::Beneath,
+                Effect::Stamp | Effect::Zero | Effect::Beneath | Effect::Restore(_),
                 Some((ended, Answer::Done)),
                 Some(settled),
             ) => ended < settled,
@@ -306,14 +365,79 @@ impl Entry {
         }
     }
 
-    fn value(&self, sector: u64, beneath: &Content) -> SectorValue {
+    /// What it puts there, where that is one value and nobody else put it there before.
+    fn value(&self, ledger: &Ledger, sector: u64) -> Option<SectorValue> {
         match self.effect {
-            Effect::Stamp => SectorValue::Stamp {
+            Effect::Stamp => Some(SectorValue::Stamp {
                 writer: Writer::Operation(self.id),
                 sector,
-            },
-            Effect::Zero | Effect::PerhapsZero => SectorValue::Zero,
-            Effect::Beneath => beneath.value(sector),
+            }),
+            Effect::Zero | Effect::PerhapsZero => Some(SectorValue::Zero),
+            Effect::Beneath => Some(ledger.beneath.value(sector)),
+            Effect::Restore(Origin::Past(past)) => Some(ledger.past[past].content.value(sector)),
+            Effect::Restore(Origin::Taken(_)) => None,
+        }
+    }
+}
+
+/// What may stand in a segment that starts at `sector`, and the latest submission of what must.
+fn gather(
+    ledger: &Ledger,
+    sector: u64,
+    entries: &[Entry],
+    settled: Option<Moment>,
+    cut: Moment,
+) -> (Option<Moment>, Legal) {
+    let floor = entries
+        .iter()
+        .filter(|entry| entry.submitted <= cut && entry.is_settled(settled))
+        .map(|entry| entry.submitted)
+        .max();
+    let mut legal = Legal {
+        initial: floor.is_none(),
+        ..Legal::default()
+    };
+    for entry in entries.iter().filter(|entry| entry.submitted <= cut) {
+        let superseded = entry
+            .completed
+            .is_some_and(|(ended, _)| floor.is_some_and(|floor| ended < floor));
+        if superseded {
+            continue;
+        }
+        match entry.effect {
+            Effect::Stamp => legal.writers.push(entry.id),
+            Effect::Zero | Effect::PerhapsZero => legal.zero = true,
+            Effect::Beneath => legal.beneath = true,
+            Effect::Restore(origin) => {
+                let mut more = restored(ledger, sector, entries, origin);
+                legal.zero |= more.zero;
+                legal.initial |= more.initial;
+                legal.beneath |= more.beneath;
+                legal.writers.append(&mut more.writers);
+                legal.pasts.append(&mut more.pasts);
+            }
+        }
+    }
+    (floor, legal)
+}
+
+/// What a snapshot may hold in a segment that starts at `sector`.
+fn restored(ledger: &Ledger, sector: u64, entries: &[Entry], origin: Origin) -> Legal {
+    if sector >= ledger.size_of(origin) / 512 {
+        return Legal {
+            zero: true,
+            ..Legal::default()
+        };
+    }
+    match origin {
+        Origin::Past(past) => Legal {
+            pasts: vec![past],
+            ..Legal::default()
+        },
+        // All that was asked before had been answered by then.
+        Origin::Taken(turn) => {
+            let taken = ledger.turns[turn].submitted;
+            gather(ledger, sector, entries, Some(taken), taken).1
         }
     }
 }
@@ -356,11 +480,8 @@ impl<'a> Checker<'a> {
             let run = run.start.max(at)..run.end.min(sectors.end);
             let bad = match allowed {
                 Some(allowed) if allowed.zero => None,
-                Some(allowed) if allowed.beneath => run
-                    .clone()
-                    .find(|sector| !self.expectation.legal(*sector).contains(&SectorValue::Zero)),
-                Some(allowed) if allowed.floor.is_some() => Some(run.start),
-                Some(_) | None => initial.first_nonzero(&run),
+                Some(allowed) => self.first_nonzero(allowed, &run),
+                None => initial.first_nonzero(&run),
             };
             if let Some(sector) = bad {
                 return self.check(sector, SectorValue::Zero);
@@ -374,6 +495,27 @@ impl<'a> Checker<'a> {
     pub fn is_untouched(&mut self, sectors: &Range<u64>) -> bool {
         let (run, allowed) = self.run_from(sectors.start);
         allowed.is_none() && run.end >= sectors.end
+    }
+
+    /// The first sector of `sectors` that is zero in none of the contents that are legal there.
+    fn first_nonzero(&self, allowed: &Allowed, sectors: &Range<u64>) -> Option<u64> {
+        let ledger = self.expectation.ledger;
+        let pasts = self.expectation.pasts[allowed.pasts.clone()].iter();
+        let mut contents: Vec<_> = pasts.map(|past| &ledger.past[*past].content).collect();
+        contents.extend(allowed.initial.then_some(&ledger.initial));
+        contents.extend(allowed.beneath.then_some(&ledger.beneath));
+        let mut at = sectors.start;
+        while at < sectors.end {
+            let mut furthest = at;
+            for content in &contents {
+                furthest = furthest.max(content.first_nonzero(&(at..sectors.end))?);
+            }
+            if furthest == at {
+                return Some(at);
+            }
+            at = furthest;
+        }
+        None
     }
 
     fn is_legal(&mut self, sector: u64, found: SectorValue) -> bool {
@@ -396,7 +538,12 @@ impl<'a> Checker<'a> {
             if allowed.beneath && expectation.ledger.beneath.value(sector) == found {
                 return true;
             }
-            if allowed.floor.is_some() {
+            let pasts = &expectation.pasts[allowed.pasts.clone()];
+            let past = |past: &usize| expectation.ledger.past[*past].content.value(sector);
+            if pasts.iter().any(|index| past(index) == found) {
+                return true;
+            }
+            if !allowed.initial {
                 return false;
             }
         }

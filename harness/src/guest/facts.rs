@@ -59,6 +59,9 @@ impl Facts {
             | Operation::Flush
             | Operation::Grow { .. }
             | Operation::Empty
+            | Operation::SnapshotCreate { .. }
+            | Operation::SnapshotApply { .. }
+            | Operation::SnapshotDelete { .. }
             | Operation::Reopen => vec![self],
         }
     }

@@ -16,6 +16,7 @@
 mod content;
 mod expectation;
 mod facts;
+mod past;
 
 use std::ops::Range;
 
@@ -24,6 +25,8 @@ use crate::workload::ops::{Answer, Happening, Moment, Operation, OperationId};
 pub use content::Content;
 pub use expectation::{Checker, Expectation, Level, SectorViolation};
 pub use facts::Facts;
+use past::Turn;
+pub use past::{Listed, Origin, Past, name_of};
 
 /// The history of a guest's disk.
 #[derive(Clone, Debug)]
@@ -37,7 +40,11 @@ pub struct Ledger {
     /// The entries of all segments, one segment after the other, in order of submission.
     entries: Vec<Entry>,
     flushes: Vec<Barrier>,
-    grows: Vec<Grow>,
+    sizes: Vec<Sizing>,
+    past: Vec<Past>,
+    turns: Vec<Turn>,
+    /// The size of the disk behind the operations entered so far.
+    size_now: u64,
     /// When each operation was submitted, by operation.
     submissions: Vec<(OperationId, Moment)>,
     /// What the header said at the start, where that is known, and what changed it.
@@ -69,6 +76,8 @@ enum Effect {
     PerhapsZero,
     /// What lies beneath.
     Beneath,
+    /// What a snapshot holds.
+    Restore(Origin),
 }
 
 /// A flush that was done, or something that implies one.
@@ -78,8 +87,9 @@ struct Barrier {
     completed: Moment,
 }
 
+/// A change of the disk's size.
 #[derive(Clone, Copy, Debug)]
-struct Grow {
+struct Sizing {
     virtual_bytes: u64,
     submitted: Moment,
     completed: Option<(Moment, Answer)>,
@@ -88,14 +98,21 @@ struct Grow {
 impl Ledger {
     /// The history of a disk of `virtual_bytes` bytes that held `initial` at the start.
     pub fn new(initial: Content, virtual_bytes: u64, history: &[Happening]) -> Self {
-        Self::over(initial, Content::zeroes(), virtual_bytes, history)
+        Self::from_start(
+            initial,
+            Content::zeroes(),
+            virtual_bytes,
+            Vec::new(),
+            history,
+        )
     }
 
-    /// The same over a backing file that holds `beneath`.
-    pub fn over(
+    /// The same, of a disk with snapshots, over a backing file that holds `beneath`.
+    pub fn from_start(
         initial: Content,
         beneath: Content,
         virtual_bytes: u64,
+        past: Vec<Past>,
         history: &[Happening],
     ) -> Self {
         let mut ledger = Self {
@@ -105,7 +122,10 @@ impl Ledger {
             segments: Vec::new(),
             entries: Vec::new(),
             flushes: Vec::new(),
-            grows: Vec::new(),
+            sizes: Vec::new(),
+            past,
+            turns: Vec::new(),
+            size_now: virtual_bytes,
             submissions: history.iter().map(|h| (h.id, h.submitted)).collect(),
             facts: None,
         };
@@ -114,6 +134,7 @@ impl Ledger {
         for happening in history {
             ledger.enter(happening, &mut effects);
         }
+        ledger.bound_snapshots(&mut effects);
         effects.sort_by_key(|(_, entry)| entry.submitted);
         ledger.partition(&effects);
         ledger
@@ -208,11 +229,28 @@ impl Ledger {
             | Operation::Amend(_)
             | Operation::Rename { .. } => {}
             Operation::Empty => self.empty(happening, effects),
-            Operation::Grow { virtual_bytes } => self.grows.push(Grow {
-                virtual_bytes,
-                submitted: happening.submitted,
-                completed: happening.completed,
-            }),
+            Operation::SnapshotCreate { .. }
+            | Operation::SnapshotApply { .. }
+            | Operation::SnapshotDelete { .. } => {
+                let origin = self.turn(happening);
+                if let Some(origin) = origin {
+                    touch(0, u64::MAX, Effect::Restore(origin));
+                    self.resize(happening, self.size_of(origin));
+                }
+                if let Some((completed, Answer::Done)) = happening.completed {
+                    // It is durable itself, and all before it.
+                    self.flushes.push(Barrier {
+                        submitted: Moment(completed.0 + 1),
+                        completed,
+                    });
+                }
+            }
+            Operation::Grow { virtual_bytes } => {
+                self.resize(happening, virtual_bytes);
+                if let Some((_, Answer::Done)) = happening.completed {
+                    self.size_now = virtual_bytes;
+                }
+            }
         }
         let flushes = matches!(
             happening.operation,
@@ -229,13 +267,13 @@ impl Ledger {
     /// Notes that the image was emptied: what lies beneath shows wherever anything else could. That is
     /// durable once answered.
     fn empty(&mut self, happening: &Happening, effects: &mut Vec<(Range<u64>, Entry)>) {
-        let done = |grow: &&Grow| matches!(grow.completed, Some((_, Answer::Done)));
-        let grown = self
-            .grows
+        let done = |sizing: &&Sizing| matches!(sizing.completed, Some((_, Answer::Done)));
+        let sizes = self
+            .sizes
             .iter()
             .filter(done)
-            .map(|grow| grow.virtual_bytes);
-        let end = grown.fold(self.initial_bytes, u64::max) / 512;
+            .map(|sizing| sizing.virtual_bytes);
+        let end = sizes.fold(self.initial_bytes, u64::max) / 512;
         let written = effects.iter().map(|(sectors, _)| sectors.clone());
         let mut ranges: Vec<Range<u64>> = self
             .initial
@@ -269,11 +307,46 @@ impl Ledger {
         }
     }
 
+    fn resize(&mut self, happening: &Happening, virtual_bytes: u64) {
+        self.sizes.push(Sizing {
+            virtual_bytes,
+            submitted: happening.submitted,
+            completed: happening.completed,
+        });
+    }
+
+    /// Splits the sectors where a snapshot's disk ends: what is restored differs there.
+    fn bound_snapshots(&self, effects: &mut Vec<(Range<u64>, Entry)>) {
+        let restores: Vec<(Range<u64>, Entry)> = effects
+            .extract_if(.., |(_, entry)| matches!(entry.effect, Effect::Restore(_)))
+            .collect();
+        let mut ends: Vec<u64> = self
+            .turns
+            .iter()
+            .map(|turn| turn.virtual_bytes / 512)
+            .collect();
+        ends.extend(self.past.iter().map(|past| past.virtual_bytes / 512));
+        ends.push(0);
+        ends.push(u64::MAX / 512);
+        ends.sort_unstable();
+        ends.dedup();
+        for (_, entry) in restores {
+            let pieces = ends.windows(2).map(|pair| pair[0]..pair[1]);
+            effects.extend(pieces.map(|piece| (piece, entry)));
+        }
+    }
+
     fn partition(&mut self, effects: &[(Range<u64>, Entry)]) {
         let mut bounds: Vec<u64> = effects
             .iter()
             .flat_map(|(sectors, _)| [sectors.start, sectors.end])
             .collect();
+        // What a past snapshot holds may differ from the disk where no operation goes.
+        let everywhere = !self.past.is_empty();
+        if everywhere {
+            bounds.extend([0, u64::MAX / 512]);
+            bounds.extend(self.past.iter().map(|past| past.virtual_bytes / 512));
+        }
         bounds.sort_unstable();
         bounds.dedup();
         for pair in bounds.windows(2) {
@@ -282,7 +355,7 @@ impl Ledger {
                 .iter()
                 .filter(|(sectors, _)| sectors.contains(&pair[0]));
             self.entries.extend(touching.map(|(_, entry)| *entry));
-            if self.entries.len() > first {
+            if everywhere || self.entries.len() > first {
                 self.segments.push(Segment {
                     sectors: pair[0]..pair[1],
                     entries: first..self.entries.len(),

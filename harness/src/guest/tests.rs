@@ -247,6 +247,9 @@ fn naive_legal(
         | Operation::Grow { .. }
         | Operation::Amend(_)
         | Operation::Rename { .. }
+        | Operation::SnapshotCreate { .. }
+        | Operation::SnapshotApply { .. }
+        | Operation::SnapshotDelete { .. }
         | Operation::Reopen => None,
     };
     let effect = |happening: &Happening| {
@@ -297,6 +300,7 @@ fn naive_legal(
         values.push(match effect {
             Effect::Stamp => own(happening.id.0, sector),
             Effect::Zero | Effect::PerhapsZero | Effect::Beneath => SectorValue::Zero,
+            Effect::Restore(_) => unreachable!("these histories have no snapshots"),
         });
     }
     values.sort_unstable();
@@ -415,7 +419,13 @@ fn an_emptied_image_shows_what_lies_beneath_and_for_good() {
         submitted: Moment(5),
         completed: Some((Moment(9), Answer::Done)),
     }];
-    let ledger = Ledger::over(initial.clone(), beneath.clone(), 8 * 512, &history);
+    let ledger = Ledger::from_start(
+        initial.clone(),
+        beneath.clone(),
+        8 * 512,
+        Vec::new(),
+        &history,
+    );
     let during = ledger.expect(Moment(7));
     for sector in 0..4 {
         assert!(during.legal(sector).contains(&initial.value(sector)));

@@ -16,6 +16,7 @@ use blkdebug::record::Recording;
 use engine::device::PageImage;
 
 use super::explain;
+use super::snapshots::{check_alternatives, check_snapshots, compare_snapshots};
 use super::structure::{StructureReport, walk};
 use super::verdict::{Oracle, Verdict, Violation};
 use super::view::{self, Backing, GuestView, merge};
@@ -200,9 +201,13 @@ impl Case<'_> {
             .and_then(|base| base.view(self.judge.backing));
         let accept = self.judge.accept;
         let written = check_guest(&view, base.as_ref(), expectation, &interest, accept)?;
+        check_alternatives(&view, expectation)?;
+        check_snapshots(&self.state, self.judge.backing, expectation)?;
         if let Some(before) = before {
             let earlier = self.view_of(before)?;
-            compare_views(&earlier, &view, "an interrupted repair")?;
+            let doing = "an interrupted repair";
+            compare_views(&earlier, &view, doing)?;
+            compare_snapshots(before, &self.state, self.judge.backing, doing)?;
         }
         self.judge.observer.begin(Stage::Recover);
         let reads = read_plan(&view, &interest, written);
@@ -264,6 +269,7 @@ impl Case<'_> {
         self.judge.observer.begin(Stage::GuestAfter);
         let (before, after) = (self.view_of(&self.state)?, self.view_of(&recovered)?);
         compare_views(&before, &after, doing)?;
+        compare_snapshots(&self.state, &recovered, self.judge.backing, doing)?;
         self.recovered = Some(recovered);
         Ok(value)
     }
@@ -373,7 +379,7 @@ pub(super) fn interest(view: &GuestView<'_>, expectation: &Expectation<'_>) -> V
     let ledger = expectation.ledger();
     let mut sectors: Vec<Range<u64>> = view.mapped_sectors().collect();
     sectors.extend(expectation.touched());
-    sectors.extend(ledger.initial().ranges());
+    sectors.extend(expectation.given());
     sectors.push(ledger.initial_bytes() / 512..end);
     merge(sectors, end)
 }
@@ -474,7 +480,11 @@ impl Misses {
 }
 
 /// Two views of what should be the same disk, over every sector that either maps.
-fn compare_views(before: &GuestView<'_>, after: &GuestView<'_>, doing: &str) -> Result<(), Ended> {
+pub(super) fn compare_views(
+    before: &GuestView<'_>,
+    after: &GuestView<'_>,
+    doing: &str,
+) -> Result<(), Ended> {
     if before.virtual_bytes() != after.virtual_bytes() {
         let line = format!(
             "{doing} changed the size of the guest's disk from {} to {} bytes",

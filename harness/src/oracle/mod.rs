@@ -9,6 +9,7 @@ pub mod judge;
 #[cfg(test)]
 pub(crate) mod sample;
 mod service;
+mod snapshots;
 pub mod structure;
 pub mod verdict;
 pub mod view;

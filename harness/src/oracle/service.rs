@@ -14,9 +14,10 @@ use super::explain;
 use super::judge::{
     Ended, Judge, Judgement, Stage, Witness, check_guest, check_structure, interest,
 };
+use super::snapshots::check_snapshots;
 use super::verdict::{Oracle, Verdict, Violation};
 use super::view::GuestView;
-use crate::guest::{Expectation, Ledger};
+use crate::guest::{Content, Expectation, Ledger, Past};
 use crate::workload::ops::{Happening, Operation, OperationId};
 
 /// What came of work after recovery.
@@ -45,7 +46,7 @@ impl Judge<'_> {
             };
         };
         let first_id = expectation.ledger().next_id();
-        let operations = workload(&view, first_id);
+        let operations = workload(&view, first_id, &snapshots_to_use(recovered));
         let attempt = self.subject.serve(&recovered.image, &operations);
         let recording = attempt.recording;
         let history = match attempt.result {
@@ -59,7 +60,8 @@ impl Judge<'_> {
                 };
             }
         };
-        let ledger = carry_on(&view, expectation, &history);
+        let past = recovered.past(self.backing);
+        let ledger = carry_on(&view, past, expectation, &history);
         let verdict = match self.judge_served(recovered, &Witness::new(attempt.image), &ledger) {
             Ok(()) => Verdict::Survived,
             Err(verdict) => as_service(*verdict),
@@ -105,7 +107,8 @@ impl Judge<'_> {
         };
         let interest = interest(&view, &expectation);
         let before = before.view(self.backing);
-        check_guest(&view, before.as_ref(), &expectation, &interest, None).map(drop)
+        check_guest(&view, before.as_ref(), &expectation, &interest, None)?;
+        check_snapshots(after, self.backing, &expectation)
     }
 }
 
@@ -124,14 +127,24 @@ fn as_service(verdict: Verdict) -> Verdict {
 }
 
 /// The history that starts with what the recovered disk shows.
-fn carry_on(view: &GuestView<'_>, expectation: &Expectation<'_>, history: &[Happening]) -> Ledger {
+fn carry_on(
+    view: &GuestView<'_>,
+    past: Vec<Past>,
+    expectation: &Expectation<'_>,
+    history: &[Happening],
+) -> Ledger {
     let content = view.content(interest(view, expectation));
-    Ledger::new(content, view.virtual_bytes(), history)
+    let beneath = Content::zeroes();
+    Ledger::from_start(content, beneath, view.virtual_bytes(), past, history)
 }
 
 /// A little of everything, at the places where recovery may have gone wrong: a cluster that is mapped,
 /// one that is not, and the end of the disk.
-fn workload(view: &GuestView<'_>, first: OperationId) -> Vec<(OperationId, Operation)> {
+fn workload(
+    view: &GuestView<'_>,
+    first: OperationId,
+    snapshots: &[u32],
+) -> Vec<(OperationId, Operation)> {
     let disk = 0..view.virtual_bytes() / 512;
     let cluster = view.cluster_sectors();
     let old = view.mapped_sectors().next().map_or(0, |range| range.start);
@@ -161,10 +174,41 @@ fn workload(view: &GuestView<'_>, first: OperationId) -> Vec<(OperationId, Opera
         Some(Operation::Flush),
         write(fresh..fresh + 1),
     ];
+    // Where there are snapshots, work with them goes on as well.
+    let own = snapshots.iter().max().map_or(0, |last| last + 1);
+    let with_snapshots = match snapshots {
+        [] => [None; 5],
+        [first, ..] => [
+            Some(Operation::SnapshotDelete { snapshot: *first }),
+            Some(Operation::SnapshotCreate { snapshot: own }),
+            write(old..old + 1),
+            Some(Operation::SnapshotApply { snapshot: own }),
+            write(fresh..fresh + 2),
+        ],
+    };
     (first.0..)
         .map(OperationId)
-        .zip(operations.into_iter().flatten())
+        .zip(operations.into_iter().chain(with_snapshots).flatten())
         .collect()
+}
+
+/// The numbers of the snapshots, unless refcounts are too narrow for one to go and another to come.
+fn snapshots_to_use(witness: &Witness) -> Vec<u32> {
+    let numbers: Vec<u32> = witness.report.snapshots.iter().filter_map(number).collect();
+    let bits = witness
+        .report
+        .layout
+        .map_or(0, |layout| 1u32 << layout.refcount_order);
+    if numbers.len() + 1 < 1 << bits.min(16) {
+        numbers
+    } else {
+        Vec::new()
+    }
+}
+
+/// The number of a snapshot that a workload took.
+fn number(snapshot: &super::structure::Snapshot) -> Option<u32> {
+    snapshot.name.strip_prefix('s')?.parse().ok()
 }
 
 /// No write is longer, in sectors.

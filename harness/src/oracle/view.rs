@@ -10,7 +10,7 @@ use zstd::zstd_safe;
 use crate::guest;
 use crate::workload::stamp::{SectorValue, identify};
 
-use super::structure::{Layout, Mapped, Mapping, StructureReport, walk};
+use super::structure::{Layout, Mapped, Mapping, SnapshotDisk, StructureReport, walk};
 
 /// An image below the one that is judged. It never changes.
 #[derive(Clone, Debug)]
@@ -149,6 +149,20 @@ impl<'a> GuestView<'a> {
             mapped: &report.mapped,
             backing,
         })
+    }
+
+    /// The disk of a snapshot of `image`.
+    pub fn of_snapshot(
+        image: &'a PageImage,
+        disk: &'a SnapshotDisk,
+        backing: Option<&'a Backing>,
+    ) -> Self {
+        Self {
+            image,
+            layout: disk.layout,
+            mapped: &disk.mapped,
+            backing,
+        }
     }
 
     /// The size of the disk in bytes.

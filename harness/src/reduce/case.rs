@@ -319,6 +319,9 @@ fn range(operation: Operation) -> Option<Extent> {
         | Operation::Amend(_)
         | Operation::Rename { .. }
         | Operation::Empty
+        | Operation::SnapshotCreate { .. }
+        | Operation::SnapshotApply { .. }
+        | Operation::SnapshotDelete { .. }
         | Operation::Reopen => None,
     }
 }
@@ -344,6 +347,9 @@ fn moved(operation: Operation, to: impl FnOnce(Extent) -> Extent) -> Operation {
         | Operation::Amend(_)
         | Operation::Rename { .. }
         | Operation::Empty
+        | Operation::SnapshotCreate { .. }
+        | Operation::SnapshotApply { .. }
+        | Operation::SnapshotDelete { .. }
         | Operation::Reopen => operation,
     }
 }

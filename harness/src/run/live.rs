@@ -83,10 +83,11 @@ pub fn live(case: &Case) -> Result<Life, StageError> {
 
 /// The history of the guest's disk, and of what the image says of itself.
 fn ledger(stage: &Stage, history: &[Happening]) -> Ledger {
-    let ledger = Ledger::over(
+    let ledger = Ledger::from_start(
         stage.content.clone(),
         stage.beneath.clone(),
         stage.virtual_bytes,
+        stage.past.clone(),
         history,
     );
     match walk(&stage.image).layout {
@@ -101,18 +102,25 @@ fn may_be_refused(operation: Operation, error: &Error) -> bool {
         return false;
     };
     match refused {
-        Refused::OutOfRange { .. } => true,
+        Refused::OutOfRange { .. } | Refused::NoSuchSnapshot(_) | Refused::ResizeWithSnapshots => {
+            true
+        }
         // Whether there was room depends on what the schedule let come before.
         Refused::NotVacant { .. } | Refused::NotWholeClusters { .. } => {
             matches!(operation, Operation::WriteCompressed { .. })
         }
         // A header without room, features that version 2 lacks, counts that do not fit.
-        Refused::Option(_) | Refused::RefcountOverflow => {
-            matches!(operation, Operation::Amend(_) | Operation::Rename { .. })
-        }
+        Refused::Option(_) => matches!(operation, Operation::Amend(_) | Operation::Rename { .. }),
+        Refused::RefcountOverflow => matches!(
+            operation,
+            Operation::Amend(_)
+                | Operation::SnapshotCreate { .. }
+                | Operation::SnapshotApply { .. }
+        ),
         Refused::Unaligned { .. }
         | Refused::ReadOnly
         | Refused::NoCompression
+        | Refused::NotByFormat(_)
         | Refused::Distrusted
         | Refused::FoundCorrupt
         | Refused::TableFull(_) => false,
@@ -148,6 +156,9 @@ fn budget_steps(scenario: &Scenario) -> u64 {
             | Operation::Amend(_)
             | Operation::Rename { .. }
             | Operation::Empty
+            | Operation::SnapshotCreate { .. }
+            | Operation::SnapshotApply { .. }
+            | Operation::SnapshotDelete { .. }
             | Operation::Reopen => 0,
         })
         .sum();

@@ -14,9 +14,12 @@ use engine::qcow2::header::incompatible;
 use engine::qcow2::{CacheSizes, OpenOptions, Qcow2};
 
 use super::client::Opener;
-use crate::guest::Content;
+use crate::guest::{Content, Past, name_of};
+use crate::oracle::Witness;
 use crate::oracle::structure::walk;
 use crate::oracle::view::{self, Content as SectorContent, GuestView, merge};
+use crate::workload::ops::{Operation, OperationId};
+use crate::workload::perform::perform;
 use crate::workload::shape::{Backing, CacheShape, ImageShape, Start};
 use crate::workload::stamp::{SectorValue, Writer, identify, stamp_range, thin_stamp_range};
 
@@ -31,6 +34,8 @@ pub struct Stage {
     pub content: Content,
     /// What a guest would find if the image held nothing.
     pub beneath: Content,
+    /// The snapshots that are there.
+    pub past: Vec<Past>,
     /// How large its disk is.
     pub virtual_bytes: u64,
     /// Cluster size and refcount width.
@@ -102,7 +107,7 @@ fn new_image(shape: &ImageShape) -> Result<Stage, StageError> {
         }),
     };
     at_once(create::create(&port(&file), &options))?;
-    if !shape.filled.is_empty() || !shape.packed.is_empty() {
+    if !shape.filled.is_empty() || !shape.packed.is_empty() || shape.snapshots > 0 {
         at_once(fill(&file, backing.as_ref(), shape))?;
     }
     let mut image = file.snapshot();
@@ -114,6 +119,9 @@ fn new_image(shape: &ImageShape) -> Result<Stage, StageError> {
         backing,
         content: shape.content(),
         beneath: shape.beneath(),
+        past: (0..shape.snapshots)
+            .map(|snapshot| past(shape, snapshot))
+            .collect(),
         virtual_bytes: shape.virtual_bytes,
         geometry: shape.geometry,
     })
@@ -143,6 +151,7 @@ fn given_image(bytes: &PageImage) -> Result<Stage, StageError> {
         backing: None,
         content: Content::from_values(values),
         beneath: Content::zeroes(),
+        past: Witness::new(bytes.clone()).past(None),
         virtual_bytes: view.virtual_bytes(),
         geometry,
     })
@@ -159,9 +168,18 @@ async fn fill(
         options: OpenOptions::default(),
     };
     let image = disks.open().await?;
-    for extent in &shape.filled {
-        let data = stamp_range(Writer::Image, extent.offset, extent.len_bytes);
-        image.write(extent.offset, data).await?;
+    let mut snapshots = 0..shape.snapshots;
+    let mut next = snapshots.next();
+    for filled in 0..=shape.filled.len() {
+        while let Some(snapshot) = next.filter(|next| shape.filled_before(*next) == filled) {
+            let id = OperationId(0);
+            perform(&*image, id, Operation::SnapshotCreate { snapshot }).await?;
+            next = snapshots.next();
+        }
+        if let Some(extent) = shape.filled.get(filled) {
+            let data = stamp_range(Writer::Image, extent.offset, extent.len_bytes);
+            image.write(extent.offset, data).await?;
+        }
     }
     for extent in &shape.packed {
         let data = thin_stamp_range(Writer::Image, extent.offset, extent.len_bytes);
@@ -173,6 +191,14 @@ async fn fill(
         }
     }
     image.close().await
+}
+
+fn past(shape: &ImageShape, snapshot: u32) -> Past {
+    Past {
+        name: name_of(snapshot),
+        content: shape.snapshot_content(snapshot),
+        virtual_bytes: shape.virtual_bytes,
+    }
 }
 
 /// What is left of an image whose dirty bit reached the disk, and no refcount after it.

@@ -242,6 +242,9 @@ fn is_barrier(operation: Operation) -> bool {
         | Operation::Amend(_)
         | Operation::Rename { .. }
         | Operation::Empty
+        | Operation::SnapshotCreate { .. }
+        | Operation::SnapshotApply { .. }
+        | Operation::SnapshotDelete { .. }
         | Operation::Reopen => true,
         Operation::Read { .. }
         | Operation::Write { .. }

@@ -92,6 +92,13 @@ struct NewJson {
     packed: Vec<String>,
     #[serde(default, skip_serializing_if = "is_off")]
     abandoned: bool,
+    #[serde(default, skip_serializing_if = "is_none")]
+    snapshots: u32,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+fn is_none(count: &u32) -> bool {
+    *count == 0
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
@@ -247,6 +254,7 @@ fn write_shape(shape: &ImageShape) -> NewJson {
         },
         packed: write_extents(&shape.packed),
         abandoned: shape.abandoned,
+        snapshots: shape.snapshots,
     }
 }
 
@@ -413,6 +421,7 @@ fn read_shape(json: &NewJson) -> Result<ImageShape, BadTrace> {
         },
         packed: read_extents("packed", &json.packed)?,
         abandoned: json.abandoned,
+        snapshots: json.snapshots,
     })
 }
 

@@ -50,6 +50,9 @@ pub fn operation_text(operation: Operation) -> String {
         Operation::Amend(amend) => amend_text(amend),
         Operation::Rename { name_bytes } => format!("rename {name_bytes}"),
         Operation::Empty => "empty".into(),
+        Operation::SnapshotCreate { snapshot } => format!("snapshot-create {snapshot}"),
+        Operation::SnapshotApply { snapshot } => format!("snapshot-apply {snapshot}"),
+        Operation::SnapshotDelete { snapshot } => format!("snapshot-delete {snapshot}"),
         Operation::Reopen => "reopen".into(),
     }
 }
@@ -92,12 +95,22 @@ pub(super) fn operation(text: &str) -> Parsed<Operation> {
             name_bytes: number(bytes)?,
         },
         ["empty"] => Operation::Empty,
+        ["snapshot-create", snapshot] => Operation::SnapshotCreate {
+            snapshot: number(snapshot)?,
+        },
+        ["snapshot-apply", snapshot] => Operation::SnapshotApply {
+            snapshot: number(snapshot)?,
+        },
+        ["snapshot-delete", snapshot] => Operation::SnapshotDelete {
+            snapshot: number(snapshot)?,
+        },
         ["reopen"] => Operation::Reopen,
         _ => {
             return Err(BadText(format!(
                 "`{text}` is no operation: expected read, write, write-compressed, write-zeroes or \
                  discard with offset and length, grow with a size, amend with changes, rename with \
-                 a length, empty, flush or reopen"
+                 a length, empty, snapshot-create, snapshot-apply or snapshot-delete with a number, \
+                 flush or reopen"
             )));
         }
     })

@@ -6,6 +6,8 @@
 //! so that tables are often one entry short of growing. Clusters are mostly small, since a small image
 //! is judged in microseconds.
 
+mod snapshots;
+
 use blkdebug::contract::Contract;
 use engine::image::Unmap;
 use engine::manage::Amend;
@@ -27,13 +29,14 @@ const MAX_WRITE_BYTES: u64 = 96 << 10;
 /// Draws a scenario without faults and defects, on the disk that promises least.
 pub fn scenario(prng: &Prng, pins: &Pins) -> Scenario {
     let mut draw = prng.fork("image");
-    let shape = match room(&mut draw, pins) {
+    let mut shape = match room(&mut draw, pins) {
         Room::Any => image(&mut draw, pins),
         Room::Block => tight_image(&mut draw, pins, Room::Block),
         Room::Table => tight_image(&mut draw, pins, Room::Table),
     };
     let mut draw = prng.fork("workload");
-    let operations = workload(&mut draw, shape.virtual_bytes, shape.geometry, pins);
+    let mut operations = workload(&mut draw, shape.virtual_bytes, shape.geometry, pins);
+    snapshots::add(prng, pins, &mut shape, &mut operations);
     around(prng, pins, Start::New(shape), operations)
 }
 
@@ -84,6 +87,7 @@ fn image(draw: &mut Prng, pins: &Pins) -> ImageShape {
         compression,
         packed,
         abandoned: version == 3 && pins.abandoned.unwrap_or(drawn_abandoned),
+        snapshots: 0,
     }
 }
 
@@ -280,6 +284,7 @@ fn tight_image(draw: &mut Prng, pins: &Pins, room: Room) -> ImageShape {
         compression: compression(draw, 3, pins),
         packed: Vec::new(),
         abandoned: false,
+        snapshots: 0,
     }
 }
 
@@ -584,6 +589,9 @@ mod tests {
                     | Operation::Amend(_)
                     | Operation::Rename { .. }
                     | Operation::Empty
+                    | Operation::SnapshotCreate { .. }
+                    | Operation::SnapshotApply { .. }
+                    | Operation::SnapshotDelete { .. }
                     | Operation::Reopen => {}
                 }
             }
@@ -616,11 +624,14 @@ mod tests {
                 Operation::Amend(_) => 9,
                 Operation::Rename { .. } => 10,
                 Operation::Empty => 11,
+                Operation::SnapshotCreate { .. } => 12,
+                Operation::SnapshotApply { .. } => 13,
+                Operation::SnapshotDelete { .. } => 14,
             }));
         }
         assert_eq!(clusters, (9..=21).collect());
         assert_eq!(orders, (0..=6).collect());
-        assert_eq!(kinds.len(), KINDS);
+        assert_eq!(kinds.len(), KINDS + snapshots::KINDS);
     }
 
     #[test]

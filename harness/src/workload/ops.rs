@@ -60,6 +60,21 @@ pub enum Operation {
     },
     /// Give up everything that the image holds.
     Empty,
+    /// Take an internal snapshot.
+    SnapshotCreate {
+        /// Its number; no two of a workload have the same.
+        snapshot: u32,
+    },
+    /// Make the disk what it was when a snapshot was taken.
+    SnapshotApply {
+        /// Which.
+        snapshot: u32,
+    },
+    /// Delete a snapshot.
+    SnapshotDelete {
+        /// Which.
+        snapshot: u32,
+    },
     /// Wait for everything in flight, close the image and open it again.
     Reopen,
 }

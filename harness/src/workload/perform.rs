@@ -2,10 +2,11 @@
 
 use engine::error::Error;
 use engine::image::Image;
-use engine::manage::{BackingName, Manage};
+use engine::manage::{BackingName, Manage, NewSnapshot};
 
 use super::ops::{Operation, OperationId};
 use super::stamp::{Writer, stamp_range, thin_stamp_range};
+use crate::guest::name_of;
 
 /// Carries out any operation but [`Operation::Reopen`], which is its caller's. Yields what was read.
 ///
@@ -44,6 +45,22 @@ pub async fn perform(
             image.manage(Manage::SetBacking(Some(backing))).await
         }
         Operation::Empty => image.manage(Manage::MakeEmpty).await,
+        Operation::SnapshotCreate { snapshot } => {
+            let new = NewSnapshot {
+                name: name_of(snapshot),
+                date_seconds: snapshot,
+                ..NewSnapshot::default()
+            };
+            image.manage(Manage::SnapshotCreate(new)).await
+        }
+        Operation::SnapshotApply { snapshot } => {
+            let snapshot = name_of(snapshot);
+            image.manage(Manage::SnapshotApply { snapshot }).await
+        }
+        Operation::SnapshotDelete { snapshot } => {
+            let snapshot = name_of(snapshot);
+            image.manage(Manage::SnapshotDelete { snapshot }).await
+        }
         Operation::Reopen => unreachable!("the caller reopens"),
     }
     .map(|()| Vec::new())

@@ -35,6 +35,8 @@ pub struct Pins {
     pub abandoned: Option<bool>,
     /// Which operations on the image as a whole a workload has.
     pub manage: Option<Managed>,
+    /// Whether there are snapshots, before the run and in it.
+    pub snapshots: Option<bool>,
 }
 
 /// Operations that change an image as a whole, by kind.
@@ -100,7 +102,7 @@ impl std::error::Error for BadPin {}
 pub const OPTIONS: &str = "version=2|3, cluster_size=512..2M, refcount_bits=1|2|4|8|16|32|64, \
      lazy_refcounts=on|off, backing=raw|qcow2|none, size=BYTES, concurrency=1.., operations=1.., \
      room=any|block|table, abandoned=on|off, manage=on|off|amend|rename|empty, \
-     compression=zlib|zstd|off";
+     compression=zlib|zstd|off, snapshots=on|off";
 
 /// The largest disk that a campaign makes: every written sector is looked at in every crash state.
 const MAX_VIRTUAL_BYTES: u64 = 1 << 40;
@@ -151,6 +153,9 @@ impl Pins {
                 let named = Managed::NAMES.iter().find(|(name, _)| *name == value);
                 let (_, managed) = named.ok_or_else(|| wrong("on, off, amend, rename or empty"))?;
                 self.manage = Some(*managed);
+            }
+            "snapshots" => {
+                self.snapshots = Some(switch(value).ok_or_else(|| wrong("on or off"))?);
             }
             "backing" => {
                 self.backing = Some(match (value, backing_format(value)) {

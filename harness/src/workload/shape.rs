@@ -2,6 +2,7 @@
 //!
 //! A scenario and a list of choices are the whole input of a run.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
@@ -78,6 +79,9 @@ pub struct ImageShape {
     /// Whether whoever wrote it last lost power with the dirty bit set, before any refcount reached the
     /// disk. Version 3 only.
     pub abandoned: bool,
+    /// How many snapshots were taken while it was filled: the first after a part of `filled`, the next
+    /// after more of it. They have the numbers from 0 up.
+    pub snapshots: u32,
 }
 
 /// A backing file, every sector of which is stamped with [`Writer::Backing`].
@@ -171,6 +175,23 @@ impl ImageShape {
         content
     }
 
+    /// How many ranges of `filled` a snapshot from before the run holds.
+    pub fn filled_before(&self, snapshot: u32) -> usize {
+        let share = self.filled.len() * usize::try_from(snapshot + 1).expect("a small number");
+        share / usize::try_from(self.snapshots + 1).expect("a small number")
+    }
+
+    /// What a snapshot from before the run holds.
+    pub fn snapshot_content(&self, snapshot: u32) -> Content {
+        let filled = self.filled[..self.filled_before(snapshot)].to_vec();
+        let then = Self {
+            filled,
+            packed: Vec::new(),
+            ..self.clone()
+        };
+        then.content()
+    }
+
     fn check(&self) -> Result<(), BadScenario> {
         let require = |holds: bool, text: String| holds.then_some(()).ok_or(BadScenario(text));
         require(
@@ -188,6 +209,10 @@ impl ImageShape {
                 "disk size {} is not a multiple of 512, at most {MAX_VIRTUAL_BYTES}",
                 self.virtual_bytes
             ),
+        )?;
+        require(
+            self.snapshots <= MAX_SNAPSHOTS,
+            format!("{} snapshots: at most {MAX_SNAPSHOTS}", self.snapshots),
         )?;
         if let Some(backing) = self.backing {
             require(
@@ -239,6 +264,11 @@ impl Scenario {
                 self.operations.len()
             )));
         }
+        let before = match &self.image {
+            Start::New(shape) => shape.snapshots,
+            Start::Given(_) => 0,
+        };
+        let mut taken: BTreeSet<u32> = (0..before).collect();
         for operation in &self.operations {
             match *operation {
                 Operation::Read { offset, len_bytes }
@@ -255,7 +285,17 @@ impl Scenario {
                         return Err(BadScenario(text));
                     }
                 }
-                Operation::Flush | Operation::Amend(_) | Operation::Empty | Operation::Reopen => {}
+                Operation::SnapshotCreate { snapshot } => {
+                    if !taken.insert(snapshot) {
+                        return Err(BadScenario(format!("snapshot {snapshot} is taken twice")));
+                    }
+                }
+                Operation::SnapshotApply { .. }
+                | Operation::SnapshotDelete { .. }
+                | Operation::Amend(_)
+                | Operation::Empty
+                | Operation::Flush
+                | Operation::Reopen => {}
             }
         }
         Ok(())
@@ -266,6 +306,8 @@ impl Scenario {
 const MAX_VIRTUAL_BYTES: u64 = 1 << 50;
 /// One range that is stamped is no longer than this, since it is held in memory.
 const MAX_RANGE_BYTES: u64 = 64 << 20;
+/// An image has no more snapshots than this before a run.
+const MAX_SNAPSHOTS: u32 = 100;
 /// A workload has no more operations than this.
 const MAX_OPERATIONS: usize = 10_000;
 

@@ -14,12 +14,14 @@ mod finding;
 mod layout;
 mod refcounts;
 mod references;
+mod snapshots;
 
 use engine::device::PageImage;
 
 pub use finding::{Finding, Owner, Table};
 use layout::Illegible;
 pub use layout::Layout;
+pub use snapshots::{Snapshot, SnapshotDisk};
 
 /// What a guest cluster is mapped to. Clusters that fall through to the backing file have no mapping.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,6 +84,8 @@ pub struct StructureReport {
     pub miscounts: Vec<Miscount>,
     /// Every guest cluster of the disk with a mapping of its own, ascending.
     pub mapped: Vec<Mapped>,
+    /// The snapshots, in the order of the table.
+    pub snapshots: Vec<Snapshot>,
 }
 
 impl StructureReport {

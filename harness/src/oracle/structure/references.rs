@@ -1,6 +1,6 @@
 //! Who refers to which cluster of the file.
 
-use super::{Finding, Mapped, Mapping, Owner, Scan, Table, Word};
+use super::{Finding, Layout, Mapped, Mapping, Owner, Scan, Snapshot, Table, Word};
 
 const COPIED: u64 = 1 << 63;
 const COMPRESSED: u64 = 1 << 62;
@@ -155,6 +155,9 @@ impl Collector {
         if !l1_offset.is_multiple_of(scan.layout.cluster_bytes()) || l1_entries > MAX_L1_ENTRIES {
             return Err("its L1 table is unaligned or too long");
         }
+        scan.report
+            .snapshots
+            .push(Snapshot::read(scan.image, &scan.layout, &head, at));
         let clusters = (l1_entries * 8).div_ceil(scan.layout.cluster_bytes());
         self.refer(scan, Owner::SnapshotL1Table(index), l1_offset, clusters);
         self.l1_entries(scan, Tree::Snapshot, l1_offset, l1_entries);
@@ -277,10 +280,7 @@ impl Collector {
             let (table, at) = (Table::L2, word.at);
             scan.report.find(Finding::IdleCopied { table, at });
         }
-        let offset_bits = 62 - (scan.layout.cluster_bits - 8);
-        let offset = word.value & ((1 << offset_bits) - 1);
-        let sectors = ((word.value & !(COPIED | COMPRESSED)) >> offset_bits) + 1;
-        let end = offset / 512 * 512 + sectors * 512;
+        let (offset, end) = compressed_range(&scan.layout, word.value);
         let bits = scan.layout.cluster_bits;
         for cluster in offset >> bits..=(end - 1) >> bits {
             let claim = Claim::Mute;
@@ -315,6 +315,36 @@ fn map_again(scan: &mut Scan<'_>, before: usize, index: u64, uses: &[Use]) {
             }
         }
     }
+}
+
+/// What an L2 entry maps a guest cluster to, whoever else says so.
+pub(super) fn mapping_of(layout: &Layout, value: u64) -> Option<Mapping> {
+    if value & COMPRESSED != 0 {
+        let (offset, end) = compressed_range(layout, value);
+        return Some(Mapping::Compressed {
+            offset,
+            len_bytes: end - offset,
+        });
+    }
+    let zero_bit = if layout.version >= 3 { ZERO } else { 0 };
+    let target = value & OFFSET;
+    if value & !(COPIED | OFFSET | zero_bit) != 0 || !target.is_multiple_of(layout.cluster_bytes())
+    {
+        return Some(Mapping::Bad);
+    }
+    match (value & zero_bit != 0, target) {
+        (true, _) => Some(Mapping::Zero),
+        (false, 0) => None,
+        (false, _) => Some(Mapping::Data(target)),
+    }
+}
+
+/// Where a compressed cluster's bytes start, and where they end at most.
+fn compressed_range(layout: &Layout, value: u64) -> (u64, u64) {
+    let offset_bits = 62 - (layout.cluster_bits - 8);
+    let offset = value & ((1 << offset_bits) - 1);
+    let sectors = ((value & !(COPIED | COMPRESSED)) >> offset_bits) + 1;
+    (offset, offset / 512 * 512 + sectors * 512)
 }
 
 fn count_of(uses: &[Use]) -> u64 {
