@@ -96,6 +96,10 @@ defects! {
     SharersUncounted "sharers-uncounted",
     /// Compressed bytes start in the last sector of those before, which is written anew without them.
     CompressedTailRewritten "compressed-tail-rewritten",
+    /// What an encrypted image's new cluster shows beside the written range was never encrypted.
+    FreshClusterUnencrypted "fresh-cluster-unencrypted",
+    /// Copy-on-write encrypts the copy under the numbers of another cluster.
+    CopyUnderOldVector "copy-under-old-vector",
     /// Repair leaves the last refcount slice as it is, and reports success.
     RepairSkipsLast "repair-skips-last",
     /// Repair clears the dirty bit before its refcounts are durable.

@@ -57,6 +57,8 @@ pub enum Structure {
     RefcountBlock,
     /// The snapshot table.
     SnapshotTable,
+    /// The header of the encryption, with its key material.
+    EncryptionHeader,
     /// A bitmap directory.
     BitmapDirectory,
     /// A cluster of guest data.
@@ -74,6 +76,7 @@ impl fmt::Display for Structure {
             Self::RefcountTable => "refcount table",
             Self::RefcountBlock => "refcount block",
             Self::SnapshotTable => "snapshot table",
+            Self::EncryptionHeader => "encryption header",
             Self::BitmapDirectory => "bitmap directory",
             Self::Data => "data cluster",
         })
@@ -176,7 +179,13 @@ pub enum Refused {
         /// Where the cluster starts.
         offset: u64,
     },
-    /// The format has no compressed data.
+    /// The image is encrypted, and no secret was given.
+    #[error("the image is encrypted: a secret is needed to open it")]
+    NoSecret,
+    /// No slot of the image opens with a secret that was given.
+    #[error("no key slot of the image opens with this secret")]
+    WrongSecret,
+    /// The format has no compressed data, or the image encrypts what it holds.
     #[error("this image cannot hold compressed data")]
     NoCompression,
     /// The image is open for reading only.

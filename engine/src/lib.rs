@@ -12,6 +12,7 @@ pub mod defect;
 pub mod device;
 pub mod error;
 pub mod image;
+pub mod luks;
 pub mod manage;
 pub mod qcow2;
 pub mod raw;

@@ -197,6 +197,7 @@ proptest! {
             incompatible: v3(bits.0),
             compatible: v3(bits.1),
             autoclear: v3(bits.2),
+            encryption: None,
             compression: engine::qcow2::compress::Compression::Zlib,
             header_bytes: if version == 2 { 72 } else { 112 },
             backing_at: 0,

@@ -7,6 +7,7 @@ use crate::campaign::{NoThreads, Plan, Proceed, Progress, campaign};
 use crate::reduce::{Reduced, reduce};
 use crate::run::{Effort, replay};
 use crate::workload::pin::{Managed, Pins, Room};
+use crate::workload::shape::Encrypted;
 
 /// The seed that canaries are hunted with.
 const SEED: u64 = 1;
@@ -93,6 +94,10 @@ fn pins(defect: Defect) -> Pins {
         Defect::CompressedLinkedEarly => Pins {
             compression: Some(Some(Compression::Zlib)),
             lazy_refcounts: Some(true),
+            ..Pins::default()
+        },
+        Defect::FreshClusterUnencrypted | Defect::CopyUnderOldVector => Pins {
+            encryption: Some(Some(Encrypted::Aes)),
             ..Pins::default()
         },
         Defect::SharersUncounted | Defect::CompressedTailRewritten => Pins {

@@ -1,16 +1,17 @@
 //! Making a new, empty image.
 //!
 //! Specification: "Header", "Refcounts". The layout is qemu-img's: header, refcount table, refcount
-//! blocks, L1 table, with the same fields, extensions and L1 size. The first sector is written last,
+//! blocks, L1 table, encryption header, with the same fields, extensions and L1 size. The first sector is written last,
 //! after a flush, so that a file either is a whole image or is none.
 
 use super::compress::Compression;
+use super::crypto::{self, Encryption};
 use super::geometry::Geometry;
 use super::header::{
     Extension, Header, MAX_BACKING_NAME, MAX_L1_BYTES, MAX_REFTABLE_BYTES, V2_LEN, V3_LEN_WRITTEN,
     compatible, incompatible,
 };
-use super::unit::{HostCluster, HostOffset};
+use super::unit::{HostCluster, HostOffset, byte_count};
 use super::{entry, extension, feature};
 use crate::device::{Event, Port, SECTOR_BYTES};
 use crate::error::{Error, Refused, Structure};
@@ -32,8 +33,19 @@ pub struct CreateOptions {
     pub lazy_refcounts: bool,
     /// How compressed clusters are to be compressed; other than zlib in version 3 only.
     pub compression: Compression,
+    /// How guest data are to be encrypted, if they are.
+    pub encryption: Option<NewEncryption>,
     /// What lies beneath.
     pub backing: Option<Backing>,
+}
+
+/// How the guest data of a new image are to be encrypted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NewEncryption {
+    /// With the legacy method, under the secret that the image is opened with.
+    Aes,
+    /// With LUKS: header and key material as [`crate::luks::format`] makes them.
+    Luks(Vec<u8>),
 }
 
 /// The backing file of a new image, as it is recorded in the image.
@@ -81,6 +93,7 @@ impl Default for CreateOptions {
             refcount_order: 4,
             lazy_refcounts: false,
             compression: Compression::Zlib,
+            encryption: None,
             backing: None,
         }
     }
@@ -89,7 +102,11 @@ impl Default for CreateOptions {
 /// Makes `file` an empty image. What the file held before is cut off.
 pub async fn create(file: &Port, options: &CreateOptions) -> Result<(), Error> {
     let geometry = validate(options)?;
-    let layout = Layout::new(geometry, options.virtual_bytes)?;
+    let luks: &[u8] = match &options.encryption {
+        Some(NewEncryption::Luks(bytes)) => bytes,
+        Some(NewEncryption::Aes) | None => &[],
+    };
+    let layout = Layout::new(geometry, options.virtual_bytes, luks.len())?;
     let mut first = header(options, geometry, &layout).encode();
     first.resize(first.len().next_multiple_of(SECTOR), 0);
     let names = first.split_off(SECTOR);
@@ -98,6 +115,11 @@ pub async fn create(file: &Port, options: &CreateOptions) -> Result<(), Error> {
     at.flush().await?;
     at.set_len(layout.file_bytes()).await?;
     layout.write_refcounts(file).await?;
+    if !luks.is_empty() {
+        let mut bytes = luks.to_vec();
+        bytes.resize(bytes.len().next_multiple_of(SECTOR), 0);
+        at.write(layout.luks_offset().0, bytes).await?;
+    }
     if !names.is_empty() {
         at.write(SECTOR_BYTES, names).await?;
     }
@@ -115,6 +137,7 @@ fn validate(options: &CreateOptions) -> Result<Geometry, Error> {
         refcount_order,
         lazy_refcounts,
         compression,
+        encryption: _,
         ref backing,
     } = *options;
     if !(2..=3).contains(&version) {
@@ -172,7 +195,10 @@ fn validate_backing(
         ));
     }
     let mut before = Vec::new();
-    extension::encode(&extensions(options, geometry), &mut before);
+    extension::encode(
+        &extensions(options, geometry, &Layout::default_of(geometry)),
+        &mut before,
+    );
     let end = header_len(options.version) + before.len() + len;
     if end > geometry.cluster_len() {
         return refuse(format!(
@@ -209,6 +235,13 @@ fn header(options: &CreateOptions, geometry: Geometry, layout: &Layout) -> Heade
         },
         compatible: lazy,
         autoclear: 0,
+        encryption: options.encryption.as_ref().map(|new| match new {
+            NewEncryption::Aes => Encryption::Aes,
+            NewEncryption::Luks(bytes) => Encryption::Luks {
+                offset: layout.luks_offset(),
+                len_bytes: byte_count(bytes.len()),
+            },
+        }),
         compression: options.compression,
         header_bytes: u64::try_from(header_len(options.version)).expect("a header is short"),
         backing_at: 0,
@@ -216,7 +249,7 @@ fn header(options: &CreateOptions, geometry: Geometry, layout: &Layout) -> Heade
             .backing
             .as_ref()
             .map(|backing| backing.name.clone().into_bytes()),
-        extensions: extensions(options, geometry),
+        extensions: extensions(options, geometry, layout),
     }
 }
 
@@ -225,13 +258,17 @@ pub(super) fn header_len(version: u32) -> usize {
 }
 
 /// In QEMU's order; the names of features only where the first cluster has room to spare.
-fn extensions(options: &CreateOptions, geometry: Geometry) -> Vec<Extension> {
+fn extensions(options: &CreateOptions, geometry: Geometry, layout: &Layout) -> Vec<Extension> {
     let mut extensions = Vec::new();
     if let Some(backing) = &options.backing {
         extensions.push(Extension {
             kind: extension::BACKING_FORMAT,
             data: backing.format.name().into(),
         });
+    }
+    if let Some(NewEncryption::Luks(bytes)) = &options.encryption {
+        let len_bytes = byte_count(bytes.len());
+        extensions.push(crypto::pointer(layout.luks_offset(), len_bytes));
     }
     if options.version >= 3 && geometry.cluster_bytes() > 4096 {
         extensions.push(Extension {
@@ -250,17 +287,19 @@ struct Layout {
     reftable_clusters: u64,
     blocks: u64,
     l1_clusters: u64,
+    luks_clusters: u64,
 }
 
 impl Layout {
     /// The least number of refcount blocks and table clusters that count everything, themselves
     /// included.
-    fn new(geometry: Geometry, virtual_bytes: u64) -> Result<Self, Error> {
+    fn new(geometry: Geometry, virtual_bytes: u64, luks_len: usize) -> Result<Self, Error> {
         let mut layout = Self {
             geometry,
             reftable_clusters: 1,
             blocks: 1,
             l1_clusters: geometry.clusters_for(geometry.l1_entries_for(virtual_bytes) * 8),
+            luks_clusters: geometry.clusters_for(byte_count(luks_len)),
         };
         loop {
             let blocks = layout.clusters().div_ceil(geometry.refcounts_per_block());
@@ -277,7 +316,24 @@ impl Layout {
     }
 
     fn clusters(self) -> u64 {
-        1 + self.reftable_clusters + self.blocks + self.l1_clusters
+        1 + self.reftable_clusters + self.blocks + self.l1_clusters + self.luks_clusters
+    }
+
+    /// An image of nothing: its extensions are as long as those of any other.
+    fn default_of(geometry: Geometry) -> Self {
+        Self {
+            geometry,
+            reftable_clusters: 1,
+            blocks: 1,
+            l1_clusters: 0,
+            luks_clusters: 0,
+        }
+    }
+
+    /// Where the encryption header stands: behind everything else.
+    fn luks_offset(self) -> HostOffset {
+        self.geometry
+            .offset_of(HostCluster(self.clusters() - self.luks_clusters))
     }
 
     fn file_bytes(self) -> u64 {

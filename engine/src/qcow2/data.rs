@@ -5,7 +5,7 @@
 
 use super::image::Qcow2;
 use super::order::Stamp;
-use super::unit::HostOffset;
+use super::unit::{HostOffset, mem_len};
 use crate::device::Event;
 use crate::error::Error;
 
@@ -36,16 +36,26 @@ impl Qcow2 {
     ) -> Result<(), Error> {
         let file = self.order.file();
         into.copy_from_slice(&file.at(event).read(from.host.0, into.len()).await?);
+        if let Some(crypto) = &self.crypto {
+            crypto.decrypt(from, into);
+        }
         Ok(())
     }
 
     /// Writes guest data.
-    pub(super) async fn write_data(&self, to: Place, data: Vec<u8>) -> Result<Stamp, Error> {
+    pub(super) async fn write_data(&self, to: Place, mut data: Vec<u8>) -> Result<Stamp, Error> {
+        if let Some(crypto) = &self.crypto {
+            crypto.encrypt(to, &mut data);
+        }
         self.order.write(Event::WriteAio, to.host, data).await
     }
 
     /// Makes guest data read as zeroes where they stand.
     pub(super) async fn zero_data(&self, at: Place, len_bytes: u64) -> Result<Stamp, Error> {
+        if self.crypto.is_some() {
+            // What the file has as zeroes would not read as zeroes.
+            return self.write_data(at, vec![0; mem_len(len_bytes)]).await;
+        }
         self.order
             .write_zeroes(Event::PwritevZero, at.host, len_bytes)
             .await

@@ -10,6 +10,8 @@ pub const END: u32 = 0;
 pub const BACKING_FORMAT: u32 = 0xe279_2aca;
 /// Names of feature bits.
 pub const FEATURE_NAMES: u32 = 0x6803_f857;
+/// Where the LUKS header stands.
+pub const ENCRYPTION: u32 = 0x0537_be77;
 /// Where the bitmap directory stands.
 pub const BITMAPS: u32 = 0x2385_2875;
 /// What takes up space while the extensions move. Only this project uses it, and only between two steps

@@ -9,6 +9,7 @@
 //! stay as they are.
 
 use super::compress::Compression;
+use super::crypto::Encryption;
 use super::unit::HostOffset;
 use super::{extension, feature, geometry::Geometry};
 use crate::device::{Event, Port};
@@ -61,6 +62,8 @@ pub struct Header {
     pub compatible: u64,
     /// Feature bits that a writer who does not know them clears.
     pub autoclear: u64,
+    /// How guest data are encrypted, where they are.
+    pub encryption: Option<Encryption>,
     /// How compressed clusters are compressed.
     pub compression: Compression,
     /// Where the header ends and the extensions start, in bytes.
@@ -195,6 +198,7 @@ impl Header {
         Self::put_backing(bytes, 0, 0);
         put_u32(bytes, 20, self.geometry.cluster_bits());
         put_u64(bytes, 24, self.virtual_bytes);
+        put_u32(bytes, 32, self.encryption.map_or(0, Encryption::code));
         put_table(bytes, L1, self.l1_offset, self.l1_entries);
         put_table(
             bytes,
@@ -411,13 +415,14 @@ fn parse(bytes: &[u8], file_bytes: u64) -> Result<Header, Malformed> {
         incompatible: v3_u64(bytes, version, 72),
         compatible: v3_u64(bytes, version, 80),
         autoclear: v3_u64(bytes, version, 88),
+        encryption: encryption(bytes, &extensions, geometry)?,
         compression: compression(bytes, header_len, version)?,
         header_bytes: u64::try_from(header_len).expect("a header fits cluster 0"),
         backing_at: be_u64(bytes, 8),
         backing_name: backing_name(bytes, backing_at, geometry)?,
         extensions,
     };
-    require_known_features(&header, bytes)?;
+    require_known_features(&header)?;
     header.require_sane_tables()?;
     Ok(header)
 }
@@ -500,22 +505,37 @@ fn backing_name(
     Ok(Some(name.to_vec()))
 }
 
-/// Refuses what would be misread: encryption, external data, extended L2 entries, and what is not
+/// Refuses what would be misread: external data, extended L2 entries, and what is not
 /// known at all.
-fn require_known_features(header: &Header, bytes: &[u8]) -> Result<(), Malformed> {
+fn require_known_features(header: &Header) -> Result<(), Malformed> {
     let known = incompatible::DIRTY | incompatible::CORRUPT | incompatible::COMPRESSION_TYPE;
     let unknown = header.incompatible & !known;
     if unknown != 0 {
         let table = header.extension(extension::FEATURE_NAMES).unwrap_or(&[]);
         return Err(unsupported(feature::names_of_incompatible(unknown, table)));
     }
-    match be_u32(bytes, 32) {
-        0 => {}
-        1 => return Err(unsupported("encryption (AES)".into())),
-        2 => return Err(unsupported("encryption (LUKS)".into())),
-        method => return Err(unsupported(format!("encryption method {method}"))),
-    }
     Ok(())
+}
+
+/// How guest data are encrypted.
+fn encryption(
+    bytes: &[u8],
+    extensions: &[Extension],
+    geometry: Geometry,
+) -> Result<Option<Encryption>, Malformed> {
+    let pointer = extensions
+        .iter()
+        .find(|extension| extension.kind == extension::ENCRYPTION)
+        .map(|extension| extension.data.as_slice());
+    match be_u32(bytes, 32) {
+        0 => Ok(None),
+        1 => Ok(Some(Encryption::Aes)),
+        2 => match Encryption::luks(pointer, geometry) {
+            Ok(luks) => Ok(Some(luks)),
+            Err(problem) => Err(field(32, &problem)),
+        },
+        method => Err(unsupported(format!("encryption method {method}"))),
+    }
 }
 
 /// How compressed clusters are compressed: the feature bit says that it is not zlib.

@@ -5,6 +5,7 @@ use std::fmt;
 use std::rc::Rc;
 
 use super::compress::Compression;
+use super::crypto::Crypto;
 use super::geometry::Geometry;
 use super::metadata::Metadata;
 use super::order::{Order, Rule};
@@ -24,6 +25,7 @@ pub struct Qcow2 {
     pub(super) geometry: Geometry,
     pub(super) version: Cell<u32>,
     pub(super) compression: Compression,
+    pub(super) crypto: Option<Crypto>,
     pub(super) access: Access,
     pub(super) virtual_bytes: Cell<u64>,
     pub(super) planted: Planted,

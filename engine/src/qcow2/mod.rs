@@ -10,7 +10,8 @@
 //! 1. **Before a link**: an L2 entry is written only when the refcounts that it relies on are durable
 //!    (unless the dirty bit is), and when its data are, where anything but zeroes could show in their
 //!    stead: the old content is not zero, or the new cluster may not read as zero. Without the dirty
-//!    bit the data are waited for always, since they also make the file long enough.
+//!    bit the data are waited for always, since they also make the file long enough. Under a cipher no
+//!    unwritten cluster reads as zero: a new one is written whole, and waited for.
 //! 2. **Before an L1 entry**: the new L2 table that it points to is durable, with its refcount.
 //! 3. **Before a free**: a cluster's refcount goes down, and the cluster may be used again or its
 //!    space given back, only when the write that unlinked it is durable. Lowered refcounts therefore
@@ -66,6 +67,7 @@ mod cache;
 pub mod check;
 pub mod compress;
 pub mod create;
+mod crypto;
 mod data;
 mod empty;
 pub mod entry;
@@ -92,6 +94,7 @@ mod width;
 mod write;
 mod zero;
 
+pub use crypto::Encryption;
 pub use header::probe;
 pub use image::Qcow2;
 pub use open::{CacheSizes, LazyRefcounts, OpenOptions};

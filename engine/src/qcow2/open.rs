@@ -6,6 +6,7 @@ use std::rc::Rc;
 
 use super::cache::Cache;
 use super::check::{CheckOptions, Repair, check};
+use super::crypto::Crypto;
 use super::entry::{L1Entry, L1Word, ReftableWord};
 use super::free::Deferred;
 use super::geometry::Geometry;
@@ -19,6 +20,7 @@ use crate::defect::Planted;
 use crate::device::{Event, Port};
 use crate::error::{BadImage, Error, Problem, Structure};
 use crate::image::{Access, Image};
+use crate::luks::Secret;
 use crate::sync::{Mutex, RangeLock};
 
 /// How an image is opened.
@@ -90,10 +92,22 @@ impl Qcow2 {
         backing: Option<Rc<dyn Image>>,
         options: &OpenOptions,
     ) -> Result<Self, Error> {
+        Self::open_with_secrets(file, backing, options, &[]).await
+    }
+
+    /// The same where the guest's data may be encrypted. The first secret that opens a LUKS slot is
+    /// used; the legacy method takes the first of all, and cannot tell a wrong one.
+    pub async fn open_with_secrets(
+        file: Port,
+        backing: Option<Rc<dyn Image>>,
+        options: &OpenOptions,
+        secrets: &[Secret],
+    ) -> Result<Self, Error> {
         if options.snapshot.is_some() {
             options.access.must_be_read_only()?;
         }
         let (mut header, mut sector0) = header::load(&file).await?;
+        let crypto = Crypto::open(&file, &header, secrets).await?;
         if options.access == Access::ReadWrite {
             prepare_for_writing(&file, &header, options).await?;
             (header, sector0) = header::load(&file).await?;
@@ -119,6 +133,7 @@ impl Qcow2 {
             geometry: header.geometry,
             version: Cell::new(header.version),
             compression: header.compression,
+            crypto,
             access: options.access,
             virtual_bytes: Cell::new(virtual_bytes),
             planted: options.planted,
@@ -256,6 +271,9 @@ fn owners(
     let len_bytes = byte_count(metadata.reftable.len()) * 8;
     own(header.reftable_offset, len_bytes, Structure::RefcountTable)?;
     own(header.l1_offset, header.l1_entries * 8, Structure::L1Table)?;
+    if let Some((offset, len_bytes)) = header.luks_range() {
+        own(offset, len_bytes, Structure::EncryptionHeader)?;
+    }
     if header.snapshot_count > 0 {
         let (offset, len_bytes) = metadata.snapshots.table();
         own(offset, len_bytes, Structure::SnapshotTable)?;

@@ -80,6 +80,9 @@ impl Qcow2 {
     /// cluster. Nothing changes where one of them is not.
     pub async fn store(&self, offset: u64, clusters: Vec<Packed>) -> Result<(), Error> {
         self.access.must_allow_writes()?;
+        if self.crypto.is_some() {
+            return Err(Refused::NoCompression.into());
+        }
         let len_bytes = self.stored_len(offset, &clusters)?;
         self.require_whole_clusters(offset, len_bytes)?;
         let _claim = self.claim(offset, len_bytes, Mode::Exclusive).await;

@@ -203,7 +203,9 @@ impl Qcow2 {
         };
         let recycled =
             target.run.content == Content::Stale && !self.planted.has(Defect::RecycledNotZeroed);
-        let bare = !recycled && target.old.iter().all(|old| self.reads_zero(*old));
+        let bare = !recycled
+            && self.unwritten_reads_zero()
+            && target.old.iter().all(|old| self.reads_zero(*old));
         if bare {
             return self.write_data(start.plus(within), data.to_vec()).await;
         }
@@ -222,6 +224,12 @@ impl Qcow2 {
             self.old_content(cluster, target.old[last], tail_within, tail)
                 .await?;
         }
+        let start = if self.planted.has(Defect::CopyUnderOldVector) {
+            let guest = start.guest + self.geometry.cluster_bytes();
+            Place { guest, ..start }
+        } else {
+            start
+        };
         self.write_data(start, bytes).await
     }
 
@@ -240,6 +248,7 @@ impl Qcow2 {
             })
             .collect();
         let only_zero_shows = target.run.content == Content::Zero
+            && self.unwritten_reads_zero()
             && target.old.iter().all(|old| self.reads_zero(*old));
         let needs = if metadata.dirty && only_zero_shows {
             Stamp::default()
@@ -261,6 +270,12 @@ impl Qcow2 {
                 .free_now(run.first, run.count)
                 .await;
         }
+    }
+
+    /// Whether zeroes in the file are zeroes of the guest's: under a cipher they are not, and a cluster
+    /// is written whole before it is linked.
+    fn unwritten_reads_zero(&self) -> bool {
+        self.crypto.is_none() || self.planted.has(Defect::FreshClusterUnencrypted)
     }
 
     /// Whether a mapping shows nothing but zeroes.

@@ -3,11 +3,15 @@
 use std::ops::Range;
 use std::rc::Rc;
 
+use aes::Aes128;
+use cbc::cipher::{BlockModeDecrypt, KeyInit, KeyIvInit};
 use engine::device::PageImage;
 use flate2::{Decompress, FlushDecompress};
+use xts_mode::Xts128;
 use zstd::zstd_safe;
 
 use crate::guest;
+use crate::workload::shape::{TEST_KEY, TEST_SECRET};
 use crate::workload::stamp::{SectorValue, identify};
 
 use super::structure::{Layout, Mapped, Mapping, SnapshotDisk, StructureReport, walk};
@@ -269,7 +273,7 @@ impl<'a> GuestView<'a> {
             let sectors = sector..(cluster + 1) * cluster_sectors;
             return Run::new(
                 sectors,
-                self.source(mapped.mapping, sector % cluster_sectors),
+                self.source(mapped.mapping, sector, sector % cluster_sectors),
             );
         }
         let end = next.map_or(u64::MAX, |next| next.guest_cluster * cluster_sectors);
@@ -284,9 +288,23 @@ impl<'a> GuestView<'a> {
     }
 
     /// The source of a mapped cluster from its sector `within` on.
-    fn source(&self, mapping: Mapping, within: u64) -> Source<'a> {
+    fn source(&self, mapping: Mapping, guest_sector: u64, within: u64) -> Source<'a> {
         match mapping {
             Mapping::Zero => Source::Zeroes,
+            Mapping::Data(offset) if self.layout.encryption != 0 => {
+                let len = usize::try_from(self.layout.cluster_bytes()).expect("it fits memory");
+                let mut bytes = self.image.read_vec(offset, len);
+                decrypt(
+                    self.layout.encryption,
+                    guest_sector - within,
+                    offset / 512,
+                    &mut bytes,
+                );
+                Source::Inflated {
+                    bytes: bytes.into(),
+                    first: usize::try_from(within).expect("a cluster fits memory"),
+                }
+            }
             Mapping::Data(offset) => Source::Stored {
                 image: self.image,
                 first: offset / 512 + within,
@@ -323,6 +341,31 @@ impl<'a> GuestView<'a> {
                 .ok()?;
         }
         (output.len() == full).then_some(output)
+    }
+}
+
+/// Decrypts a cluster of a run's image, of which the keys are known. Specification: "Data encryption":
+/// the legacy method counts the guest's sectors, LUKS those of the file.
+fn decrypt(method: u32, guest_sector: u64, host_sector: u64, cluster: &mut [u8]) {
+    let vector = |sector: u64| {
+        let mut vector = [0; 16];
+        vector[..8].copy_from_slice(&sector.to_le_bytes());
+        vector.into()
+    };
+    if method == 1 {
+        for (sector, bytes) in (guest_sector..).zip(cluster.chunks_exact_mut(512)) {
+            let mut chain = cbc::Decryptor::<Aes128>::new(TEST_SECRET.into(), &vector(sector));
+            for block in bytes.as_chunks_mut::<16>().0 {
+                chain.decrypt_block(block.into());
+            }
+        }
+    } else {
+        let (data, tweak) = TEST_KEY.split_at(16);
+        let key = |bytes: &[u8]| Aes128::new_from_slice(bytes).expect("half a key is 16 bytes");
+        let cipher = Xts128::new(key(data), key(tweak));
+        for (sector, bytes) in (host_sector..).zip(cluster.chunks_exact_mut(512)) {
+            cipher.decrypt_sector(bytes, vector(sector));
+        }
     }
 }
 

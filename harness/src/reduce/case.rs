@@ -132,6 +132,7 @@ impl Small {
             self.with_shape(|shape| shape.backing = None),
             self.with_shape(|shape| shape.filled.clear()),
             self.with_shape(|shape| shape.packed.clear()),
+            self.with_shape(|shape| shape.encryption = None),
             self.with_shape(|shape| shape.compression = Compression::Zlib),
             self.with_shape(|shape| shape.abandoned = false),
             self.with_shape(|shape| shape.lazy_refcounts = false),

@@ -121,6 +121,8 @@ fn may_be_refused(operation: Operation, error: &Error) -> bool {
         | Refused::ReadOnly
         | Refused::NoCompression
         | Refused::NotByFormat(_)
+        | Refused::NoSecret
+        | Refused::WrongSecret
         | Refused::Distrusted
         | Refused::FoundCorrupt
         | Refused::TableFull(_) => false,

@@ -7,8 +7,9 @@ use engine::defect::Planted;
 use engine::device::{Event, PageImage, Port, RamDevice, drive};
 use engine::error::{Error, Refused};
 use engine::image::{Access, Image, LocalFuture, Unmap};
+use engine::luks::{self, Algorithm, CipherSpec, Hash, Mode, NewVolume, Secret, Vector};
 use engine::manage::Manage;
-use engine::qcow2::create::{self, BackingFormat, CreateOptions};
+use engine::qcow2::create::{self, BackingFormat, CreateOptions, NewEncryption};
 use engine::qcow2::geometry::Geometry;
 use engine::qcow2::header::incompatible;
 use engine::qcow2::{CacheSizes, OpenOptions, Qcow2};
@@ -20,7 +21,9 @@ use crate::oracle::structure::walk;
 use crate::oracle::view::{self, Content as SectorContent, GuestView, merge};
 use crate::workload::ops::{Operation, OperationId};
 use crate::workload::perform::perform;
-use crate::workload::shape::{Backing, CacheShape, ImageShape, Start};
+use crate::workload::shape::{
+    Backing, CacheShape, Encrypted, ImageShape, Start, TEST_KEY, TEST_SECRET,
+};
 use crate::workload::stamp::{SectorValue, Writer, identify, stamp_range, thin_stamp_range};
 
 /// The disks as they are before a run.
@@ -101,6 +104,7 @@ fn new_image(shape: &ImageShape) -> Result<Stage, StageError> {
         refcount_order: shape.geometry.refcount_order(),
         lazy_refcounts: shape.lazy_refcounts,
         compression: shape.compression,
+        encryption: shape.encryption.map(encryption),
         backing: shape.backing.map(|backing| create::Backing {
             name: "backing".into(),
             format: backing.format,
@@ -125,6 +129,42 @@ fn new_image(shape: &ImageShape) -> Result<Stage, StageError> {
         virtual_bytes: shape.virtual_bytes,
         geometry: shape.geometry,
     })
+}
+
+/// Key material that costs next to nothing to open, with [`TEST_KEY`] in it.
+fn encryption(method: Encrypted) -> NewEncryption {
+    match method {
+        Encrypted::Aes => NewEncryption::Aes,
+        Encrypted::Luks => {
+            let new = NewVolume {
+                cipher: CipherSpec {
+                    algorithm: Algorithm::Aes(16),
+                    mode: Mode::Xts,
+                    vector: Vector::Plain64,
+                },
+                hash: Hash::Sha256,
+                slot_iterations: 1,
+                digest_iterations: 1,
+            };
+            // The first draw is the key.
+            let mut draws = 0u8;
+            let mut source = |into: &mut [u8]| {
+                if draws == 0 {
+                    into.copy_from_slice(&TEST_KEY);
+                } else {
+                    into.fill(draws);
+                }
+                draws += 1;
+            };
+            let bytes = luks::format(&new, &secrets()[0], &mut source);
+            NewEncryption::Luks(bytes.expect("the volume is within every limit"))
+        }
+    }
+}
+
+/// What opens the images of a run.
+pub fn secrets() -> [Secret; 1] {
+    [Secret::new(TEST_SECRET.to_vec())]
 }
 
 /// An image whose content is known only to itself.
@@ -255,7 +295,8 @@ impl Opener for Disks {
                 Some((format, port)) => Some(open_backing(format, port).await?),
                 None => None,
             };
-            let image = Qcow2::open(disks.file, backing, &disks.options).await?;
+            let image =
+                Qcow2::open_with_secrets(disks.file, backing, &disks.options, &secrets()).await?;
             let image: Rc<dyn Image> = Rc::new(image);
             Ok(image)
         })

@@ -13,6 +13,7 @@ use super::metered::Metered;
 use super::{Attempt, Failure, Repair, Subject, Tally};
 use crate::caught::catch;
 use crate::oracle::view::Backing;
+use crate::sim::stage::secrets;
 use crate::workload::ops::{Answer, Happening, Moment, Operation, OperationId};
 use crate::workload::perform::perform;
 
@@ -34,7 +35,7 @@ impl EngineSubject {
             Some(backing) => Some(open_backing(backing).await?),
             None => None,
         };
-        Qcow2::open(file, backing, &self.options).await
+        Qcow2::open_with_secrets(file, backing, &self.options, &secrets()).await
     }
 
     /// Lets `work` loose on a disk with the content of `image`.

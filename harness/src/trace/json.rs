@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use super::text::{self, BadText};
 use super::{BadTrace, Crash, Cut, Expected, Loader, MAJOR, MINOR, Then, Trace, bytes};
 use crate::workload::shape::{
-    Backing, CacheShape, Extent, Given, ImageShape, Scenario, Start, backing_format,
+    Backing, CacheShape, Encrypted, Extent, Given, ImageShape, Scenario, Start, backing_format,
 };
 
 const FORMAT: &str = "qrash-trace";
@@ -86,6 +86,8 @@ struct NewJson {
     backing: Option<BackingJson>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     filled: Vec<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    encryption: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     compression: Option<String>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -248,6 +250,7 @@ fn write_shape(shape: &ImageShape) -> NewJson {
             virtual_bytes: backing.virtual_bytes,
         }),
         filled: write_extents(&shape.filled),
+        encryption: shape.encryption.map(|method| method.name().into()),
         compression: match shape.compression {
             Compression::Zlib => None,
             Compression::Zstd => Some(shape.compression.name().into()),
@@ -415,6 +418,10 @@ fn read_shape(json: &NewJson) -> Result<ImageShape, BadTrace> {
             None => None,
         },
         filled: read_extents("filled", &json.filled)?,
+        encryption: match &json.encryption {
+            Some(name) => Some(known("image.new.encryption", name, Encrypted::from_name)?),
+            None => None,
+        },
         compression: match &json.compression {
             Some(name) => known("image.new.compression", name, Compression::from_name)?,
             None => Compression::Zlib,

@@ -17,7 +17,7 @@ use engine::qcow2::geometry::Geometry;
 
 use super::ops::Operation;
 use super::pin::{Pins, Room};
-use super::shape::{Backing, CacheShape, Extent, Given, ImageShape, Scenario, Start};
+use super::shape::{Backing, CacheShape, Encrypted, Extent, Given, ImageShape, Scenario, Start};
 use crate::prng::Prng;
 
 const SECTOR: u64 = 512;
@@ -35,9 +35,15 @@ pub fn scenario(prng: &Prng, pins: &Pins) -> Scenario {
         Room::Table => tight_image(&mut draw, pins, Room::Table),
     };
     let mut draw = prng.fork("workload");
-    let mut operations = workload(&mut draw, shape.virtual_bytes, shape.geometry, pins);
-    snapshots::add(prng, pins, &mut shape, &mut operations);
-    around(prng, pins, Start::New(shape), operations)
+    // What is encrypted is not compressed.
+    let compression = shape.encryption.map_or(pins.compression, |_| Some(None));
+    let pins = Pins {
+        compression,
+        ..*pins
+    };
+    let mut operations = workload(&mut draw, shape.virtual_bytes, shape.geometry, &pins);
+    snapshots::add(prng, &pins, &mut shape, &mut operations);
+    around(prng, &pins, Start::New(shape), operations)
 }
 
 /// Draws a scenario for an image of which size and geometry are known.
@@ -75,7 +81,11 @@ fn image(draw: &mut Prng, pins: &Pins) -> ImageShape {
         .unwrap_or_else(|| virtual_bytes(draw, geometry));
     let backing = backing(draw, virtual_bytes, geometry, pins);
     let filled = filled(draw, virtual_bytes, geometry);
-    let (compression, packed) = packed(draw, version, virtual_bytes, geometry, pins);
+    let encryption = encryption(draw, geometry, pins);
+    let (compression, mut packed) = packed(draw, version, virtual_bytes, geometry, pins);
+    if encryption.is_some() {
+        packed.clear();
+    }
     let drawn_abandoned = draw.chance(1, 24);
     ImageShape {
         version,
@@ -84,6 +94,7 @@ fn image(draw: &mut Prng, pins: &Pins) -> ImageShape {
         virtual_bytes,
         backing,
         filled,
+        encryption,
         compression,
         packed,
         abandoned: version == 3 && pins.abandoned.unwrap_or(drawn_abandoned),
@@ -187,6 +198,16 @@ fn filled(draw: &mut Prng, virtual_bytes: u64, geometry: Geometry) -> Vec<Extent
     extents
 }
 
+/// A LUKS header takes a megabyte: in small clusters it would be most of what there is to look at.
+fn encryption(draw: &mut Prng, geometry: Geometry, pins: &Pins) -> Option<Encrypted> {
+    let drawn = match draw.below(16) {
+        0 => Some(Encrypted::Aes),
+        1 if geometry.cluster_bits() >= 12 => Some(Encrypted::Luks),
+        _ => None,
+    };
+    pins.encryption.unwrap_or(drawn)
+}
+
 fn compression(draw: &mut Prng, version: u32, pins: &Pins) -> Compression {
     let drawn = if version == 3 {
         *draw.pick(&Compression::ALL)
@@ -281,6 +302,7 @@ fn tight_image(draw: &mut Prng, pins: &Pins, room: Room) -> ImageShape {
             offset: 0,
             len_bytes: fill,
         }],
+        encryption: pins.encryption.flatten(),
         compression: compression(draw, 3, pins),
         packed: Vec::new(),
         abandoned: false,

@@ -6,7 +6,7 @@ use engine::qcow2::compress::Compression;
 use engine::qcow2::create::BackingFormat;
 use engine::qcow2::geometry::Geometry;
 
-use super::shape::backing_format;
+use super::shape::{Encrypted, backing_format};
 
 /// The values that are not drawn. A field that is `None` is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -31,6 +31,8 @@ pub struct Pins {
     pub room: Option<Room>,
     /// How compressed clusters are compressed; `Some(None)` for no compressed data at all.
     pub compression: Option<Option<Compression>>,
+    /// How guest data are encrypted; `Some(None)` for not at all.
+    pub encryption: Option<Option<Encrypted>>,
     /// Whether the image was left dirty, without its refcounts.
     pub abandoned: Option<bool>,
     /// Which operations on the image as a whole a workload has.
@@ -102,7 +104,7 @@ impl std::error::Error for BadPin {}
 pub const OPTIONS: &str = "version=2|3, cluster_size=512..2M, refcount_bits=1|2|4|8|16|32|64, \
      lazy_refcounts=on|off, backing=raw|qcow2|none, size=BYTES, concurrency=1.., operations=1.., \
      room=any|block|table, abandoned=on|off, manage=on|off|amend|rename|empty, \
-     compression=zlib|zstd|off, snapshots=on|off";
+     compression=zlib|zstd|off, snapshots=on|off, encrypt=aes|luks|off";
 
 /// The largest disk that a campaign makes: every written sector is looked at in every crash state.
 const MAX_VIRTUAL_BYTES: u64 = 1 << 40;
@@ -169,6 +171,13 @@ impl Pins {
                     ("off", _) => None,
                     (_, Some(kind)) => Some(kind),
                     (_, None) => return Err(wrong("zlib, zstd or off")),
+                });
+            }
+            "encrypt" => {
+                self.encryption = Some(match (value, Encrypted::from_name(value)) {
+                    ("off", _) => None,
+                    (_, Some(method)) => Some(method),
+                    (_, None) => return Err(wrong("aes, luks or off")),
                 });
             }
             "size" => {
@@ -283,6 +292,7 @@ mod tests {
             ("lazy_refcounts=yes", "on or off"),
             ("version=2,lazy_refcounts=on", "use version=3"),
             ("concurrency=0", "1 to 1000"),
+            ("encrypt=rot13", "aes, luks or off"),
             ("compression=lzma", "zlib, zstd or off"),
             ("version=2,compression=zstd", "use version=3"),
         ] {

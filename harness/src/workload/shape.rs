@@ -71,6 +71,8 @@ pub struct ImageShape {
     pub backing: Option<Backing>,
     /// What the guest wrote long ago, each range stamped with [`Writer::Image`].
     pub filled: Vec<Extent>,
+    /// How the guest's data are encrypted, if they are.
+    pub encryption: Option<Encrypted>,
     /// How compressed clusters are compressed.
     pub compression: Compression,
     /// What the guest wrote in compressed form, after that, where the clusters are whole and nothing is
@@ -82,6 +84,38 @@ pub struct ImageShape {
     /// How many snapshots were taken while it was filled: the first after a part of `filled`, the next
     /// after more of it. They have the numbers from 0 up.
     pub snapshots: u32,
+}
+
+/// How a run's image encrypts. The keys are [`TEST_SECRET`] and [`TEST_KEY`], which are no secrets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Encrypted {
+    /// The legacy method.
+    Aes,
+    /// LUKS with AES-128 in XTS mode.
+    Luks,
+}
+
+/// What opens every encrypted image of a run; also the key of the legacy method.
+pub const TEST_SECRET: &[u8; 16] = b"not a secret !!!";
+/// The key of the data of every LUKS image of a run.
+pub const TEST_KEY: [u8; 32] = *b"neither is this one a secret ...";
+
+impl Encrypted {
+    /// Both methods.
+    pub const ALL: [Self; 2] = [Self::Aes, Self::Luks];
+
+    /// The name in traces and options.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Aes => "aes",
+            Self::Luks => "luks",
+        }
+    }
+
+    /// The method of that name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|method| method.name() == name)
+    }
 }
 
 /// A backing file, every sector of which is stamped with [`Writer::Backing`].

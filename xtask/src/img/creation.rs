@@ -366,6 +366,7 @@ impl Creation {
             lazy_refcounts,
             compression,
             backing: self.backing()?,
+            encryption: None,
         })
     }
 

@@ -93,6 +93,14 @@ impl<'a> Survey<'a> {
         };
         survey.load_stored().await;
         survey.counts.add_range(0, geometry.cluster_bytes(), 1);
+        if let Some((offset, len_bytes)) = header.luks_range() {
+            let place = Place {
+                structure: Structure::HeaderExtension,
+                offset: 0,
+                index: 0,
+            };
+            survey.refer(place, Target::Metadata, (offset.0, len_bytes), 1);
+        }
         survey.walk_mappings().await;
         survey.walk_bitmaps().await;
         survey.count_stored();

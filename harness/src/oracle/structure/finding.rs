@@ -17,6 +17,8 @@ pub enum Owner {
     RefcountBlock(u64),
     /// The snapshot table.
     SnapshotTable,
+    /// The header of the encryption, with its key material.
+    EncryptionHeader,
     /// The L2 table at this index of the L1 table.
     L2Table(u64),
     /// The guest cluster of this number.
@@ -127,6 +129,7 @@ impl Owner {
             Self::RefcountTable => "refcount-table",
             Self::RefcountBlock(_) => "refcount-block",
             Self::SnapshotTable => "snapshot-table",
+            Self::EncryptionHeader => "encryption-header",
             Self::L2Table(_) => "l2-table",
             Self::Data(_) => "data",
             Self::Compressed => "compressed-data",
@@ -187,6 +190,7 @@ impl fmt::Display for Owner {
             Self::RefcountTable => f.write_str("the refcount table"),
             Self::RefcountBlock(index) => write!(f, "refcount block {index}"),
             Self::SnapshotTable => f.write_str("the snapshot table"),
+            Self::EncryptionHeader => f.write_str("the encryption header"),
             Self::L2Table(index) => write!(f, "the L2 table of L1 entry {index}"),
             Self::Data(cluster) => write!(f, "guest cluster {cluster}"),
             Self::Compressed => f.write_str("compressed guest clusters"),

@@ -53,6 +53,10 @@ pub struct Layout {
     pub dirty: bool,
     /// Whether the image is marked as damaged.
     pub corrupt: bool,
+    /// How guest data are encrypted: the number in the header, 0 where they are not.
+    pub encryption: u32,
+    /// Offset and length in bytes of the encryption header; 0 where there is none.
+    pub encryption_header: (u64, u64),
     /// Whether compressed clusters are zstd frames instead of deflate streams.
     pub zstd: bool,
 }
@@ -78,9 +82,6 @@ impl Layout {
         }
         let version_3 = |value: u64| if version >= 3 { value } else { 0 };
         let incompatible = version_3(header.long(72));
-        if header.word(32) != 0 {
-            return Err(Illegible::NotMeasured("encryption"));
-        }
         measured(incompatible, version_3(header.long(88)))?;
         let layout = Self {
             version,
@@ -102,6 +103,8 @@ impl Layout {
             lazy_refcounts: version_3(header.long(80)) & LAZY_REFCOUNTS != 0,
             dirty: incompatible & DIRTY != 0,
             corrupt: incompatible & CORRUPT != 0,
+            encryption: header.word(32),
+            encryption_header: encryption_header(image, &header, version)?,
             zstd: incompatible & COMPRESSION_TYPE != 0 && sector[104] != 0,
         };
         layout.validate().map_err(Illegible::Bad)?;
@@ -187,6 +190,41 @@ fn name(image: &PageImage, offset: u64, len_bytes: u32) -> u64 {
         return 0;
     }
     xxh3_64(&image.read_vec(offset, len))
+}
+
+/// Specification: "Header extensions", "Full disk encryption header pointer".
+fn encryption_header(
+    image: &PageImage,
+    header: &Header<'_>,
+    version: u32,
+) -> Result<(u64, u64), Illegible> {
+    if header.word(32) < 2 {
+        return Ok((0, 0));
+    }
+    let mut at = if version >= 3 {
+        u64::from(header.word(100))
+    } else {
+        72
+    };
+    // No cluster 0 is longer.
+    while at < 1 << 21 {
+        let mut record = [0; 24];
+        image.read(at, &mut record);
+        let long = |from: usize| {
+            record[from..from + 8]
+                .iter()
+                .fold(0, |value, byte| value << 8 | u64::from(*byte))
+        };
+        let (kind, len) = (long(0) >> 32, long(0) & 0xffff_ffff);
+        if kind == 0x0537_be77 && len == 16 {
+            return Ok((long(8), long(16)));
+        }
+        if kind == 0 {
+            break;
+        }
+        at += 8 + len.next_multiple_of(8);
+    }
+    Err(Illegible::Bad("nothing points to the encryption header"))
 }
 
 fn measured(incompatible: u64, autoclear: u64) -> Result<(), Illegible> {

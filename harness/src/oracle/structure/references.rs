@@ -58,6 +58,9 @@ pub(super) fn collect(scan: &mut Scan<'_>) -> Vec<Reference> {
     };
     let layout = scan.layout;
     collector.refer(scan, Owner::Header, 0, 1);
+    let (encryption, len_bytes) = layout.encryption_header;
+    let clusters = len_bytes.div_ceil(layout.cluster_bytes());
+    collector.refer(scan, Owner::EncryptionHeader, encryption, clusters);
     collector.refcount_table(scan);
     collector.l1_table(scan, Tree::Active, layout.l1_offset, layout.l1_entries);
     collector.snapshots(scan);

@@ -1,0 +1,170 @@
+//! Encryption of guest data: which key, and by which number a sector is known.
+//!
+//! Specification: "Data encryption" and the extension "Full disk encryption header pointer". The legacy
+//! method is AES-128 in CBC mode under the secret itself, padded with zeroes to 16 bytes; its vectors
+//! count the sectors of the guest's disk. LUKS counts the sectors of the file. Metadata and compressed
+//! data are never encrypted, which is why nothing is compressed here.
+
+use zeroize::Zeroizing;
+
+use super::data::Place;
+use super::extension;
+use super::geometry::Geometry;
+use super::header::Header;
+use super::unit::{HostOffset, mem_len};
+use crate::device::{Event, Port};
+use crate::error::{BadImage, Error, Problem, Refused, Structure};
+use crate::luks::cipher::SectorCipher;
+use crate::luks::{self, Algorithm, CipherSpec, Mode, Secret, Vector};
+
+/// How an image says that its guest data are encrypted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Encryption {
+    /// The legacy method.
+    Aes,
+    /// LUKS, whose header stands here.
+    Luks {
+        /// Where it starts.
+        offset: HostOffset,
+        /// How long it is with its key material.
+        len_bytes: u64,
+    },
+}
+
+/// The longest LUKS header that is read: the key material of eight slots takes 2 MiB.
+const MAX_LUKS_BYTES: u64 = 16 << 20;
+const LEGACY_KEY_LEN: usize = 16;
+
+impl Encryption {
+    /// The number in the header.
+    pub(super) fn code(self) -> u32 {
+        match self {
+            Self::Aes => 1,
+            Self::Luks { .. } => 2,
+        }
+    }
+
+    /// What an extension says of the place of a LUKS header.
+    pub(super) fn luks(extension: Option<&[u8]>, geometry: Geometry) -> Result<Self, String> {
+        let Some(data) = extension.filter(|data| data.len() == 16) else {
+            return Err(
+                "encryption with LUKS lacks the extension that points to its header".into(),
+            );
+        };
+        let offset = HostOffset(super::header::be_u64(data, 0));
+        let len_bytes = super::header::be_u64(data, 8);
+        let sane = geometry.is_aligned(offset)
+            && offset.0 != 0
+            && offset.0 < 1 << 56
+            && (1..=MAX_LUKS_BYTES).contains(&len_bytes);
+        if sane {
+            Ok(Self::Luks { offset, len_bytes })
+        } else {
+            Err(format!(
+                "the encryption header of {len_bytes} bytes at {:#x} is unaligned or out of range",
+                offset.0
+            ))
+        }
+    }
+}
+
+impl Header {
+    /// Where the encryption header stands, where there is one.
+    pub(super) fn luks_range(&self) -> Option<(HostOffset, u64)> {
+        match self.encryption {
+            Some(Encryption::Luks { offset, len_bytes }) => Some((offset, len_bytes)),
+            Some(Encryption::Aes) | None => None,
+        }
+    }
+}
+
+/// The data's cipher, and how its sectors are numbered.
+#[derive(Debug)]
+pub(super) struct Crypto {
+    cipher: SectorCipher,
+    numbers: Numbers,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Numbers {
+    Guest,
+    Host,
+}
+
+impl Crypto {
+    /// What an image's data are encrypted with, if they are.
+    pub(super) async fn open(
+        file: &Port,
+        header: &Header,
+        secrets: &[Secret],
+    ) -> Result<Option<Self>, Error> {
+        match header.encryption {
+            None => Ok(None),
+            Some(_) if secrets.is_empty() => Err(Refused::NoSecret.into()),
+            Some(Encryption::Aes) => Ok(Some(Self {
+                cipher: legacy_cipher(&secrets[0]),
+                numbers: Numbers::Guest,
+            })),
+            Some(Encryption::Luks { offset, len_bytes }) => {
+                let area = file
+                    .at(Event::None)
+                    .read(offset.0, mem_len(len_bytes))
+                    .await?;
+                let cipher = open_luks(offset, &area, secrets)?;
+                Ok(Some(Self {
+                    cipher,
+                    numbers: Numbers::Host,
+                }))
+            }
+        }
+    }
+
+    /// Encrypts data that go to this place.
+    pub(super) fn encrypt(&self, to: Place, data: &mut [u8]) {
+        self.cipher.encrypt(self.number(to), data);
+    }
+
+    /// Decrypts data that stand at this place.
+    pub(super) fn decrypt(&self, from: Place, data: &mut [u8]) {
+        self.cipher.decrypt(self.number(from), data);
+    }
+
+    fn number(&self, place: Place) -> u64 {
+        match self.numbers {
+            Numbers::Guest => place.guest / 512,
+            Numbers::Host => place.host.0 / 512,
+        }
+    }
+}
+
+fn legacy_cipher(secret: &Secret) -> SectorCipher {
+    let mut key = Zeroizing::new(secret.bytes().to_vec());
+    key.resize(LEGACY_KEY_LEN, 0);
+    let spec = CipherSpec {
+        algorithm: Algorithm::Aes(LEGACY_KEY_LEN),
+        mode: Mode::Cbc,
+        vector: Vector::Plain64,
+    };
+    SectorCipher::new(spec, &key).expect("the key has the length that the cipher takes")
+}
+
+fn open_luks(offset: HostOffset, area: &[u8], secrets: &[Secret]) -> Result<SectorCipher, Error> {
+    let bad = |text: String| {
+        Error::from(BadImage {
+            structure: Structure::EncryptionHeader,
+            offset: offset.0,
+            index: None,
+            problem: Problem::Field(text),
+        })
+    };
+    let header = luks::Header::decode(area).map_err(bad)?;
+    luks::unlock(&header, area, secrets).ok_or_else(|| Refused::WrongSecret.into())
+}
+
+/// The extension that points to a LUKS header.
+pub(super) fn pointer(offset: HostOffset, len_bytes: u64) -> super::header::Extension {
+    super::header::Extension {
+        kind: extension::ENCRYPTION,
+        data: [offset.0.to_be_bytes(), len_bytes.to_be_bytes()].concat(),
+    }
+}
