@@ -1,6 +1,6 @@
 //! Ciphers over sectors: whoever knows the key and a sector's number can read it.
 //!
-//! All block functions, modes and hashes are RustCrypto's. Each sector of 512 bytes is encrypted by
+//! All block functions, modes and hashes are the `RustCrypto` family's. Each sector of 512 bytes is encrypted by
 //! itself, under a vector that follows from its number.
 
 use std::fmt;
