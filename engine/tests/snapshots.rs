@@ -116,6 +116,7 @@ impl Bench {
             refcount_order: shape.refcount_order,
             lazy_refcounts: shape.lazy,
             backing: None,
+            ..CreateOptions::default()
         };
         run(create(&ram.port, &options)).unwrap();
         let mut bench = Self {
@@ -352,6 +353,7 @@ fn new_image(version: u32, refcount_order: u32) -> (Ram, Qcow2) {
         refcount_order,
         lazy_refcounts: false,
         backing: None,
+        ..CreateOptions::default()
     };
     run(create(&ram.port, &options)).unwrap();
     let image = run(Qcow2::open(ram.port.clone(), None, &OpenOptions::default())).unwrap();
