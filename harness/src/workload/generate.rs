@@ -43,6 +43,10 @@ pub fn scenario(prng: &Prng, pins: &Pins) -> Scenario {
     };
     let mut operations = workload(&mut draw, shape.virtual_bytes, shape.geometry, &pins);
     snapshots::add(prng, &pins, &mut shape, &mut operations);
+    if let Some(count) = pins.operations {
+        // What was added takes the place of others, and one reopening may follow.
+        operations.truncate(count + 1);
+    }
     around(prng, &pins, Start::New(shape), operations)
 }
 

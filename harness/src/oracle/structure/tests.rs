@@ -365,7 +365,7 @@ fn a_header_that_cannot_be_right_is_one_finding() {
 
 #[test]
 fn what_is_not_judged_is_said() {
-    for (at, byte) in [(79, 4), (79, 16), (79, 32), (95, 1), (35, 1)] {
+    for (at, byte) in [(79, 4), (79, 16), (79, 32), (95, 1)] {
         let mut sample = Sample::new();
         sample.image.write(at, &[byte]);
         let report = walk(&sample.image);
