@@ -98,8 +98,11 @@ fn ledger(stage: &Stage, history: &[Happening]) -> Ledger {
 
 /// Whether an operation may fail so on a disk that never does: it depends on what came before it.
 fn may_be_refused(operation: Operation, error: &Error) -> bool {
-    let Error::Refused(refused) = error else {
-        return false;
+    let refused = match error {
+        Error::Refused(refused) => refused,
+        // Another version of an image with snapshots.
+        Error::Unsupported(_) => return matches!(operation, Operation::Amend(_)),
+        Error::Device(_) | Error::BadImage(_) => return false,
     };
     match refused {
         Refused::OutOfRange { .. } | Refused::NoSuchSnapshot(_) | Refused::ResizeWithSnapshots => {

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::rc::Rc;
 
 use engine::device::{PageImage, Port, RamDevice, drive};
-use engine::error::Error;
+use engine::error::{Error, Refused};
 use engine::image::{Access, Image};
 use engine::qcow2::{OpenOptions, Qcow2, check};
 use engine::raw::Raw;
@@ -108,8 +108,11 @@ impl Subject for EngineSubject {
                     open = self.open(disk.port()).await?;
                     Answer::Done
                 } else {
-                    perform(&open, *id, *operation).await?;
-                    Answer::Done
+                    match perform(&open, *id, *operation).await {
+                        Ok(_) => Answer::Done,
+                        Err(error) if is_full(*operation, &error) => Answer::Failed,
+                        Err(error) => return Err(error),
+                    }
                 };
                 history.push(Happening {
                     id: *id,
@@ -122,6 +125,20 @@ impl Subject for EngineSubject {
             Ok(history)
         })
     }
+}
+
+/// Whether a snapshot was refused because a refcount cannot say one more: how many sharers a cluster has
+/// depends on what was compressed into it.
+fn is_full(operation: Operation, error: &Error) -> bool {
+    let snapshots = matches!(
+        operation,
+        Operation::SnapshotCreate { .. } | Operation::SnapshotApply { .. }
+    );
+    snapshots
+        && matches!(
+            error,
+            Error::Refused(Refused::RefcountOverflow | Refused::NoSuchSnapshot(_))
+        )
 }
 
 async fn open_backing(backing: &Backing) -> Result<Rc<dyn Image>, Error> {

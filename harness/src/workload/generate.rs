@@ -204,9 +204,10 @@ fn filled(draw: &mut Prng, virtual_bytes: u64, geometry: Geometry) -> Vec<Extent
 
 /// A LUKS header takes a megabyte: in small clusters it would be most of what there is to look at.
 fn encryption(draw: &mut Prng, geometry: Geometry, pins: &Pins) -> Option<Encrypted> {
-    let drawn = match draw.below(16) {
-        0 => Some(Encrypted::Aes),
-        1 if geometry.cluster_bits() >= 12 => Some(Encrypted::Luks),
+    let drawn = match draw.below(48) {
+        0..3 => Some(Encrypted::Aes),
+        // Opening one costs a thousand times what opening another does.
+        3 if geometry.cluster_bits() >= 12 => Some(Encrypted::Luks),
         _ => None,
     };
     pins.encryption.unwrap_or(drawn)
