@@ -73,6 +73,11 @@ fn pins(defect: Defect) -> Pins {
     match defect {
         Defect::ReftableBeforeBlocks | Defect::UseBeforeSwitch => Pins {
             room: Some(Room::Table),
+            // Such an image is large; nothing else shall make it slow.
+            compression: Some(None),
+            encryption: Some(None),
+            snapshots: Some(false),
+            manage: Some(Managed::None),
             ..Pins::default()
         },
         Defect::HookupBeforeBlock | Defect::UseBeforeHookup => Pins {
