@@ -27,7 +27,7 @@ fn open(port: &Port, beneath: Option<&Rc<Qcow2>>, access: Access) -> Rc<Qcow2> {
         access,
         ..OpenOptions::default()
     };
-    let beneath = beneath.map(|image| Rc::clone(image) as Rc<dyn Image>);
+    let beneath = beneath.map(|image| -> Rc<dyn Image> { Rc::<Qcow2>::clone(image) });
     Rc::new(run(Qcow2::open(port.clone(), beneath, &options)).unwrap())
 }
 
@@ -140,7 +140,7 @@ fn a_committed_chain_shows_the_same_to_qemu() {
         let before = read_all(&top);
         let mut told = 0;
         run(commit(&*top, &*middle, WHOLE, &mut |progress| {
-            told = progress.done_bytes
+            told = progress.done_bytes;
         }))
         .unwrap();
         assert_eq!(told, top.virtual_bytes());
@@ -188,7 +188,8 @@ fn a_streamed_or_rebased_image_shows_the_same_to_qemu() {
             let watch = &mut |_| {};
             if streamed {
                 let mut between: Vec<&dyn Image> = vec![&*middle];
-                between.extend((!onto_base).then_some(&*base as &dyn Image));
+                let lowest: &dyn Image = &*base;
+                between.extend((!onto_base).then_some(lowest));
                 run(stream(&*top, &between, onto, &how, watch)).unwrap();
             } else {
                 run(rebase(&*top, Some(&*middle), onto, &how, watch)).unwrap();

@@ -48,6 +48,7 @@ pub(crate) fn engine_text(error: &Error) -> String {
 /// image, and the reason itself is for another line.
 pub(crate) fn errno_text(error: &Error) -> String {
     const NOT_PERMITTED: i32 = 1;
+    const NO_ENTRY: i32 = 2;
     const INPUT_OUTPUT: i32 = 5;
     const INVALID: i32 = 22;
     const TOO_BIG: i32 = 27;
@@ -61,8 +62,12 @@ pub(crate) fn errno_text(error: &Error) -> String {
             | Refused::Distrusted
             | Refused::FoundCorrupt => INPUT_OUTPUT,
             Refused::Unaligned { .. } | Refused::NotWholeClusters { .. } => INVALID,
-            Refused::NoCompression | Refused::Option(_) => NOT_SUPPORTED,
-            Refused::ReadOnly => NOT_PERMITTED,
+            Refused::NoCompression
+            | Refused::NotByFormat(_)
+            | Refused::ResizeWithSnapshots
+            | Refused::Option(_) => NOT_SUPPORTED,
+            Refused::NoSuchSnapshot(_) => NO_ENTRY,
+            Refused::ReadOnly | Refused::NoSecret | Refused::WrongSecret => NOT_PERMITTED,
             Refused::TableFull(_) | Refused::RefcountOverflow => TOO_BIG,
         },
         Error::BadImage(_) => INPUT_OUTPUT,
