@@ -86,6 +86,12 @@ defects! {
     CowTailLost "cow-tail-lost",
     /// A partial write into a recycled cluster does not zero the rest of it.
     RecycledNotZeroed "recycled-not-zeroed",
+    /// A subcluster of a cluster in use is marked allocated before its data are durable.
+    BitmapBeforeData "bitmap-before-data",
+    /// A partial write to a subcluster of a cluster in use does not fill the rest of it.
+    SubclusterNotFilled "subcluster-not-filled",
+    /// Allocating a subcluster forgets which others read as zeroes.
+    ZeroBitsLost "zero-bits-lost",
     /// Growing an overlay shows what the longer backing file has there.
     GrowShowsBacking "grow-shows-backing",
     /// The old cluster of a copy-on-write is never freed.

@@ -33,7 +33,8 @@ pub enum Unmap {
 pub struct Status {
     /// Where the content comes from.
     pub kind: StatusKind,
-    /// Where it stands in the file, byte by byte: absent where nothing does, or not in that form.
+    /// Where it stands in the file, byte by byte, or would once it is written: absent where no place is
+    /// kept for it, or not in that form.
     pub host_offset: Option<u64>,
     /// How far this holds, in bytes; at least one, and not more than was asked about.
     pub len_bytes: u64,

@@ -36,7 +36,7 @@ fn setup() -> impl Strategy<Value = Setup> {
     let backing = prop::option::of(1u64..400);
     (
         2u32..=3,
-        9u32..=13,
+        prop_oneof![3 => 9u32..=13, 1 => 14u32..=17],
         0u32..=6,
         1u64..300,
         any::<bool>(),
@@ -49,6 +49,7 @@ fn setup() -> impl Strategy<Value = Setup> {
                     virtual_bytes: sectors * 512,
                     version,
                     cluster_bits,
+                    extended_l2: version == 3 && cluster_bits >= 14,
                     refcount_order: if version == 2 { 4 } else { order },
                     ..CreateOptions::default()
                 },

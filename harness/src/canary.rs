@@ -92,6 +92,11 @@ fn pins(defect: Defect) -> Pins {
         },
         Defect::HeaderBeforeNames | Defect::HeaderNotFlushed => managed(Managed::Rename),
         Defect::EmptyBeforeTable | Defect::EmptyFreesEarly => managed(Managed::Empty),
+        Defect::BitmapBeforeData | Defect::SubclusterNotFilled | Defect::ZeroBitsLost => Pins {
+            extended_l2: Some(true),
+            cluster_bits: Some(15),
+            ..Pins::default()
+        },
         Defect::RebuildSwitchesEarly => Pins {
             abandoned: Some(true),
             ..Pins::default()

@@ -111,14 +111,17 @@ fn one_failed_read_does_not_free_a_neighbour() {
     put(
         &mut image,
         table,
-        &Mapping::Compressed(long).encode(geometry).0.to_be_bytes(),
+        &Mapping::Compressed(long)
+            .encode(geometry)
+            .word
+            .to_be_bytes(),
     );
     put(
         &mut image,
         table + 8,
         &Mapping::Compressed(neighbour)
             .encode(geometry)
-            .0
+            .word
             .to_be_bytes(),
     );
     put(&mut image, 63 * 512, &deflate(&[0xbb; 512]));

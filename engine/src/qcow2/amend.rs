@@ -94,6 +94,9 @@ impl Metadata {
                     .into(),
             );
         }
+        if version == 2 && self.geometry.has_subclusters() {
+            return refuse("version 2 has no extended L2 entries: keep version 3".into());
+        }
         if version == 2 && lazy_refcounts == Some(true) {
             return refuse("version 2 has no lazy refcounts: use version 3".into());
         }

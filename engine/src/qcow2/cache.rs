@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 
+use super::entry::L2Entry;
 use super::geometry::Geometry;
 use super::order::Stamp;
 use super::unit::{HostOffset, byte_count};
@@ -24,17 +25,14 @@ pub(super) struct Slice {
 }
 
 impl Slice {
-    /// The 64-bit word at `index`.
-    pub(super) fn word(&self, index: usize) -> u64 {
-        let bytes = self.bytes[index * 8..index * 8 + 8]
-            .try_into()
-            .expect("a word is 8 bytes");
-        u64::from_be_bytes(bytes)
+    /// The L2 entry at `index`.
+    pub(super) fn entry(&self, index: usize, geometry: Geometry) -> L2Entry {
+        L2Entry::read(&self.bytes, index, geometry)
     }
 
-    /// Changes the 64-bit word at `index`.
-    pub(super) fn set_word(&mut self, index: usize, word: u64) {
-        self.bytes[index * 8..index * 8 + 8].copy_from_slice(&word.to_be_bytes());
+    /// Changes the L2 entry at `index`.
+    pub(super) fn set_entry(&mut self, index: usize, entry: L2Entry, geometry: Geometry) {
+        entry.write(&mut self.bytes, index, geometry);
         self.dirty = true;
     }
 }

@@ -35,6 +35,9 @@ pub struct CreateOptions {
     pub compression: Compression,
     /// How guest data are to be encrypted, if they are.
     pub encryption: Option<NewEncryption>,
+    /// Whether L2 entries are extended, so that clusters have subclusters; version 3 only, from
+    /// clusters of 16 KiB on.
+    pub extended_l2: bool,
     /// What lies beneath.
     pub backing: Option<Backing>,
 }
@@ -94,6 +97,7 @@ impl Default for CreateOptions {
             lazy_refcounts: false,
             compression: Compression::Zlib,
             encryption: None,
+            extended_l2: false,
             backing: None,
         }
     }
@@ -138,6 +142,7 @@ fn validate(options: &CreateOptions) -> Result<Geometry, Error> {
         lazy_refcounts,
         compression,
         encryption: _,
+        extended_l2,
         ref backing,
     } = *options;
     if !(2..=3).contains(&version) {
@@ -148,7 +153,7 @@ fn validate(options: &CreateOptions) -> Result<Geometry, Error> {
             "cluster bits {cluster_bits} are not within 9..=21: the cluster size is a power of two from 512 bytes to 2 MiB"
         ));
     }
-    let Some(geometry) = Geometry::new(cluster_bits, refcount_order) else {
+    let Some(mut geometry) = Geometry::new(cluster_bits, refcount_order) else {
         return refuse(format!(
             "refcount order {refcount_order} is not within 0..=6: the refcount width is a power of two up to 64 bits"
         ));
@@ -164,6 +169,9 @@ fn validate(options: &CreateOptions) -> Result<Geometry, Error> {
             "version 2 has no compression type {}: use version 3",
             compression.name()
         ));
+    }
+    if extended_l2 {
+        geometry = extended(geometry, version)?;
     }
     if !virtual_bytes.is_multiple_of(512) {
         return refuse(format!(
@@ -181,6 +189,21 @@ fn validate(options: &CreateOptions) -> Result<Geometry, Error> {
         validate_backing(backing, options, geometry)?;
     }
     Ok(geometry)
+}
+
+fn extended(geometry: Geometry, version: u32) -> Result<Geometry, Error> {
+    if version == 2 {
+        return refuse("version 2 has no extended L2 entries: use version 3".into());
+    }
+    geometry.with_extended_l2().map_or_else(
+        || {
+            refuse(format!(
+                "extended L2 entries need clusters of at least 16384 bytes, not {}",
+                geometry.cluster_bytes()
+            ))
+        },
+        Ok,
+    )
 }
 
 fn validate_backing(
@@ -232,6 +255,10 @@ fn header(options: &CreateOptions, geometry: Geometry, layout: &Layout) -> Heade
         incompatible: match options.compression {
             Compression::Zlib => 0,
             Compression::Zstd => incompatible::COMPRESSION_TYPE,
+        } | if geometry.has_subclusters() {
+            incompatible::EXTENDED_L2
+        } else {
+            0
         },
         compatible: lazy,
         autoclear: 0,

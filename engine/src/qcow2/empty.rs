@@ -4,7 +4,7 @@
 //! content or none of it. Then what the old table led to is freed; power lost on the way leaves
 //! leaks, and nothing else.
 
-use super::entry::{L1Entry, L1Word, L2Word};
+use super::entry::{L1Entry, L1Word, L2Entry};
 use super::header::HeaderSector;
 use super::image::Qcow2;
 use super::l2::host_clusters;
@@ -105,9 +105,9 @@ impl Metadata {
     async fn release_mappings(&mut self, table: HostOffset) -> Result<(), Error> {
         let at = self.order.file().at(Event::L2Load);
         let bytes = at.read(table.0, self.geometry.cluster_len()).await?;
-        for (index, word) in bytes.as_chunks::<8>().0.iter().enumerate() {
-            let word = L2Word(u64::from_be_bytes(*word));
-            let mapping = word.decode(self.geometry, self.version);
+        for index in 0..mem_len(self.geometry.l2_entries()) {
+            let entry = L2Entry::read(&bytes, index, self.geometry);
+            let mapping = entry.decode(self.geometry, self.version);
             let mapping = mapping.map_err(|bad| BadImage {
                 structure: Structure::L2Table,
                 offset: table.0,

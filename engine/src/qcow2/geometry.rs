@@ -7,6 +7,7 @@ use super::unit::{GuestOffset, HostCluster, HostOffset};
 pub struct Geometry {
     cluster_bits: u32,
     refcount_order: u32,
+    extended_l2: bool,
 }
 
 /// Where a guest offset is mapped.
@@ -25,6 +26,8 @@ impl Geometry {
     pub const CLUSTER_BITS: std::ops::RangeInclusive<u32> = 9..=21;
     /// Refcount widths from 1 to 64 bits.
     pub const REFCOUNT_ORDER: std::ops::RangeInclusive<u32> = 0..=6;
+    /// The smallest clusters that have subclusters of a sector or more: 16 KiB.
+    pub const MIN_EXTENDED_BITS: u32 = 14;
 
     /// The geometry of these sizes, or `None` where a size is not allowed.
     pub fn new(cluster_bits: u32, refcount_order: u32) -> Option<Self> {
@@ -33,7 +36,46 @@ impl Geometry {
         .then_some(Self {
             cluster_bits,
             refcount_order,
+            extended_l2: false,
         })
+    }
+
+    /// The same sizes with extended L2 entries, or `None` where clusters are too small for them.
+    /// Specification: "Extended L2 Entries".
+    pub fn with_extended_l2(self) -> Option<Self> {
+        (self.cluster_bits >= Self::MIN_EXTENDED_BITS).then_some(Self {
+            extended_l2: true,
+            ..self
+        })
+    }
+
+    /// The same with refcounts of another width, or `None` where that is not allowed.
+    pub fn with_refcount_order(self, refcount_order: u32) -> Option<Self> {
+        Self::REFCOUNT_ORDER
+            .contains(&refcount_order)
+            .then_some(Self {
+                refcount_order,
+                ..self
+            })
+    }
+
+    /// Whether L2 entries are extended, so that clusters have subclusters.
+    pub fn has_subclusters(self) -> bool {
+        self.extended_l2
+    }
+
+    /// Bytes in an L2 entry.
+    pub fn l2_entry_bytes(self) -> u64 {
+        if self.extended_l2 { 16 } else { 8 }
+    }
+
+    /// Bytes in a subcluster: what can be mapped by itself. A cluster without extended L2 entries.
+    pub fn subcluster_bytes(self) -> u64 {
+        if self.extended_l2 {
+            self.cluster_bytes() / 32
+        } else {
+            self.cluster_bytes()
+        }
     }
 
     /// Binary logarithm of the cluster size.
@@ -58,7 +100,7 @@ impl Geometry {
 
     /// Entries in an L2 table, which is also the number of guest clusters that an L1 entry covers.
     pub fn l2_entries(self) -> u64 {
-        self.cluster_bytes() / 8
+        self.cluster_bytes() / self.l2_entry_bytes()
     }
 
     /// Guest bytes that one L1 entry covers.

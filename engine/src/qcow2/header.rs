@@ -447,7 +447,7 @@ fn header_len(bytes: &[u8], version: u32) -> Result<usize, Malformed> {
 fn geometry(bytes: &[u8], version: u32) -> Result<Geometry, Malformed> {
     let cluster_bits = be_u32(bytes, 20);
     let refcount_order = if version == 2 { 4 } else { be_u32(bytes, 96) };
-    Geometry::new(cluster_bits, refcount_order).ok_or_else(|| {
+    let geometry = Geometry::new(cluster_bits, refcount_order).ok_or_else(|| {
         if Geometry::CLUSTER_BITS.contains(&cluster_bits) {
             field(
                 96,
@@ -459,6 +459,17 @@ fn geometry(bytes: &[u8], version: u32) -> Result<Geometry, Malformed> {
                 &format!("cluster bits {cluster_bits} are not within 9..=21"),
             )
         }
+    })?;
+    if v3_u64(bytes, version, 72) & incompatible::EXTENDED_L2 == 0 {
+        return Ok(geometry);
+    }
+    geometry.with_extended_l2().ok_or_else(|| {
+        field(
+            20,
+            &format!(
+                "cluster bits {cluster_bits} are not within 14..=21, as extended L2 entries need"
+            ),
+        )
     })
 }
 
@@ -505,10 +516,12 @@ fn backing_name(
     Ok(Some(name.to_vec()))
 }
 
-/// Refuses what would be misread: external data, extended L2 entries, and what is not
-/// known at all.
+/// Refuses what would be misread: external data, and what is not known at all.
 fn require_known_features(header: &Header) -> Result<(), Malformed> {
-    let known = incompatible::DIRTY | incompatible::CORRUPT | incompatible::COMPRESSION_TYPE;
+    let known = incompatible::DIRTY
+        | incompatible::CORRUPT
+        | incompatible::COMPRESSION_TYPE
+        | incompatible::EXTENDED_L2;
     let unknown = header.incompatible & !known;
     if unknown != 0 {
         let table = header.extension(extension::FEATURE_NAMES).unwrap_or(&[]);

@@ -1,6 +1,6 @@
 //! Looking mappings up, and changing them.
 
-use super::entry::{Copied, L1Entry, L1Word, L2Word, Mapping};
+use super::entry::{Copied, L1Entry, L1Word, L2Entry, Mapping};
 use super::free::{Unlink, clusters_of};
 use super::metadata::Metadata;
 use super::order::{Rule, Stamp};
@@ -59,7 +59,7 @@ impl Metadata {
                 continue;
             }
             for mapping in self.mappings(from, end.0 - from.0).await? {
-                if matches!(mapping, Mapping::Data { .. } | Mapping::Compressed(_)) {
+                if mapping.has_content() {
                     return Ok(Some(from));
                 }
                 from.0 += 1;
@@ -91,8 +91,8 @@ impl Metadata {
             if old == *mapping {
                 continue;
             }
-            let word = self.encode(*mapping);
-            self.l2.slice(slice).set_word(index, word.0);
+            let entry = self.encode(*mapping);
+            self.l2.slice(slice).set_entry(index, entry, self.geometry);
             self.free_unlinked(slice, old, *mapping);
         }
         let slice = self.l2.slice(slice);
@@ -100,7 +100,7 @@ impl Metadata {
         Ok(())
     }
 
-    fn encode(&self, mapping: Mapping) -> L2Word {
+    fn encode(&self, mapping: Mapping) -> L2Entry {
         if let Mapping::Data { offset, .. } = mapping
             && self.planted.has(Defect::CopiedForgotten)
         {
@@ -123,7 +123,7 @@ impl Metadata {
 
     fn spot(&self, cluster: GuestCluster) -> Spot {
         let entries = self.geometry.l2_entries();
-        let per_slice = self.l2.slice_bytes() / 8;
+        let per_slice = self.l2.slice_bytes() / self.geometry.l2_entry_bytes();
         let within = cluster.0 % entries;
         Spot {
             l1_index: mem_len(cluster.0 / entries),
@@ -149,8 +149,8 @@ impl Metadata {
     }
 
     fn mapping(&mut self, slice: HostOffset, index: usize) -> Result<Mapping, Error> {
-        let word = L2Word(self.l2.slice(slice).word(index));
-        word.decode(self.geometry, self.version).map_err(|bad| {
+        let entry = self.l2.slice(slice).entry(index, self.geometry);
+        entry.decode(self.geometry, self.version).map_err(|bad| {
             let (structure, problem) = (Structure::L2Table, Problem::Entry(bad));
             let index = Some(byte_count(index));
             BadImage {
@@ -252,5 +252,9 @@ pub(super) fn host_clusters(metadata: &Metadata, mapping: Mapping) -> Option<(Ho
         }
         | Mapping::Data { offset, .. } => Some((geometry.cluster_of(offset), 1)),
         Mapping::Compressed(compressed) => Some(clusters_of(geometry, compressed)),
+        Mapping::Split(split) => {
+            let (offset, _) = split.cluster?;
+            Some((geometry.cluster_of(offset), 1))
+        }
     }
 }

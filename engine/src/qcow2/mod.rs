@@ -12,6 +12,9 @@
 //!    stead: the old content is not zero, or the new cluster may not read as zero. Without the dirty
 //!    bit the data are waited for always, since they also make the file long enough. Under a cipher no
 //!    unwritten cluster reads as zero: a new one is written whole, and waited for.
+//!    bit the data are waited for always, since they also make the file long enough.
+//!    With extended L2 entries this holds for each subcluster: what a cluster in use holds beneath a
+//!    subcluster that was not allocated may be anything, so such data are waited for always as well.
 //! 2. **Before an L1 entry**: the new L2 table that it points to is durable, with its refcount.
 //! 3. **Before a free**: a cluster's refcount goes down, and the cluster may be used again or its
 //!    space given back, only when the write that unlinked it is durable. Lowered refcounts therefore
@@ -88,6 +91,7 @@ mod reftable;
 mod rewrite;
 pub mod snapshot;
 mod status;
+pub mod subcluster;
 pub mod unit;
 mod version;
 mod width;

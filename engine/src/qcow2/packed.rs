@@ -14,6 +14,7 @@ use super::geometry::Geometry;
 use super::image::Qcow2;
 use super::metadata::Metadata;
 use super::order::Stamp;
+use super::subcluster::Split;
 use super::unit::{GuestCluster, HostCluster, HostOffset, byte_count, mem_len};
 use crate::defect::Defect;
 use crate::device::{Event, SECTOR_BYTES};
@@ -153,9 +154,12 @@ impl Qcow2 {
             };
             for mapping in mappings {
                 match mapping {
-                    Mapping::Unallocated | Mapping::Zero { reserve: None } => done += 1,
+                    Mapping::Unallocated
+                    | Mapping::Zero { reserve: None }
+                    | Mapping::Split(Split { cluster: None, .. }) => done += 1,
                     Mapping::Zero { reserve: Some(_) }
                     | Mapping::Data { .. }
+                    | Mapping::Split(_)
                     | Mapping::Compressed(_) => {
                         let offset = (first.0 + done) << self.geometry.cluster_bits();
                         return Err(Refused::NotVacant { offset }.into());

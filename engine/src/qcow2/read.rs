@@ -66,7 +66,8 @@ impl Qcow2 {
         within: u64,
         into: &mut [u8],
     ) -> Result<(), Error> {
-        let here = (cluster.0 << self.geometry.cluster_bits()) + within;
+        let start = cluster.0 << self.geometry.cluster_bits();
+        let here = start + within;
         let end = if here >= self.vm_state_start() {
             u64::MAX
         } else {
@@ -75,13 +76,21 @@ impl Qcow2 {
         let visible = end.saturating_sub(here).min(byte_count(into.len()));
         let (visible, hidden) = into.split_at_mut(mem_len(visible));
         hidden.fill(0);
-        self.fill(
-            self.source_of(mapping, within),
-            here,
-            Event::CowRead,
-            visible,
-        )
-        .await
+        let mut done = 0;
+        while done < visible.len() {
+            let within = within + byte_count(done);
+            let (source, len) = self.source_of(mapping, within);
+            let end = visible.len().min(done + mem_len(len));
+            self.fill(
+                source,
+                start + within,
+                Event::CowRead,
+                &mut visible[done..end],
+            )
+            .await?;
+            done = end;
+        }
+        Ok(())
     }
 
     /// The source of the guest's disk at `offset`, and how far it reaches, up to `max_bytes`.
@@ -91,24 +100,28 @@ impl Qcow2 {
         let clusters = geometry.clusters_for(within + max_bytes);
         let first = GuestCluster(offset >> geometry.cluster_bits());
         let mappings = self.metadata.lock().await.mappings(first, clusters).await?;
-        let source = self.source_of(mappings[0], within);
-        let mut len = geometry.cluster_bytes() - within;
+        let (source, mut len) = self.source_of(mappings[0], within);
         for mapping in &mappings[1..] {
-            if !source.continues(len, self.source_of(*mapping, 0)) {
+            let (next, more) = self.source_of(*mapping, 0);
+            if geometry.within(offset + len) != 0 || !source.continues(len, next) {
                 break;
             }
-            len += geometry.cluster_bytes();
+            len += more;
         }
         Ok((source, len.min(max_bytes)))
     }
 
-    fn source_of(&self, mapping: Mapping, within: u64) -> Source {
-        match mapping {
+    /// The source of a mapping's content from `within` bytes on, and how far it reaches.
+    fn source_of(&self, mapping: Mapping, within: u64) -> (Source, u64) {
+        let (mapping, len) = mapping.at(self.geometry, within);
+        let source = match mapping {
             Mapping::Unallocated if self.backing.is_some() => Source::Backing,
             Mapping::Unallocated | Mapping::Zero { .. } => Source::Zero,
             Mapping::Data { offset, .. } => Source::File(HostOffset(offset.0 + within)),
             Mapping::Compressed(compressed) => Source::Compressed(compressed),
-        }
+            Mapping::Split(_) => unreachable!("a subcluster is not split"),
+        };
+        (source, len)
     }
 
     /// Reads the content of the guest's disk at `offset` from its source.

@@ -1,6 +1,7 @@
 //! What a stretch of the guest's disk is made of.
 
 use super::entry::Mapping;
+use super::geometry::Geometry;
 use super::image::Qcow2;
 use super::unit::GuestCluster;
 use crate::error::Error;
@@ -17,14 +18,15 @@ impl Qcow2 {
         let clusters = geometry.clusters_for(within + len_bytes);
         let _claim = self.claim(offset, len_bytes, Mode::Shared).await;
         let mappings = self.metadata.lock().await.mappings(first, clusters).await?;
-        let (kind, host) = kind_of(mappings[0]);
-        let mut whole = geometry.cluster_bytes();
+        let (kind, host, len) = part_of(mappings[0], geometry, within);
+        let mut whole = within + len;
         for mapping in &mappings[1..] {
-            let (next, at) = kind_of(*mapping);
-            if next != kind || at != host.map(|host| host + whole) {
+            let (next, at, more) = part_of(*mapping, geometry, 0);
+            let inside = geometry.within(whole) != 0;
+            if inside || next != kind || at != host.map(|host| host + whole) {
                 break;
             }
-            whole += geometry.cluster_bytes();
+            whole += more;
         }
         Ok(Status {
             kind,
@@ -34,12 +36,17 @@ impl Qcow2 {
     }
 }
 
-/// What a mapping is, and where its first byte stands as it is.
-fn kind_of(mapping: Mapping) -> (StatusKind, Option<u64>) {
-    match mapping {
-        Mapping::Unallocated => (StatusKind::Unallocated, None),
-        Mapping::Zero { reserve } => (StatusKind::Zero, reserve.map(|(offset, _)| offset.0)),
-        Mapping::Data { offset, .. } => (StatusKind::Data, Some(offset.0)),
-        Mapping::Compressed(_) => (StatusKind::Compressed, None),
-    }
+/// What a mapping is from `within` bytes on, where the cluster's first byte stands, and how far that
+/// holds. A subcluster that shows what lies beneath has its place in the host cluster all the same.
+fn part_of(mapping: Mapping, geometry: Geometry, within: u64) -> (StatusKind, Option<u64>, u64) {
+    let (part, len) = mapping.at(geometry, within);
+    let (cluster, _) = mapping.parts();
+    let kind = match part {
+        Mapping::Unallocated => StatusKind::Unallocated,
+        Mapping::Zero { .. } => StatusKind::Zero,
+        Mapping::Data { .. } => StatusKind::Data,
+        Mapping::Compressed(_) => StatusKind::Compressed,
+        Mapping::Split(_) => unreachable!("a subcluster is not split"),
+    };
+    (kind, cluster.map(|(offset, _)| offset.0), len)
 }

@@ -42,7 +42,9 @@ impl Metadata {
         if refcount_order == self.geometry.refcount_order() {
             return Ok(());
         }
-        let geometry = Geometry::new(self.geometry.cluster_bits(), refcount_order)
+        let geometry = self
+            .geometry
+            .with_refcount_order(refcount_order)
             .filter(|_| self.version >= 3)
             .ok_or_else(|| {
                 Refused::Option("version 2 has refcounts of 16 bits: use version 3".into())

@@ -1,11 +1,15 @@
 //! Writing guest data: in place where the mapping allows, into new clusters otherwise.
 
+use std::ops::Range;
+
 use super::alloc::{Content, Run};
 use super::data::Place;
 use super::entry::{Copied, Mapping};
+use super::geometry::Geometry;
 use super::image::Qcow2;
 use super::metadata::Metadata;
 use super::order::Stamp;
+use super::subcluster::{Split, Subclusters};
 use super::unit::{GuestCluster, HostOffset, byte_count, mem_len};
 use crate::defect::Defect;
 use crate::error::Error;
@@ -21,6 +25,9 @@ struct Target {
     first: GuestCluster,
     old: Vec<Mapping>,
 }
+
+/// The bytes that a step fills, from the start of its first cluster on: whole subclusters.
+type Fill = Range<u64>;
 
 /// Whose clusters a step writes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,11 +90,10 @@ impl Qcow2 {
             let mut metadata = self.metadata.lock().await;
             metadata.must_be_sound()?;
             let mappings = metadata.mappings(first, clusters).await?;
-            let Some((host, count)) = self.in_place(&mappings) else {
+            let Some((host, len)) = self.in_place(&mappings, within) else {
                 return Ok(0);
             };
-            let host = HostOffset(host.0 + within);
-            let len = (count * self.geometry.cluster_bytes() - within).min(byte_count(data.len()));
+            let len = len.min(byte_count(data.len()));
             metadata.guard(host, len).await?;
             (host, mem_len(len))
         };
@@ -98,25 +104,32 @@ impl Qcow2 {
         Ok(len)
     }
 
-    /// The adjacent host clusters that may be overwritten, from the first mapping on.
-    fn in_place(&self, mappings: &[Mapping]) -> Option<(HostOffset, u64)> {
-        let mut start = None;
-        let mut count = 0;
+    /// The adjacent bytes of the file that may be overwritten, from `within` the first mapping on.
+    fn in_place(&self, mappings: &[Mapping], mut within: u64) -> Option<(HostOffset, u64)> {
+        let mut run: Option<(HostOffset, u64)> = None;
         for mapping in mappings {
-            let Mapping::Data {
-                offset,
-                copied: Copied::Yes,
-            } = mapping
+            let (
+                Mapping::Data {
+                    offset,
+                    copied: Copied::Yes,
+                },
+                more,
+            ) = mapping.at(self.geometry, within)
             else {
                 break;
             };
-            let start = *start.get_or_insert(*offset);
-            if offset.0 != start.0 + count * self.geometry.cluster_bytes() {
+            let here = HostOffset(offset.0 + within);
+            let (start, len) = run.unwrap_or((here, 0));
+            if here.0 != start.0 + len {
                 break;
             }
-            count += 1;
+            run = Some((start, len + more));
+            if within + more < self.geometry.cluster_bytes() {
+                break;
+            }
+            within = 0;
         }
-        start.map(|start| (start, count))
+        run
     }
 
     /// Writes into clusters that nothing links yet, then links them. Says how much was written.
@@ -132,14 +145,16 @@ impl Qcow2 {
         };
         let room = target.run.count * self.geometry.cluster_bytes() - within;
         let len = mem_len(room.min(byte_count(data.len())));
-        let written = match self.write_target(&target, within, &data[..len]).await {
+        let fill = self.fill_of(&target, within..within + byte_count(len));
+        let data = &data[..len];
+        let written = match self.write_target(&target, &fill, within, data).await {
             Ok(written) => written,
             Err(error) => {
                 self.abandon(&target).await;
                 return Err(error);
             }
         };
-        if let Err(error) = self.link_target(&target, written).await {
+        if let Err(error) = self.link_target(&target, &fill, written).await {
             self.abandon(&target).await;
             return Err(error);
         }
@@ -155,10 +170,7 @@ impl Qcow2 {
     ) -> Result<Target, Error> {
         metadata.must_be_sound()?;
         let mut old = metadata.mappings(first, clusters).await?;
-        if let Mapping::Zero {
-            reserve: Some((offset, Copied::Yes)),
-        } = old[0]
-        {
+        if let Some(offset) = reserve_of(old[0]) {
             metadata
                 .guard(offset, self.geometry.cluster_bytes())
                 .await?;
@@ -190,10 +202,30 @@ impl Qcow2 {
         })
     }
 
-    /// Writes the data, and around them what the clusters must show besides.
+    /// What a step fills: the subclusters that the data touch, and those whose content would be lost
+    /// with the old cluster.
+    fn fill_of(&self, target: &Target, data: Range<u64>) -> Fill {
+        let subcluster = self.geometry.subcluster_bytes();
+        let start = data.start - data.start % subcluster;
+        let end = data.end.next_multiple_of(subcluster);
+        if target.origin == Origin::Reserve {
+            return start..end;
+        }
+        let last = target.old.len() - 1;
+        let last_start = byte_count(last) * self.geometry.cluster_bytes();
+        let head = target.old[0].carried(self.geometry);
+        let tail = target.old[last].carried(self.geometry);
+        Fill {
+            start: head.map_or(start, |head| start.min(head.start)),
+            end: tail.map_or(end, |tail| end.max(last_start + tail.end)),
+        }
+    }
+
+    /// Writes the data, and around them what the subclusters must show besides.
     async fn write_target(
         &self,
         target: &Target,
+        fill: &Fill,
         within: u64,
         data: &[u8],
     ) -> Result<Stamp, Error> {
@@ -203,27 +235,32 @@ impl Qcow2 {
         };
         let recycled =
             target.run.content == Content::Stale && !self.planted.has(Defect::RecycledNotZeroed);
-        let bare = !recycled
-            && self.unwritten_reads_zero()
-            && target.old.iter().all(|old| self.reads_zero(*old));
+        let unfilled = target.reuses_subclusters(self.geometry)
+            && self.planted.has(Defect::SubclusterNotFilled);
+        let bare = unfilled
+            || !recycled
+                && self.unwritten_reads_zero()
+                && target.old.iter().all(|old| self.reads_zero(*old));
         if bare {
             return self.write_data(start.plus(within), data.to_vec()).await;
         }
-        let mut bytes = vec![0; mem_len(target.run.count * self.geometry.cluster_bytes())];
-        let (head, rest) = bytes.split_at_mut(mem_len(within));
+        let mut bytes = vec![0; mem_len(fill.end - fill.start)];
+        let (head, rest) = bytes.split_at_mut(mem_len(within - fill.start));
         let (body, tail) = rest.split_at_mut(data.len());
         body.copy_from_slice(data);
         if !head.is_empty() {
-            self.old_content(target.first, target.old[0], 0, head)
+            self.old_content(target.first, target.old[0], fill.start, head)
                 .await?;
         }
         if !tail.is_empty() && !self.planted.has(Defect::CowTailLost) {
             let last = target.old.len() - 1;
-            let tail_within = self.geometry.cluster_bytes() - byte_count(tail.len());
+            let tail_start = fill.end - byte_count(tail.len());
+            let tail_within = tail_start - byte_count(last) * self.geometry.cluster_bytes();
             let cluster = GuestCluster(target.first.0 + byte_count(last));
             self.old_content(cluster, target.old[last], tail_within, tail)
                 .await?;
         }
+        let start = start.plus(fill.start);
         let start = if self.planted.has(Defect::CopyUnderOldVector) {
             let guest = start.guest + self.geometry.cluster_bytes();
             Place { guest, ..start }
@@ -233,29 +270,39 @@ impl Qcow2 {
         self.write_data(start, bytes).await
     }
 
-    /// Links clusters whose data were written, under rules 1 and 8.
-    async fn link_target(&self, target: &Target, written: Stamp) -> Result<(), Error> {
+    /// Links clusters and subclusters whose data were written, under rules 1 and 8.
+    async fn link_target(&self, target: &Target, fill: &Fill, written: Stamp) -> Result<(), Error> {
         let mut metadata = self.metadata.lock().await;
         metadata.before_link().await?;
         let new: Vec<Mapping> = (0..target.run.count)
-            .map(|index| {
-                let offset = self.geometry.offset_of(target.run.first).0;
-                let offset = HostOffset(offset + index * self.geometry.cluster_bytes());
-                Mapping::Data {
-                    offset,
-                    copied: Copied::Yes,
-                }
-            })
+            .zip(&target.old)
+            .map(|(index, old)| self.linked(target, fill, index, *old))
             .collect();
         let only_zero_shows = target.run.content == Content::Zero
             && self.unwritten_reads_zero()
             && target.old.iter().all(|old| self.reads_zero(*old));
-        let needs = if metadata.dirty && only_zero_shows {
+        let untimely =
+            target.reuses_subclusters(self.geometry) && self.planted.has(Defect::BitmapBeforeData);
+        let needs = if metadata.dirty && only_zero_shows || untimely {
             Stamp::default()
         } else {
             written
         };
         metadata.link(target.first, &new, needs).await
+    }
+
+    /// The mapping of a step's cluster number `index`, filled, that was mapped as `old` before.
+    fn linked(&self, target: &Target, fill: &Fill, index: u64, old: Mapping) -> Mapping {
+        let cluster_bytes = self.geometry.cluster_bytes();
+        let start = index * cluster_bytes;
+        let offset = HostOffset(self.geometry.offset_of(target.run.first).0 + start);
+        let within = fill.start.max(start) - start..fill.end.min(start + cluster_bytes) - start;
+        let (_, mut parts) = old.parts();
+        if self.planted.has(Defect::ZeroBitsLost) {
+            parts.zero = 0;
+        }
+        let parts = parts.with_allocated(self.geometry.subclusters_of(&within));
+        Mapping::of_parts(Some((offset, Copied::Yes)), parts)
     }
 
     /// Gives clusters back that were never linked.
@@ -284,17 +331,46 @@ impl Qcow2 {
             Mapping::Zero { .. } => true,
             Mapping::Unallocated => self.backing.is_none(),
             Mapping::Data { .. } | Mapping::Compressed(_) => false,
+            Mapping::Split(Split { parts, .. }) => {
+                parts.allocated == 0 && (parts.zero == Subclusters::ALL || self.backing.is_none())
+            }
         }
+    }
+}
+
+impl Target {
+    /// Whether subclusters of a cluster in use are to be allocated.
+    fn reuses_subclusters(&self, geometry: Geometry) -> bool {
+        self.origin == Origin::Reserve && geometry.has_subclusters()
+    }
+}
+
+/// The host cluster that a write to this mapping can use without taking a new one, and which holds
+/// nothing yet where it is written: what it holds already is written in place.
+fn reserve_of(mapping: Mapping) -> Option<HostOffset> {
+    match mapping {
+        Mapping::Zero {
+            reserve: Some((offset, Copied::Yes)),
+        }
+        | Mapping::Split(Split {
+            cluster: Some((offset, Copied::Yes)),
+            ..
+        }) => Some(offset),
+        Mapping::Unallocated
+        | Mapping::Zero { .. }
+        | Mapping::Data { .. }
+        | Mapping::Compressed(_)
+        | Mapping::Split(_) => None,
     }
 }
 
 /// Whether a write to this mapping takes a new cluster.
 fn needs_cluster(mapping: Mapping) -> bool {
     match mapping {
-        Mapping::Data { copied, .. }
-        | Mapping::Zero {
-            reserve: Some((_, copied)),
-        } => copied == Copied::No,
-        Mapping::Unallocated | Mapping::Zero { reserve: None } | Mapping::Compressed(_) => true,
+        Mapping::Data { copied, .. } => copied == Copied::No,
+        Mapping::Unallocated
+        | Mapping::Zero { .. }
+        | Mapping::Compressed(_)
+        | Mapping::Split(_) => reserve_of(mapping).is_none(),
     }
 }

@@ -1,9 +1,12 @@
-//! Zeroing and discarding: changes of mappings where whole clusters are concerned.
+//! Zeroing and discarding: changes of mappings where whole clusters or subclusters are concerned.
+
+use std::ops::Range;
 
 use super::data::Place;
 use super::entry::{Copied, Mapping};
 use super::image::Qcow2;
 use super::order::Stamp;
+use super::subcluster::Split;
 use super::unit::{GuestCluster, HostOffset, byte_count, mem_len};
 use crate::error::Error;
 use crate::image::Unmap;
@@ -40,13 +43,13 @@ impl Qcow2 {
         disk_bytes: u64,
     ) -> Result<(), Error> {
         let end = offset + len_bytes;
-        let whole = self.whole_clusters(offset, end, disk_bytes);
+        let whole = self.whole(self.geometry.subcluster_bytes(), offset..end, disk_bytes);
         let by_flag = self.version.get() >= 3 || self.backing.is_none();
         if whole.is_empty() || !by_flag {
             return self.zero_parts(offset, end).await;
         }
         self.zero_parts(offset, whole.start).await?;
-        self.change_clusters(&whole, Change::Zero(unmap)).await?;
+        self.change(&whole, Change::Zero(unmap)).await?;
         self.zero_parts(whole.end.min(end), end).await
     }
 
@@ -59,27 +62,66 @@ impl Qcow2 {
             return Ok(());
         }
         let _claim = self.claim(offset, len_bytes, Mode::Exclusive).await;
-        let whole = self.whole_clusters(offset, offset + len_bytes, self.virtual_bytes.get());
-        self.change_clusters(&whole, Change::Discard).await
+        let range = offset..offset + len_bytes;
+        let cluster_bytes = self.geometry.cluster_bytes();
+        let whole = self.whole(cluster_bytes, range, self.virtual_bytes.get());
+        self.change(&whole, Change::Discard).await
     }
 
-    /// The bytes of the clusters that lie wholly in `start..end`. The last cluster of the disk counts
-    /// as whole where the range reaches the end of the disk.
-    fn whole_clusters(&self, start: u64, end: u64, disk_bytes: u64) -> std::ops::Range<u64> {
-        let first = self.geometry.round_up(start);
-        let last = if end == disk_bytes {
-            self.geometry.round_up(end)
+    /// What of a range can be changed by mappings that say something of `unit` bytes. The last cluster
+    /// of the disk is changed as a whole where the range reaches the end of the disk.
+    fn whole(&self, unit: u64, range: Range<u64>, disk_bytes: u64) -> Range<u64> {
+        let first = range.start.next_multiple_of(unit);
+        if first >= range.end {
+            return range.end..range.end;
+        }
+        let last = if range.end == disk_bytes {
+            self.geometry.round_up(range.end)
         } else {
-            end - self.geometry.within(end)
+            range.end - range.end % unit
         };
         first..last.max(first)
     }
 
-    async fn change_clusters(
-        &self,
-        range: &std::ops::Range<u64>,
-        change: Change,
-    ) -> Result<(), Error> {
+    /// Changes the mappings of a range of whole subclusters.
+    async fn change(&self, range: &Range<u64>, change: Change) -> Result<(), Error> {
+        let cluster_bytes = self.geometry.cluster_bytes();
+        let head = range.start..range.end.min(self.geometry.round_up(range.start));
+        let tail = head.end.max(range.end - range.end % cluster_bytes)..range.end;
+        self.zero_subclusters(&head).await?;
+        self.change_clusters(&(head.end..tail.start), change)
+            .await?;
+        self.zero_subclusters(&tail).await
+    }
+
+    /// Makes subclusters of one cluster read as zeroes. Its host cluster is kept, as QEMU does.
+    async fn zero_subclusters(&self, range: &Range<u64>) -> Result<(), Error> {
+        if range.is_empty() {
+            return Ok(());
+        }
+        let cluster = GuestCluster(range.start >> self.geometry.cluster_bits());
+        let within = self.geometry.within(range.start);
+        let mask = self
+            .geometry
+            .subclusters_of(&(within..within + (range.end - range.start)));
+        {
+            let mut metadata = self.metadata.lock().await;
+            metadata.must_be_sound()?;
+            let old = metadata.mappings(cluster, 1).await?[0];
+            if !matches!(old, Mapping::Compressed(_)) {
+                let (host, parts) = old.parts();
+                let new = Mapping::of_parts(host, parts.with_zero(mask));
+                if new != old && !self.reads_zero(old) {
+                    metadata.link(cluster, &[new], Stamp::default()).await?;
+                }
+                return Ok(());
+            }
+        }
+        // A compressed cluster has no subclusters.
+        self.zero_parts(range.start, range.end).await
+    }
+
+    async fn change_clusters(&self, range: &Range<u64>, change: Change) -> Result<(), Error> {
         let bits = self.geometry.cluster_bits();
         let mut cluster = range.start >> bits;
         let end = range.end >> bits;
@@ -111,7 +153,11 @@ impl Qcow2 {
                 Mapping::Data {
                     offset,
                     copied: Copied::Yes,
-                },
+                }
+                | Mapping::Split(Split {
+                    cluster: Some((offset, Copied::Yes)),
+                    ..
+                }),
                 Change::Zero(Unmap::Keep),
             ) if self.version.get() >= 3 => Mapping::Zero {
                 reserve: Some((offset, Copied::Yes)),
@@ -120,18 +166,20 @@ impl Qcow2 {
                 Mapping::Unallocated
                 | Mapping::Zero { .. }
                 | Mapping::Data { .. }
-                | Mapping::Compressed(_),
+                | Mapping::Compressed(_)
+                | Mapping::Split(_),
                 Change::Zero(_) | Change::Discard,
             ) => gone,
         }
     }
 
-    /// Writes zeroes where no mapping can say them, cluster by cluster.
+    /// Writes zeroes where no mapping can say them, cluster by subcluster.
     async fn zero_parts(&self, start: u64, end: u64) -> Result<(), Error> {
         let mut here = start;
         while here < end {
             let within = self.geometry.within(here);
-            let len = (self.geometry.cluster_bytes() - within).min(end - here);
+            let unit = self.geometry.subcluster_bytes();
+            let len = (unit - within % unit).min(end - here);
             self.zero_part(here, within, len).await?;
             here += len;
         }
@@ -143,7 +191,8 @@ impl Qcow2 {
         let in_place = {
             let mut metadata = self.metadata.lock().await;
             metadata.must_be_sound()?;
-            match metadata.mappings(cluster, 1).await?[0] {
+            let mapping = metadata.mappings(cluster, 1).await?[0];
+            match mapping.at(self.geometry, within).0 {
                 mapping if self.reads_zero(mapping) => return Ok(()),
                 Mapping::Data {
                     offset,
@@ -156,7 +205,8 @@ impl Qcow2 {
                 Mapping::Unallocated
                 | Mapping::Zero { .. }
                 | Mapping::Data { .. }
-                | Mapping::Compressed(_) => None,
+                | Mapping::Compressed(_)
+                | Mapping::Split(_) => None,
             }
         };
         match in_place {

@@ -270,13 +270,45 @@ impl<'a> GuestView<'a> {
         if let Some(mapped) = next
             && mapped.guest_cluster == cluster
         {
-            let sectors = sector..(cluster + 1) * cluster_sectors;
-            return Run::new(
-                sectors,
-                self.source(mapped.mapping, sector, sector % cluster_sectors),
-            );
+            let (mapping, sectors) = self.subcluster(mapped, sector);
+            return match mapping {
+                Some(mapping) => {
+                    let source = self.source(mapping, sector, sector % cluster_sectors);
+                    Run::new(sectors, source)
+                }
+                None => self.unmapped(sector, sectors.end),
+            };
         }
         let end = next.map_or(u64::MAX, |next| next.guest_cluster * cluster_sectors);
+        self.unmapped(sector, end)
+    }
+
+    /// What a mapped cluster shows at `sector`, and from there on to where it shows something else;
+    /// `None` where it shows what lies beneath.
+    fn subcluster(&self, mapped: &Mapped, sector: u64) -> (Option<Mapping>, Range<u64>) {
+        let cluster_sectors = self.layout.cluster_sectors();
+        let start = mapped.guest_cluster * cluster_sectors;
+        let Mapping::Split {
+            offset,
+            allocated,
+            zero,
+        } = mapped.mapping
+        else {
+            return (Some(mapped.mapping), sector..start + cluster_sectors);
+        };
+        let unit = cluster_sectors / 32;
+        let kind = |index: u64| match (allocated >> index & 1, zero >> index & 1) {
+            (1, _) => Some(Mapping::Data(offset)),
+            (_, 1) => Some(Mapping::Zero),
+            _ => None,
+        };
+        let index = (sector - start) / unit;
+        let end = (index..32).find(|other| kind(*other) != kind(index));
+        (kind(index), sector..start + end.unwrap_or(32) * unit)
+    }
+
+    /// What lies beneath, from `sector` up to `end` at most.
+    fn unmapped(&self, sector: u64, end: u64) -> Run<'a> {
         match self.backing {
             None => Run::new(sector..end, Source::Zeroes),
             Some(backing) => {
@@ -316,6 +348,7 @@ impl<'a> GuestView<'a> {
                 },
                 None => Source::Unreadable,
             },
+            Mapping::Split { .. } => unreachable!("a subcluster is not split"),
             Mapping::Bad => Source::Unreadable,
         }
     }

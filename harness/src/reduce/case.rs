@@ -138,6 +138,9 @@ impl Small {
             self.with_shape(|shape| shape.lazy_refcounts = false),
             self.with_shape(|shape| shape.geometry = with_bits(shape.geometry, None, Some(4))),
         ];
+        if shape.geometry.has_subclusters() {
+            simpler.push(self.with_shape(|shape| shape.geometry = plain(shape.geometry)));
+        }
         for filled in without_stretches(&shape.filled) {
             simpler.push(self.with_shape(|shape| shape.filled = filled));
         }
@@ -355,10 +358,20 @@ fn moved(operation: Operation, to: impl FnOnce(Extent) -> Extent) -> Operation {
     }
 }
 
+/// The same sizes without extended L2 entries.
+fn plain(geometry: Geometry) -> Geometry {
+    Geometry::new(geometry.cluster_bits(), geometry.refcount_order()).unwrap_or(geometry)
+}
+
 fn with_bits(geometry: Geometry, cluster_bits: Option<u32>, order: Option<u32>) -> Geometry {
     let cluster_bits = cluster_bits.unwrap_or(geometry.cluster_bits());
     let order = order.unwrap_or(geometry.refcount_order());
-    Geometry::new(cluster_bits, order).unwrap_or(geometry)
+    let plain = Geometry::new(cluster_bits, order).unwrap_or(geometry);
+    if geometry.has_subclusters() {
+        plain.with_extended_l2().unwrap_or(plain)
+    } else {
+        plain
+    }
 }
 
 #[cfg(test)]

@@ -105,6 +105,7 @@ fn new_image(shape: &ImageShape) -> Result<Stage, StageError> {
         lazy_refcounts: shape.lazy_refcounts,
         compression: shape.compression,
         encryption: shape.encryption.map(encryption),
+        extended_l2: shape.geometry.has_subclusters(),
         backing: shape.backing.map(|backing| create::Backing {
             name: "backing".into(),
             format: backing.format,

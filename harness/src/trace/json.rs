@@ -81,6 +81,8 @@ struct NewJson {
     cluster_bytes: u64,
     refcount_bits: u64,
     lazy_refcounts: bool,
+    #[serde(default, skip_serializing_if = "is_off")]
+    extended_l2: bool,
     virtual_bytes: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     backing: Option<BackingJson>,
@@ -244,6 +246,7 @@ fn write_shape(shape: &ImageShape) -> NewJson {
         cluster_bytes: shape.geometry.cluster_bytes(),
         refcount_bits: 1 << shape.geometry.refcount_order(),
         lazy_refcounts: shape.lazy_refcounts,
+        extended_l2: shape.geometry.has_subclusters(),
         virtual_bytes: shape.virtual_bytes,
         backing: shape.backing.map(|backing| BackingJson {
             format: backing.format.name().into(),
@@ -398,14 +401,23 @@ fn read_shape(json: &NewJson) -> Result<ImageShape, BadTrace> {
     let exponent = |value: u64| value.is_power_of_two().then(|| value.trailing_zeros());
     let geometry = exponent(json.cluster_bytes)
         .zip(exponent(json.refcount_bits))
-        .and_then(|(cluster_bits, refcount_order)| Geometry::new(cluster_bits, refcount_order));
+        .and_then(|(cluster_bits, refcount_order)| Geometry::new(cluster_bits, refcount_order))
+        .and_then(|geometry| {
+            if json.extended_l2 {
+                geometry.with_extended_l2()
+            } else {
+                Some(geometry)
+            }
+        });
     Ok(ImageShape {
         version: json.version,
         geometry: geometry.ok_or_else(|| BadTrace::Meaning {
             field: "image.new".into(),
             problem: format!(
-                "no image has clusters of {} bytes and refcounts of {} bits",
-                json.cluster_bytes, json.refcount_bits
+                "no image has clusters of {} bytes, refcounts of {} bits, and{} extended L2 entries",
+                json.cluster_bytes,
+                json.refcount_bits,
+                if json.extended_l2 { "" } else { " no" }
             ),
         })?,
         lazy_refcounts: json.lazy_refcounts,

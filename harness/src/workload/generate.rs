@@ -108,6 +108,7 @@ fn image(draw: &mut Prng, pins: &Pins) -> ImageShape {
 
 fn format(draw: &mut Prng, pins: &Pins) -> (u32, Geometry, bool) {
     let needs_v3 = pins.lazy_refcounts == Some(true)
+        || pins.extended_l2 == Some(true)
         || pins.refcount_order.is_some_and(|order| order != 4)
         || pins.compression == Some(Some(Compression::Zstd));
     let drawn_version = if draw.chance(1, 8) { 2 } else { 3 };
@@ -126,8 +127,23 @@ fn format(draw: &mut Prng, pins: &Pins) -> (u32, Geometry, bool) {
     } else {
         pins.refcount_order.unwrap_or(drawn_order)
     };
-    let geometry = Geometry::new(pins.cluster_bits.unwrap_or(drawn_bits), refcount_order)
+    let mut subclusters = draw.fork("subclusters");
+    let drawn_extended = subclusters.chance(1, 12);
+    // 16k, 32k, .. 2M: clusters that have subclusters are large, and most runs want the smallest.
+    let larger = subclusters.weighted(&[32, 4, 3, 1, 1, 1, 1, 1]);
+    let extended_bits = Geometry::MIN_EXTENDED_BITS + u32::try_from(larger).expect("there are few");
+    let small = pins
+        .cluster_bits
+        .is_some_and(|bits| bits < Geometry::MIN_EXTENDED_BITS);
+    let extended = version == 3 && !small && pins.extended_l2.unwrap_or(drawn_extended);
+    let drawn_bits = if extended { extended_bits } else { drawn_bits };
+    let mut geometry = Geometry::new(pins.cluster_bits.unwrap_or(drawn_bits), refcount_order)
         .expect("drawn and pinned sizes are allowed");
+    if extended {
+        geometry = geometry
+            .with_extended_l2()
+            .expect("clusters are large enough");
+    }
     let lazy_refcounts = version == 3 && pins.lazy_refcounts.unwrap_or(drawn_lazy);
     (version, geometry, lazy_refcounts)
 }
@@ -259,9 +275,9 @@ fn caches(draw: &mut Prng) -> CacheShape {
 fn room(draw: &mut Prng, pins: &Pins) -> Room {
     let drawn = [Room::Any, Room::Block, Room::Table][draw.weighted(&[95, 32, 1])];
     let free = pins.virtual_bytes.is_none() && pins.version.is_none_or(|version| version == 3);
-    let small = pins.cluster_bits.is_none_or(|bits| bits <= 10);
+    let small = pins.cluster_bits.is_none_or(|bits| bits <= 10) && pins.extended_l2 != Some(true);
     let dense = |least| pins.refcount_order.is_none_or(|order| order >= least);
-    let table = pins.cluster_bits.is_none_or(|bits| bits == 9) && dense(6);
+    let table = small && pins.cluster_bits.is_none_or(|bits| bits == 9) && dense(6);
     match pins.room.unwrap_or(drawn) {
         Room::Block if free && small && dense(4) => Room::Block,
         Room::Table if free && table => Room::Table,
@@ -320,6 +336,8 @@ struct Places {
     hot: Vec<u64>,
     virtual_bytes: u64,
     cluster_bytes: u64,
+    /// What can be mapped by itself, where that is less than a cluster.
+    subcluster_bytes: Option<u64>,
 }
 
 impl Places {
@@ -341,6 +359,9 @@ impl Places {
             hot,
             virtual_bytes,
             cluster_bytes: cluster,
+            subcluster_bytes: geometry
+                .has_subclusters()
+                .then(|| geometry.subcluster_bytes()),
         }
     }
 
@@ -348,7 +369,7 @@ impl Places {
     fn range(&self, draw: &mut Prng, wanted: u64) -> Extent {
         let cluster = self.cluster_bytes;
         let within = match draw.below(5) {
-            0 | 1 => 0,
+            0 | 1 => self.subcluster_seam(draw),
             2 => SECTOR.min(cluster - SECTOR),
             3 => cluster - SECTOR,
             _ => draw.below(cluster / SECTOR) * SECTOR,
@@ -369,8 +390,20 @@ impl Places {
         }
     }
 
+    /// Where a subcluster starts, among the first and the last of a cluster; 0 without subclusters.
+    fn subcluster_seam(&self, draw: &mut Prng) -> u64 {
+        self.subcluster_bytes
+            .map_or(0, |bytes| *draw.pick(&[0, 1, 2, 3, 4, 16, 30, 31]) * bytes)
+    }
+
     fn len_bytes(&self, draw: &mut Prng) -> u64 {
         let cluster = self.cluster_bytes;
+        if let Some(subcluster) = self.subcluster_bytes
+            && draw.chance(1, 2)
+        {
+            let more = draw.below(2) * SECTOR;
+            return draw.between(1, 6) * subcluster + more;
+        }
         match draw.below(8) {
             0 | 1 => SECTOR,
             2 => 2 * SECTOR,
@@ -659,6 +692,17 @@ mod tests {
         assert_eq!(clusters, (9..=21).collect());
         assert_eq!(orders, (0..=6).collect());
         assert_eq!(kinds.len(), KINDS + snapshots::KINDS);
+    }
+
+    #[test]
+    fn subclusters_are_drawn_and_can_be_pinned() {
+        let split = |scenario: &Scenario| shape(scenario).geometry.has_subclusters();
+        let by_chance = drawn(1000, &Pins::default()).filter(split).count();
+        assert!((20..200).contains(&by_chance), "{by_chance} of 1000");
+        let on = Pins::parse("extended_l2=on").unwrap();
+        assert!(drawn(300, &on).all(|scenario| split(&scenario)));
+        let off = Pins::parse("extended_l2=off").unwrap();
+        assert!(!drawn(300, &off).any(|scenario| split(&scenario)));
     }
 
     #[test]

@@ -19,6 +19,8 @@ pub struct Pins {
     pub refcount_order: Option<u32>,
     /// Whether the image asks for lazy refcounts.
     pub lazy_refcounts: Option<bool>,
+    /// Whether L2 entries are extended.
+    pub extended_l2: Option<bool>,
     /// What lies beneath: `Some(None)` for nothing.
     pub backing: Option<Option<BackingFormat>>,
     /// The size of the guest's disk.
@@ -102,7 +104,8 @@ impl std::error::Error for BadPin {}
 
 /// The options that exist, for messages and help.
 pub const OPTIONS: &str = "version=2|3, cluster_size=512..2M, refcount_bits=1|2|4|8|16|32|64, \
-     lazy_refcounts=on|off, backing=raw|qcow2|none, size=BYTES, concurrency=1.., operations=1.., \
+     lazy_refcounts=on|off, extended_l2=on|off, \
+     backing=raw|qcow2|none, size=BYTES, concurrency=1.., operations=1.., \
      room=any|block|table, abandoned=on|off, manage=on|off|amend|rename|empty, \
      compression=zlib|zstd|off, snapshots=on|off, encrypt=aes|luks|off";
 
@@ -147,6 +150,9 @@ impl Pins {
             }
             "lazy_refcounts" => {
                 self.lazy_refcounts = Some(switch(value).ok_or_else(|| wrong("on or off"))?);
+            }
+            "extended_l2" => {
+                self.extended_l2 = Some(switch(value).ok_or_else(|| wrong("on or off"))?);
             }
             "abandoned" => {
                 self.abandoned = Some(switch(value).ok_or_else(|| wrong("on or off"))?);
@@ -209,6 +215,16 @@ impl Pins {
     }
 
     fn check(&self) -> Result<(), BadPin> {
+        if self.extended_l2 == Some(true) {
+            let small = self
+                .cluster_bits
+                .is_some_and(|bits| bits < Geometry::MIN_EXTENDED_BITS);
+            if small || self.version == Some(2) {
+                return Err(BadPin(
+                    "extended_l2=on takes version=3 and clusters of 16k or more".into(),
+                ));
+            }
+        }
         let only_16 = self.refcount_order.is_some_and(|order| order != 4);
         if self.version == Some(2)
             && (only_16 || self.lazy_refcounts == Some(true) || self.abandoned == Some(true))
@@ -291,6 +307,7 @@ mod tests {
             ("lazy_refcounts", "lacks a value"),
             ("lazy_refcounts=yes", "on or off"),
             ("version=2,lazy_refcounts=on", "use version=3"),
+            ("cluster_size=8k,extended_l2=on", "16k or more"),
             ("concurrency=0", "1 to 1000"),
             ("encrypt=rot13", "aes, luks or off"),
             ("compression=lzma", "zlib, zstd or off"),

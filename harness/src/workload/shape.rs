@@ -61,7 +61,7 @@ pub struct Given {
 pub struct ImageShape {
     /// 2 or 3.
     pub version: u32,
-    /// Cluster size and refcount width.
+    /// Cluster size, refcount width, and whether L2 entries are extended.
     pub geometry: Geometry,
     /// Whether the image's header asks for lazy refcounts.
     pub lazy_refcounts: bool,
@@ -234,8 +234,12 @@ impl ImageShape {
         )?;
         require(
             self.version == 3
-                || (self.geometry.refcount_order() == 4 && !self.lazy_refcounts && !self.abandoned),
-            "an image of version 2 has refcounts of 16 bits and no dirty bit".into(),
+                || (self.geometry.refcount_order() == 4
+                    && !self.geometry.has_subclusters()
+                    && !self.lazy_refcounts
+                    && !self.abandoned),
+            "an image of version 2 has refcounts of 16 bits, no extended L2 entries and no dirty bit"
+                .into(),
         )?;
         require(
             self.virtual_bytes.is_multiple_of(512) && self.virtual_bytes <= MAX_VIRTUAL_BYTES,

@@ -264,7 +264,6 @@ impl Creation {
         let given =
             |name: &str, harmless: &str| self.get(name).is_some_and(|value| value != harmless);
         for (name, harmless) in [
-            ("extended_l2", "off"),
             ("preallocation", "off"),
             ("data_file", ""),
             ("data_file_raw", "off"),
@@ -315,7 +314,16 @@ impl Creation {
                 "Refcount width must be a power of two and may not exceed 64 bits",
             ));
         }
-        Ok(Geometry::new(cluster_bits, refcount_order).expect("both are within their ranges"))
+        let geometry =
+            Geometry::new(cluster_bits, refcount_order).expect("both are within their ranges");
+        if self.get("extended_l2") != Some("on") {
+            return Ok(geometry);
+        }
+        geometry.with_extended_l2().ok_or_else(|| {
+            Failure::new(
+                "Extended L2 entries are only supported with cluster sizes of at least 16384 bytes",
+            )
+        })
     }
 
     fn qcow2_options(&self) -> Result<CreateOptions, Failure> {
@@ -328,6 +336,12 @@ impl Creation {
                 )));
             }
         };
+        if version == 2 && self.get("extended_l2") == Some("on") {
+            return Err(Failure::new(
+                "Extended L2 entries are only supported with compatibility level 1.1 and above \
+                 (use version=v3 or greater)",
+            ));
+        }
         let geometry = self.geometry()?;
         let (cluster_bits, refcount_order) = (geometry.cluster_bits(), geometry.refcount_order());
         if version == 2 && refcount_order != 4 {
@@ -365,6 +379,7 @@ impl Creation {
             refcount_order,
             lazy_refcounts,
             compression,
+            extended_l2: geometry.has_subclusters(),
             backing: self.backing()?,
             encryption: None,
         })

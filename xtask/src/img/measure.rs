@@ -107,12 +107,7 @@ fn measure(
         }),
         Format::Qcow2 => {
             let geometry = creation.geometry()?;
-            let entry_bytes = if creation.get("extended_l2") == Some("on") {
-                16
-            } else {
-                8
-            };
-            let metadata = metadata_clusters(geometry, entry_bytes, virtual_bytes)
+            let metadata = metadata_clusters(geometry, virtual_bytes)
                 .ok_or_else(|| Failure::new("The image size is too large"))?;
             let whole = geometry.clusters_for(virtual_bytes);
             let preallocated = matches!(creation.get("preallocation"), Some("full" | "falloc"));
@@ -131,10 +126,9 @@ fn measure(
 }
 
 /// Clusters of header, tables and refcounts of a disk whose every cluster has a place.
-fn metadata_clusters(geometry: Geometry, entry_bytes: u64, virtual_bytes: u64) -> Option<u64> {
+fn metadata_clusters(geometry: Geometry, virtual_bytes: u64) -> Option<u64> {
     let data = geometry.clusters_for(virtual_bytes);
-    let per_table = geometry.cluster_bytes() / entry_bytes;
-    let tables = data.div_ceil(per_table);
+    let tables = data.div_ceil(geometry.l2_entries());
     let l1 = geometry.clusters_for(tables.checked_mul(8)?);
     let counted = data.checked_add(tables)?.checked_add(l1)?.checked_add(1)?;
     let (mut blocks, mut reftable) = (1, 1);

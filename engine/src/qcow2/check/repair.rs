@@ -17,9 +17,9 @@ use super::walk::is_unaligned_reserve;
 use crate::defect::{Defect, Planted};
 use crate::device::{DeviceError, Event, Port, SECTOR_BYTES};
 use crate::error::Error;
-use crate::qcow2::entry::{Copied, L1Entry, L1Word, L2Word, Mapping, refcount, set_refcount};
+use crate::qcow2::entry::{Copied, L1Entry, L1Word, L2Entry, Mapping, refcount, set_refcount};
 use crate::qcow2::header::{self, HeaderSector, be_u64, incompatible};
-use crate::qcow2::unit::HostOffset;
+use crate::qcow2::unit::{HostOffset, mem_len};
 
 const SECTOR: usize = 512;
 const COPIED: u64 = 1 << 63;
@@ -247,35 +247,38 @@ impl Survey<'_> {
         let within = self.file_bytes.saturating_sub(header.l1_offset.0);
         let len_bytes = (header.l1_entries * 8).min(within);
         let mut tables = Vec::new();
-        self.rewrite(Event::L1Update, header.l1_offset.0, len_bytes, |word| {
-            let Ok(L1Entry::Table { offset, .. }) = L1Word(word).decode(header.geometry) else {
-                return word;
-            };
-            if offset.0 < self.file_bytes {
-                tables.push(offset);
+        let change = |table: &mut [u8]| {
+            for bytes in table.chunks_exact_mut(8) {
+                let word = be_u64(bytes, 0);
+                if let Ok(L1Entry::Table { offset, .. }) = L1Word(word).decode(header.geometry) {
+                    if offset.0 < self.file_bytes {
+                        tables.push(offset);
+                    }
+                    bytes.copy_from_slice(&self.with_copied(word, offset).to_be_bytes());
+                }
             }
-            self.with_copied(word, offset)
-        })
-        .await?;
+        };
+        self.rewrite(Event::L1Update, header.l1_offset.0, len_bytes, change)
+            .await?;
         tables.sort_unstable();
         tables.dedup();
-        let cluster_bytes = header.geometry.cluster_bytes();
         for table in tables {
-            self.rewrite(
-                Event::L2Update,
-                table.0,
-                cluster_bytes,
-                |word| match L2Word(word).decode(header.geometry, header.version) {
-                    Ok(
-                        Mapping::Data { offset, .. }
-                        | Mapping::Zero {
-                            reserve: Some((offset, _)),
+            self.rewrite_l2(table, |entry| {
+                match entry.decode(header.geometry, header.version) {
+                    Ok(Mapping::Compressed(_)) => L2Entry {
+                        word: entry.word & !COPIED,
+                        ..entry
+                    },
+                    Ok(mapping) => match mapping.parts() {
+                        (Some((offset, _)), _) => L2Entry {
+                            word: self.with_copied(entry.word, offset),
+                            ..entry
                         },
-                    ) => self.with_copied(word, offset),
-                    Ok(Mapping::Compressed(_)) => word & !COPIED,
-                    Ok(Mapping::Unallocated | Mapping::Zero { reserve: None }) | Err(_) => word,
-                },
-            )
+                        (None, _) => entry,
+                    },
+                    Err(_) => entry,
+                }
+            })
             .await?;
         }
         Ok(())
@@ -300,12 +303,11 @@ impl Survey<'_> {
         self.flush().await?;
         self.unaligned_reserves.dedup();
         for table in std::mem::take(&mut self.unaligned_reserves) {
-            self.rewrite(Event::L2Update, table.0, geometry.cluster_bytes(), |word| {
-                let decoded = L2Word(word).decode(geometry, version);
-                if is_unaligned_reserve(decoded, L2Word(word), version) {
-                    Mapping::Zero { reserve: None }.encode(geometry).0
+            self.rewrite_l2(table, |entry| {
+                if is_unaligned_reserve(entry, geometry, version) {
+                    entry.without_reserve(geometry)
                 } else {
-                    word
+                    entry
                 }
             })
             .await?;
@@ -313,27 +315,42 @@ impl Survey<'_> {
         self.flush().await
     }
 
-    /// Passes every word of a table through `change`, and writes the sectors that differ.
+    /// Passes every entry of an L2 table through `change`, and writes the sectors that differ.
+    async fn rewrite_l2(
+        &self,
+        table: HostOffset,
+        mut change: impl FnMut(L2Entry) -> L2Entry,
+    ) -> Result<(), DeviceError> {
+        let geometry = self.header.geometry;
+        let entries = mem_len(geometry.l2_entries());
+        let len_bytes = geometry.cluster_bytes();
+        self.rewrite(Event::L2Update, table.0, len_bytes, |table| {
+            for index in 0..entries {
+                let before = L2Entry::read(table, index, geometry);
+                if before != L2Entry::default() {
+                    change(before).write(table, index, geometry);
+                }
+            }
+        })
+        .await
+    }
+
+    /// Has `change` change a table, and writes the sectors that differ.
     async fn rewrite(
         &self,
         event: Event,
         offset: u64,
         len_bytes: u64,
-        mut change: impl FnMut(u64) -> u64,
+        change: impl FnOnce(&mut [u8]),
     ) -> Result<(), DeviceError> {
-        let len = usize::try_from(len_bytes).expect("a table fits memory");
+        let len = mem_len(len_bytes);
         let old = self
             .file
             .at(event)
             .read(offset, len.next_multiple_of(SECTOR))
             .await?;
         let mut new = old.clone();
-        for word in new[..len].chunks_exact_mut(8) {
-            let before = be_u64(word, 0);
-            if before != 0 {
-                word.copy_from_slice(&change(before).to_be_bytes());
-            }
-        }
+        change(&mut new[..len]);
         write_changed(self.file, event, offset, &old, &new).await
     }
 }

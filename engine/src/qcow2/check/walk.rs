@@ -5,9 +5,10 @@ use super::survey::{Place, Survey, Target};
 use crate::defect::Defect;
 use crate::device::Event;
 use crate::error::Structure;
-use crate::qcow2::entry::{BadEntry, Copied, L1Entry, L1Word, L2Word, Mapping};
+use crate::qcow2::entry::{BadEntry, Copied, L1Entry, L1Word, L2Entry, Mapping};
+use crate::qcow2::geometry::Geometry;
 use crate::qcow2::header::be_u64;
-use crate::qcow2::unit::HostOffset;
+use crate::qcow2::unit::{HostOffset, mem_len};
 
 /// Whose L1 table names an L2 table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -120,7 +121,7 @@ impl Survey<'_> {
                 self.refer(place, Target::Metadata, (offset, cluster_bytes), times);
                 None
             }
-            Ok(L1Entry::Empty) | Err(BadEntry::Reserved(_)) => None,
+            Ok(L1Entry::Empty) | Err(BadEntry::Reserved(_) | BadEntry::Bitmap(_)) => None,
         }
     }
 
@@ -137,43 +138,27 @@ impl Survey<'_> {
         if self.planted.has(Defect::RepairMissesLastEntry) {
             entries -= 1;
         }
-        for (word, index) in bytes.chunks_exact(8).zip(0..entries) {
-            let word = be_u64(word, 0);
-            if word != 0 {
+        let geometry = self.header.geometry;
+        let len = mem_len(geometry.l2_entry_bytes());
+        for (bytes, index) in bytes.chunks_exact(len).zip(0..entries) {
+            let entry = L2Entry::read(bytes, 0, geometry);
+            if entry != L2Entry::default() {
                 let place = Place {
                     structure,
                     offset: table.offset.0,
                     index,
                 };
-                self.follow_l2(place, &mut table, L2Word(word));
+                self.follow_l2(place, &mut table, entry);
             }
         }
     }
 
-    fn follow_l2(&mut self, place: Place, table: &mut Table, word: L2Word) {
+    fn follow_l2(&mut self, place: Place, table: &mut Table, entry: L2Entry) {
         let (geometry, version) = (self.header.geometry, self.header.version);
-        let mut decoded = word.decode(geometry, version);
-        let repairable = is_unaligned_reserve(decoded, word, version);
-        if let Err(BadEntry::Reserved(bits)) = decoded {
-            self.note_stuck(Kind::Entry(BadEntry::Reserved(bits)), place);
-            decoded = L2Word(word.0 & !bits).decode(geometry, version);
-        }
+        let decoded = self.decode_in_part(place, entry);
         match decoded {
-            Ok(Mapping::Unallocated | Mapping::Zero { reserve: None })
-            | Err(BadEntry::Reserved(_)) => {}
-            Ok(
-                Mapping::Data { offset, copied }
-                | Mapping::Zero {
-                    reserve: Some((offset, copied)),
-                },
-            ) => {
-                self.refer_cluster(place, table, offset.0);
-                if table.active {
-                    self.judge_copied(place, offset, copied);
-                }
-            }
             Ok(Mapping::Compressed(compressed)) => {
-                if word.claims_copied() {
+                if entry.claims_copied() {
                     self.copied_in_doubt = true;
                     self.note(Kind::CompressedCopied, place);
                 }
@@ -187,7 +172,7 @@ impl Survey<'_> {
             }
             Err(BadEntry::Unaligned(offset)) => {
                 let kind = Kind::Entry(BadEntry::Unaligned(offset));
-                if repairable {
+                if entry.shows_no_cluster(geometry, version) {
                     self.unaligned_reserves.push(table.offset);
                     self.note(kind, place);
                 } else {
@@ -195,7 +180,33 @@ impl Survey<'_> {
                 }
                 self.refer_cluster(place, table, offset);
             }
+            Ok(mapping) => {
+                if let (Some((offset, copied)), _) = mapping.parts() {
+                    self.refer_cluster(place, table, offset.0);
+                    if table.active {
+                        self.judge_copied(place, offset, copied);
+                    }
+                }
+            }
+            Err(BadEntry::Reserved(_) | BadEntry::Bitmap(_)) => {}
         }
+    }
+
+    /// What an entry says without the bits that it should not have, each kind of which is noted.
+    fn decode_in_part(&mut self, place: Place, mut entry: L2Entry) -> Result<Mapping, BadEntry> {
+        let (geometry, version) = (self.header.geometry, self.header.version);
+        let mut decoded = entry.decode(geometry, version);
+        if let Err(bad @ BadEntry::Reserved(bits)) = decoded {
+            self.note_stuck(Kind::Entry(bad), place);
+            entry.word &= !bits;
+            decoded = entry.decode(geometry, version);
+        }
+        if let Err(bad @ BadEntry::Bitmap(_)) = decoded {
+            self.note_stuck(Kind::Entry(bad), place);
+            entry.bitmap = 0;
+            decoded = entry.decode(geometry, version);
+        }
+        decoded
     }
 
     fn refer_cluster(&mut self, place: Place, table: &mut Table, offset: u64) {
@@ -220,12 +231,9 @@ impl Survey<'_> {
     }
 }
 
-/// Whether an entry says "zeroes" and keeps an unaligned cluster in reserve: the one entry with a
+/// Whether an entry keeps an unaligned cluster in reserve and shows nothing of it: the one entry with a
 /// wrong offset whose meaning is not in doubt.
-pub(super) fn is_unaligned_reserve(
-    decoded: Result<Mapping, BadEntry>,
-    word: L2Word,
-    version: u32,
-) -> bool {
-    matches!(decoded, Err(BadEntry::Unaligned(_))) && version >= 3 && word.0 & 1 != 0
+pub(super) fn is_unaligned_reserve(entry: L2Entry, geometry: Geometry, version: u32) -> bool {
+    matches!(entry.decode(geometry, version), Err(BadEntry::Unaligned(_)))
+        && entry.shows_no_cluster(geometry, version)
 }

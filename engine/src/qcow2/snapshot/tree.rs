@@ -8,8 +8,8 @@ use std::collections::BTreeSet;
 
 use crate::device::Event;
 use crate::error::{BadImage, Error, Problem, Refused, Structure};
-use crate::qcow2::entry::{Compressed, Copied, L1Entry, L1Word, L2Word, Mapping};
-use crate::qcow2::header::be_u64;
+use crate::qcow2::entry::{Copied, L1Entry, L1Word, L2Entry};
+use crate::qcow2::l2::host_clusters;
 use crate::qcow2::metadata::Metadata;
 use crate::qcow2::order::Rule;
 use crate::qcow2::unit::{HostCluster, HostOffset, byte_count, mem_len};
@@ -103,20 +103,20 @@ impl Metadata {
     async fn walk_table(&self, table: HostOffset, tree: &mut Tree) -> Result<(), Error> {
         let bytes = self.read_table(table).await?;
         let mut claims = false;
-        for (index, bytes) in bytes.chunks_exact(8).enumerate() {
-            let word = L2Word(be_u64(bytes, 0));
-            if word.0 == 0 {
+        for index in 0..mem_len(self.geometry.l2_entries()) {
+            let entry = L2Entry::read(&bytes, index, self.geometry);
+            if entry == L2Entry::default() {
                 continue;
             }
-            claims |= word.claims_copied();
-            let decoded = word.decode(self.geometry, self.version);
+            claims |= entry.claims_copied();
+            let decoded = entry.decode(self.geometry, self.version);
             let mapping = decoded.map_err(|bad| BadImage {
                 structure: Structure::L2Table,
                 offset: table.0,
                 index: Some(byte_count(index)),
                 problem: bad.into(),
             })?;
-            if let Some((first, count)) = self.clusters_of(mapping) {
+            if let Some((first, count)) = host_clusters(self, mapping) {
                 tree.refer(first, count);
             }
         }
@@ -129,21 +129,6 @@ impl Metadata {
     async fn read_table(&self, table: HostOffset) -> Result<Vec<u8>, Error> {
         let at = self.order.file().at(Event::L2Load);
         Ok(at.read(table.0, self.geometry.cluster_len()).await?)
-    }
-
-    fn clusters_of(&self, mapping: Mapping) -> Option<(HostCluster, u64)> {
-        match mapping {
-            Mapping::Unallocated | Mapping::Zero { reserve: None } => None,
-            Mapping::Zero {
-                reserve: Some((offset, _)),
-            }
-            | Mapping::Data { offset, .. } => Some((self.geometry.cluster_of(offset), 1)),
-            Mapping::Compressed(Compressed { offset, len_bytes }) => {
-                let first = self.geometry.cluster_of(offset);
-                let last = HostOffset(offset.0 + len_bytes - 1);
-                Some((first, self.geometry.cluster_of(last).0 - first.0 + 1))
-            }
-        }
     }
 
     /// Refuses a tree of which a cluster cannot take another reference.
@@ -224,8 +209,10 @@ impl Metadata {
     pub(super) async fn clear_claims(&mut self, tree: &Tree) -> Result<(), Error> {
         for table in &tree.claiming {
             let mut bytes = self.read_table(*table).await?;
-            for word in bytes.chunks_exact_mut(8) {
-                word[0] &= 0x7f;
+            for index in 0..mem_len(self.geometry.l2_entries()) {
+                let entry = L2Entry::read(&bytes, index, self.geometry);
+                let word = entry.word & !COPIED;
+                L2Entry { word, ..entry }.write(&mut bytes, index, self.geometry);
             }
             self.write_claims(*table, bytes).await?;
         }
@@ -285,23 +272,16 @@ impl Metadata {
         let mut bytes = self.read_table(table).await?;
         let mut changed = false;
         for at in 0..mem_len(self.geometry.l2_entries()) {
-            let word = &bytes[at * 8..at * 8 + 8];
-            if word == [0; 8] {
+            let entry = L2Entry::read(&bytes, at, self.geometry);
+            if entry == L2Entry::default() {
                 continue;
             }
-            let decoded = L2Word(be_u64(word, 0)).decode(self.geometry, self.version);
-            if let Ok(
-                Mapping::Data {
-                    offset,
-                    copied: Copied::No,
-                }
-                | Mapping::Zero {
-                    reserve: Some((offset, Copied::No)),
-                },
-            ) = decoded
+            if let Ok(mapping) = entry.decode(self.geometry, self.version)
+                && let (Some((offset, Copied::No)), _) = mapping.parts()
                 && self.count_of(offset).await? == 1
             {
-                bytes[at * 8] |= 0x80;
+                let word = entry.word | COPIED;
+                L2Entry { word, ..entry }.write(&mut bytes, at, self.geometry);
                 changed = true;
             }
         }

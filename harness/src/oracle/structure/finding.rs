@@ -54,6 +54,13 @@ pub enum Finding {
         /// The entry.
         word: u64,
     },
+    /// A subcluster is both allocated and zero, or allocated where there is no cluster.
+    Subclusters {
+        /// Where the entry stands in the file, in bytes.
+        at: u64,
+        /// Its bitmap.
+        bitmap: u64,
+    },
     /// An offset that is not the start of a cluster.
     Unaligned {
         /// The table that the entry stands in.
@@ -155,6 +162,7 @@ impl Finding {
         match self {
             Self::Header(_) => "header",
             Self::Reserved { .. } => "reserved-bits",
+            Self::Subclusters { .. } => "subclusters",
             Self::Unaligned { .. } => "unaligned",
             Self::BeyondEnd { .. } => "beyond-end",
             Self::TwoOwners { .. } => "two-owners",
@@ -176,6 +184,7 @@ impl Finding {
             | Self::TooLow { owner, .. }
             | Self::FalseCopied { owner, .. } => owner.kind().into(),
             Self::TwoOwners { one, other, .. } => format!("{}+{}", one.kind(), other.kind()),
+            Self::Subclusters { .. } => Table::L2.kind().into(),
             Self::Snapshot { .. } => Table::Snapshot.kind().into(),
         }
     }
@@ -211,6 +220,11 @@ impl fmt::Display for Finding {
                 f,
                 "{} entry at {at:#x}: {word:#018x} does not name the start of a cluster",
                 table.kind()
+            ),
+            Self::Subclusters { at, bitmap } => write!(
+                f,
+                "{} entry at {at:#x}: the subcluster bitmap {bitmap:#018x} cannot be right",
+                Table::L2.kind()
             ),
             Self::BeyondEnd {
                 owner,

@@ -57,6 +57,8 @@ pub struct Layout {
     pub encryption: u32,
     /// Offset and length in bytes of the encryption header; 0 where there is none.
     pub encryption_header: (u64, u64),
+    /// Whether L2 entries carry a bitmap of 32 subclusters.
+    pub extended_l2: bool,
     /// Whether compressed clusters are zstd frames instead of deflate streams.
     pub zstd: bool,
 }
@@ -105,6 +107,7 @@ impl Layout {
             corrupt: incompatible & CORRUPT != 0,
             encryption: header.word(32),
             encryption_header: encryption_header(image, &header, version)?,
+            extended_l2: incompatible & EXTENDED_L2 != 0,
             zstd: incompatible & COMPRESSION_TYPE != 0 && sector[104] != 0,
         };
         layout.validate().map_err(Illegible::Bad)?;
@@ -139,7 +142,7 @@ impl Layout {
 
     /// Entries in an L2 table.
     pub fn l2_entries(&self) -> u64 {
-        self.cluster_bytes() / 8
+        self.cluster_bytes() / if self.extended_l2 { 16 } else { 8 }
     }
 
     /// Refcounts in a refcount block.
@@ -153,6 +156,9 @@ impl Layout {
         }
         if self.refcount_order > 6 {
             return Err("the refcount width is out of range");
+        }
+        if self.extended_l2 && self.cluster_bits < 14 {
+            return Err("clusters are too small for extended L2 entries");
         }
         let aligned = |offset: u64| offset.is_multiple_of(self.cluster_bytes());
         if !aligned(self.l1_offset) || !aligned(self.reftable_offset) {
@@ -230,7 +236,6 @@ fn encryption_header(
 fn measured(incompatible: u64, autoclear: u64) -> Result<(), Illegible> {
     for (bit, what) in [
         (DATA_FILE, "an external data file"),
-        (EXTENDED_L2, "extended L2 entries"),
         (!KNOWN, "unknown incompatible features"),
     ] {
         if incompatible & bit != 0 {

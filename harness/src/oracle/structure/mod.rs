@@ -37,6 +37,15 @@ pub enum Mapping {
         /// The most bytes that the data may take.
         len_bytes: u64,
     },
+    /// Not the same in each of the 32 subclusters; the first has the lowest bit.
+    Split {
+        /// Where the host cluster starts, in bytes; without meaning where no subcluster is allocated.
+        offset: u64,
+        /// Subclusters whose content stands in the host cluster.
+        allocated: u32,
+        /// Subclusters that read as zeroes. The others fall through to the backing file.
+        zero: u32,
+    },
     /// An entry that cannot be right.
     Bad,
 }

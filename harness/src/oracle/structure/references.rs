@@ -1,6 +1,6 @@
 //! Who refers to which cluster of the file.
 
-use super::{Finding, Layout, Mapped, Mapping, Owner, Scan, Snapshot, Table, Word};
+use super::{Finding, Layout, Mapped, Mapping, Owner, Scan, Snapshot, Table, Word, Words};
 
 const COPIED: u64 = 1 << 63;
 const COMPRESSED: u64 = 1 << 62;
@@ -114,7 +114,7 @@ impl Collector {
     fn refcount_table(&mut self, scan: &mut Scan<'_>) {
         let (offset, clusters) = (scan.layout.reftable_offset, scan.layout.reftable_clusters);
         self.refer(scan, Owner::RefcountTable, offset, clusters);
-        let words = scan.words(offset, clusters * scan.layout.l2_entries());
+        let words = scan.words(offset, clusters * (scan.layout.cluster_bytes() / 8));
         for word in words {
             let target = word.value & REFTABLE_OFFSET;
             if is_sound(scan, Table::Refcount, word, !REFTABLE_OFFSET, target) {
@@ -226,9 +226,17 @@ impl Collector {
         } = uses[0];
         let active = claim_of(uses) != Claim::Mute;
         let first_guest_cluster = l1_index * scan.layout.l2_entries();
-        for word in scan.words(l2_offset, scan.layout.l2_entries()) {
+        let words_per_entry = if scan.layout.extended_l2 { 2 } else { 1 };
+        let words = scan.words(l2_offset, scan.layout.l2_entries() * words_per_entry);
+        for (word, bitmap) in entries(words, words_per_entry) {
             let guest_cluster = first_guest_cluster + word.index;
-            let mapping = self.l2_entry(scan, word, guest_cluster, count_of(uses), active);
+            let count = count_of(uses);
+            let mapping = match self.l2_entry(scan, word, guest_cluster, count, active) {
+                None | Some(Mapping::Data(_)) if scan.layout.extended_l2 => {
+                    split(scan, word, bitmap)
+                }
+                mapping => mapping,
+            };
             let on_disk = guest_cluster << scan.layout.cluster_bits < scan.layout.virtual_bytes;
             if let (Some(mapping), true, true) = (mapping, active, on_disk) {
                 scan.report.mapped.push(Mapped {
@@ -256,7 +264,8 @@ impl Collector {
         if !is_sound(scan, Table::L2, word, !(COPIED | OFFSET | zero_bit), target) {
             return Some(Mapping::Bad);
         }
-        let zero = word.value & zero_bit != 0;
+        // Extended entries say by their bitmap what reads as zeroes.
+        let zero = word.value & zero_bit != 0 && !scan.layout.extended_l2;
         if target == 0 {
             if copied && active {
                 let (table, at) = (Table::L2, word.at);
@@ -320,8 +329,8 @@ fn map_again(scan: &mut Scan<'_>, before: usize, index: u64, uses: &[Use]) {
     }
 }
 
-/// What an L2 entry maps a guest cluster to, whoever else says so.
-pub(super) fn mapping_of(layout: &Layout, value: u64) -> Option<Mapping> {
+/// What an L2 entry and its bitmap map a guest cluster to, whoever else says so.
+pub(super) fn mapping_of(layout: &Layout, value: u64, bitmap: u64) -> Option<Mapping> {
     if value & COMPRESSED != 0 {
         let (offset, end) = compressed_range(layout, value);
         return Some(Mapping::Compressed {
@@ -334,6 +343,9 @@ pub(super) fn mapping_of(layout: &Layout, value: u64) -> Option<Mapping> {
     if value & !(COPIED | OFFSET | zero_bit) != 0 || !target.is_multiple_of(layout.cluster_bytes())
     {
         return Some(Mapping::Bad);
+    }
+    if layout.extended_l2 {
+        return parts_of(target, bitmap);
     }
     match (value & zero_bit != 0, target) {
         (true, _) => Some(Mapping::Zero),
@@ -348,6 +360,53 @@ fn compressed_range(layout: &Layout, value: u64) -> (u64, u64) {
     let offset = value & ((1 << offset_bits) - 1);
     let sectors = ((value & !(COPIED | COMPRESSED)) >> offset_bits) + 1;
     (offset, offset / 512 * 512 + sectors * 512)
+}
+
+/// The entries of an L2 table that are not zero, each with its bitmap, from the words that are not zero.
+pub(super) fn entries(words: Words<'_>, words_per_entry: u64) -> impl Iterator<Item = (Word, u64)> {
+    let mut words = words.peekable();
+    std::iter::from_fn(move || {
+        let word = words.next()?;
+        if words_per_entry == 1 {
+            return Some((word, 0));
+        }
+        let index = word.index / 2;
+        if word.index % 2 == 1 {
+            let (at, value) = (word.at - 8, 0);
+            return Some((Word { index, at, value }, word.value));
+        }
+        let bitmap = words.next_if(|next| next.index == word.index + 1);
+        Some((Word { index, ..word }, bitmap.map_or(0, |next| next.value)))
+    })
+}
+
+/// What an extended entry of an active table that is not compressed is mapped to.
+fn split(scan: &mut Scan<'_>, word: Word, bitmap: u64) -> Option<Mapping> {
+    let mapping = parts_of(word.value & OFFSET, bitmap);
+    if mapping == Some(Mapping::Bad) {
+        let at = word.at;
+        scan.report.find(Finding::Subclusters { at, bitmap });
+    }
+    mapping
+}
+
+/// What the subclusters of a cluster at `offset` are. Specification: "Extended L2 Entries".
+fn parts_of(offset: u64, bitmap: u64) -> Option<Mapping> {
+    let half = |bits: u64| u32::try_from(bits & 0xffff_ffff).expect("32 bits are left");
+    let (allocated, zero) = (half(bitmap), half(bitmap >> 32));
+    if allocated & zero != 0 || (offset == 0 && allocated != 0) {
+        return Some(Mapping::Bad);
+    }
+    match (allocated, zero) {
+        (u32::MAX, _) => Some(Mapping::Data(offset)),
+        (_, u32::MAX) => Some(Mapping::Zero),
+        (0, 0) => None,
+        _ => Some(Mapping::Split {
+            offset,
+            allocated,
+            zero,
+        }),
+    }
 }
 
 fn count_of(uses: &[Use]) -> u64 {

@@ -2,7 +2,7 @@
 
 use engine::device::PageImage;
 
-use super::references::mapping_of;
+use super::references::{entries, mapping_of};
 use super::{Layout, Mapped, Scan, StructureReport};
 
 const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
@@ -67,12 +67,14 @@ impl Snapshot {
         let mut mapped = Vec::new();
         let tables: Vec<_> = scan.words(self.l1_offset, self.l1_entries).collect();
         for table in tables.iter().filter(|table| table.value & OFFSET != 0) {
-            for word in scan.words(table.value & OFFSET, per_table) {
+            let words_per_entry = if layout.extended_l2 { 2 } else { 1 };
+            let words = scan.words(table.value & OFFSET, per_table * words_per_entry);
+            for (word, bitmap) in entries(words, words_per_entry) {
                 let guest_cluster = table.index * per_table + word.index;
                 if guest_cluster << layout.cluster_bits >= self.virtual_bytes {
                     break;
                 }
-                if let Some(mapping) = mapping_of(&layout, word.value) {
+                if let Some(mapping) = mapping_of(&layout, word.value, bitmap) {
                     mapped.push(Mapped {
                         guest_cluster,
                         mapping,

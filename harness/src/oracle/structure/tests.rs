@@ -348,6 +348,7 @@ fn a_header_that_cannot_be_right_is_one_finding() {
         (20, vec![0, 0, 0, 8]),
         (20, vec![0, 0, 0, 22]),
         (96, vec![0, 0, 0, 7]),
+        (79, vec![16]),
         (36, vec![0, 0, 0, 0]),
         (36, vec![255; 4]),
         (56, vec![0; 4]),
@@ -365,7 +366,7 @@ fn a_header_that_cannot_be_right_is_one_finding() {
 
 #[test]
 fn what_is_not_judged_is_said() {
-    for (at, byte) in [(79, 4), (79, 16), (79, 32), (95, 1)] {
+    for (at, byte) in [(79, 4), (79, 32), (95, 1)] {
         let mut sample = Sample::new();
         sample.image.write(at, &[byte]);
         let report = walk(&sample.image);
