@@ -11,6 +11,7 @@ mod block;
 mod canary;
 mod check;
 mod ci;
+mod differential;
 mod fuzz;
 mod img;
 mod io;
@@ -51,6 +52,7 @@ enum Command {
     Check(check::Check),
     Canary(canary::Canary),
     Malformed(malformed::Malformed),
+    Differential(differential::Differential),
     Ci(ci::Ci),
     /// qemu-img's commands, with its words and exit codes: `img --help` lists them
     #[command(disable_help_flag = true)]
@@ -127,6 +129,7 @@ fn main() -> ExitCode {
         Command::Check(check) => check.run(),
         Command::Canary(canary) => canary.run(),
         Command::Malformed(malformed) => malformed.run(),
+        Command::Differential(differential) => differential.run(),
         Command::Ci(ci) => ci.run(),
         Command::Img | Command::Io => unreachable!("these read their own arguments"),
     };

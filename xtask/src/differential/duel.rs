@@ -1,0 +1,337 @@
+//! Carrying a history out on two images, each step by both sides, and comparing what comes of it.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use harness::prng::Prng;
+use serde_json::Value;
+
+use super::agree::differences;
+use super::history::{History, IMAGE, SECRET, Step};
+
+/// Where histories are carried out, and the programs that do it.
+#[derive(Debug)]
+pub(super) struct Arena {
+    folder: PathBuf,
+    ours: Programs,
+    theirs: Programs,
+    keep: PathBuf,
+    version: String,
+}
+
+/// A pair of programs.
+#[derive(Clone, Debug)]
+struct Programs {
+    img: PathBuf,
+    io: PathBuf,
+}
+
+/// Who carries a step out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Side {
+    Ours,
+    Theirs,
+}
+
+/// What came of a history.
+#[derive(Debug, Default)]
+pub(super) struct Outcome {
+    pub(super) steps: u64,
+    /// Steps that both sides refused.
+    pub(super) refused: u64,
+    pub(super) disagreements: Vec<String>,
+}
+
+impl Side {
+    fn other(self) -> Self {
+        match self {
+            Self::Ours => Self::Theirs,
+            Self::Theirs => Self::Ours,
+        }
+    }
+}
+
+impl Arena {
+    /// Where `control` says so QEMU stands on both sides.
+    pub(super) fn new(keep: PathBuf, control: bool) -> io::Result<Self> {
+        let folder =
+            std::env::temp_dir().join(format!("qrash-differential-{}", std::process::id()));
+        let links = folder.join("programs");
+        fs::create_dir_all(&links)?;
+        let program = std::env::current_exe()?;
+        for name in ["qemu-img", "qemu-io"] {
+            symlink(&program, links.join(name))?;
+        }
+        let theirs = Programs {
+            img: "qemu-img".into(),
+            io: "qemu-io".into(),
+        };
+        let ours = if control {
+            theirs.clone()
+        } else {
+            Programs {
+                img: links.join("qemu-img"),
+                io: links.join("qemu-io"),
+            }
+        };
+        let version = Command::new(&theirs.img).arg("--version").output()?;
+        let version = String::from_utf8_lossy(&version.stdout);
+        let version = version.lines().next().unwrap_or("?").to_owned();
+        Ok(Self {
+            folder,
+            ours,
+            theirs,
+            keep,
+            version,
+        })
+    }
+
+    pub(super) fn version(&self) -> &str {
+        &self.version
+    }
+
+    /// Carries a history out; `draw` decides who starts each step where. The images of a
+    /// disagreement are kept.
+    pub(super) fn carry_out(
+        &self,
+        place: &str,
+        history: &History,
+        draw: &mut Prng,
+    ) -> io::Result<Outcome> {
+        let folder = self.folder.join(place);
+        let [a, b] = ["a", "b"].map(|name| folder.join(name));
+        fs::create_dir_all(&a)?;
+        fs::create_dir_all(&b)?;
+        let mut outcome = Outcome::default();
+        let mut script = Vec::new();
+        for step in &history.steps {
+            let side = if draw.chance(1, 2) {
+                Side::Ours
+            } else {
+                Side::Theirs
+            };
+            let in_a = self.step(side, step, history, &a)?;
+            let in_b = self.step(side.other(), step, history, &b)?;
+            script.push(format!("{side:?} in a: {step:?}"));
+            outcome.steps += 1;
+            if in_a.status.code() != in_b.status.code() {
+                let [ours, theirs] = match side {
+                    Side::Ours => [&in_a, &in_b],
+                    Side::Theirs => [&in_b, &in_a],
+                };
+                outcome.disagreements.push(format!(
+                    "{step:?}: QEMU {}, here {}",
+                    told(theirs),
+                    told(ours)
+                ));
+                break;
+            }
+            outcome.refused += u64::from(!in_a.status.success());
+        }
+        if outcome.disagreements.is_empty() {
+            self.compare(history, &folder, &mut outcome)?;
+        }
+        if outcome.disagreements.is_empty() {
+            fs::remove_dir_all(&folder)?;
+        } else {
+            script.extend(outcome.disagreements.iter().cloned());
+            fs::write(folder.join("history.txt"), script.join("\n"))?;
+            fs::create_dir_all(&self.keep)?;
+            let kept = self.keep.join(place);
+            let _ = fs::remove_dir_all(&kept);
+            if fs::rename(&folder, &kept).is_err() {
+                copy_folder(&folder, &kept)?;
+                fs::remove_dir_all(&folder)?;
+            }
+        }
+        Ok(outcome)
+    }
+
+    fn step(
+        &self,
+        side: Side,
+        step: &Step,
+        history: &History,
+        folder: &Path,
+    ) -> io::Result<Output> {
+        match step {
+            Step::Img(words) => {
+                let words: Vec<&str> = words
+                    .iter()
+                    .map(|word| if word == "''" { "" } else { word.as_str() })
+                    .collect();
+                call(&self.programs(side).img, &words, folder)
+            }
+            Step::Io(commands) => {
+                let mut words = vec!["-d", "unmap"];
+                let (options, name) = image_words(history, IMAGE);
+                words.extend(options.iter().map(String::as_str));
+                if !history.family.is_encrypted() {
+                    words.extend(["-f", "qcow2"]);
+                }
+                for command in commands {
+                    words.extend(["-c", command]);
+                }
+                words.push(&name);
+                call(&self.programs(side).io, &words, folder)
+            }
+        }
+    }
+
+    fn programs(&self, side: Side) -> &Programs {
+        match side {
+            Side::Ours => &self.ours,
+            Side::Theirs => &self.theirs,
+        }
+    }
+
+    /// Compares the images with each other and what both sides say of them.
+    fn compare(&self, history: &History, folder: &Path, outcome: &mut Outcome) -> io::Result<()> {
+        for side in [Side::Ours, Side::Theirs] {
+            let (mut words, a) = image_words(history, &format!("a/{IMAGE}"));
+            let (_, b) = image_words(history, &format!("b/{IMAGE}"));
+            words.insert(0, "compare".into());
+            words.extend([a, b]);
+            let words: Vec<&str> = words.iter().map(String::as_str).collect();
+            let said = call(&self.programs(side).img, &words, folder)?;
+            if !said.status.success() {
+                outcome
+                    .disagreements
+                    .push(format!("compare by {side:?}: {}", told(&said)));
+            }
+        }
+        for name in &history.snapshots {
+            self.compare_snapshot(name, folder, outcome)?;
+        }
+        for name in ["a", "b"] {
+            let folder = folder.join(name);
+            for command in ["check", "info", "map", "measure"] {
+                self.describe(history, command, &folder, outcome)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Compares a snapshot's content, as each side reads it from the image that the other does not read.
+    fn compare_snapshot(&self, name: &str, folder: &Path, outcome: &mut Outcome) -> io::Result<()> {
+        let mut contents = Vec::new();
+        for (side, place) in [(Side::Ours, "a"), (Side::Theirs, "b")] {
+            let words = [
+                "convert", "-f", "qcow2", "-O", "raw", "-l", name, IMAGE, "raw",
+            ];
+            let folder = folder.join(place);
+            let said = call(&self.programs(side).img, &words, &folder)?;
+            if said.status.success() {
+                contents.push(fs::read(folder.join("raw"))?);
+            } else {
+                let told = told(&said);
+                let line = format!("convert of snapshot {name} by {side:?} {told}");
+                outcome.disagreements.push(line);
+            }
+        }
+        if contents.len() == 2 && contents[0] != contents[1] {
+            let line = format!("snapshot {name} differs");
+            outcome.disagreements.push(line);
+        }
+        Ok(())
+    }
+
+    fn describe(
+        &self,
+        history: &History,
+        command: &str,
+        folder: &Path,
+        outcome: &mut Outcome,
+    ) -> io::Result<()> {
+        let (options, name) = image_words(history, IMAGE);
+        let mut words = vec![command, "--output=json"];
+        if command == "measure" {
+            words.extend(["-O", "qcow2"]);
+        }
+        words.extend(options.iter().map(String::as_str));
+        if !history.family.is_encrypted() {
+            words.extend(["-f", "qcow2"]);
+        }
+        words.push(&name);
+        let [theirs, ours] =
+            [&self.theirs, &self.ours].map(|programs| call(&programs.img, &words, folder));
+        let (theirs, ours) = (theirs?, ours?);
+        if theirs.status.code() != ours.status.code() {
+            outcome.disagreements.push(format!(
+                "{command}: QEMU {}, here {}",
+                told(&theirs),
+                told(&ours)
+            ));
+        }
+        if command == "check" && !theirs.status.success() {
+            outcome
+                .disagreements
+                .push(format!("check is not clean: {}", told(&theirs)));
+        }
+        let parse = |output: &Output| serde_json::from_slice::<Value>(&output.stdout);
+        match (parse(&theirs), parse(&ours)) {
+            (Ok(theirs), Ok(ours)) => outcome
+                .disagreements
+                .extend(differences(command, &theirs, &ours)),
+            (Err(_), Err(_)) => {}
+            (Ok(_), Err(_)) | (Err(_), Ok(_)) => outcome
+                .disagreements
+                .push(format!("{command}: only one side answers in JSON")),
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Arena {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.folder);
+    }
+}
+
+/// Options before an image, and its name behind them.
+fn image_words(history: &History, path: &str) -> (Vec<String>, String) {
+    if history.family.is_encrypted() {
+        let options = ["--object", SECRET, "--image-opts"].map(str::to_owned);
+        let name = format!("driver=qcow2,file.filename={path},encrypt.key-secret=key");
+        (options.to_vec(), name)
+    } else {
+        (Vec::new(), path.to_owned())
+    }
+}
+
+fn call(program: &Path, words: &[&str], folder: &Path) -> io::Result<Output> {
+    Command::new(program)
+        .args(words)
+        .current_dir(folder)
+        .stdin(Stdio::null())
+        .output()
+}
+
+/// How a call ended, in a few words.
+fn told(output: &Output) -> String {
+    let text = [&output.stderr, &output.stdout]
+        .map(|bytes| String::from_utf8_lossy(bytes).into_owned())
+        .concat();
+    let first = text.lines().find(|line| !line.trim().is_empty());
+    match output.status.code() {
+        Some(code) => format!("ends with {code} ({})", first.unwrap_or("no word")),
+        None => format!("is ended by a signal ({})", first.unwrap_or("no word")),
+    }
+}
+
+fn copy_folder(from: &Path, to: &Path) -> io::Result<()> {
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let target = to.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            copy_folder(&entry.path(), &target)?;
+        } else {
+            fs::copy(entry.path(), target)?;
+        }
+    }
+    Ok(())
+}
