@@ -7,6 +7,7 @@
     reason = "this is the command line"
 )]
 
+mod bench;
 mod block;
 mod canary;
 mod check;
@@ -52,6 +53,7 @@ enum Command {
     Check(check::Check),
     Canary(canary::Canary),
     Malformed(malformed::Malformed),
+    Bench(bench::Bench),
     Differential(differential::Differential),
     Ci(ci::Ci),
     /// qemu-img's commands, with its words and exit codes: `img --help` lists them
@@ -129,6 +131,7 @@ fn main() -> ExitCode {
         Command::Check(check) => check.run(),
         Command::Canary(canary) => canary.run(),
         Command::Malformed(malformed) => malformed.run(),
+        Command::Bench(bench) => bench.run(),
         Command::Differential(differential) => differential.run(),
         Command::Ci(ci) => ci.run(),
         Command::Img | Command::Io => unreachable!("these read their own arguments"),

@@ -25,6 +25,8 @@ pub(super) enum Step {
     Img(Vec<String>),
     /// Commands of qemu-io on the image.
     Io(Vec<String>),
+    /// Commands of qemu-io on a raw file.
+    RawIo(String, Vec<String>),
 }
 
 /// What is drawn about an image, and what of it changes.
@@ -163,11 +165,9 @@ impl Shape {
         let raw = format!("{name}.raw");
         let pattern = draw.between(1, 255);
         let mut steps = vec![img(&format!("create -q -f raw {raw} {size}"))];
-        steps.push(img(&format!(
-            "bench -q -f raw -w -c 1 -s {} --pattern {pattern} -o {} {raw}",
-            (size / 2).next_multiple_of(512).min(size),
-            0
-        )));
+        let filled = (size / 2).next_multiple_of(512).min(size);
+        let write = format!("write -q -P {pattern} 0 {filled}");
+        steps.push(Step::RawIo(raw.clone(), vec![write]));
         steps.push(img(&format!("convert -q -f raw -O qcow2 {raw} {name}")));
         steps
     }
