@@ -185,10 +185,9 @@ impl Shape {
         match draw.below(12) {
             0..4 => format!("write -q -P {pattern} {offset} {len}"),
             4 if compresses => {
+                // One cluster: of several, of which one is taken, QEMU writes some, and this program none.
                 let offset = offset / self.cluster_bytes * self.cluster_bytes;
-                let len = len
-                    .next_multiple_of(self.cluster_bytes)
-                    .min(self.virtual_bytes - offset);
+                let len = self.cluster_bytes.min(self.virtual_bytes - offset);
                 format!("write -q -c -P {pattern} {offset} {len}")
             }
             4 => format!("write -q -P {pattern} {offset} 512"),
