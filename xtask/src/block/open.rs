@@ -14,6 +14,7 @@ use engine::error::{Error, Problem};
 use engine::image::{Access, Image};
 use engine::qcow2::create::{CreateOptions, create};
 use engine::qcow2::header::{self, Header};
+use engine::qcow2::snapshot::{self, Snapshot};
 use engine::qcow2::{LazyRefcounts, OpenOptions, Qcow2};
 use engine::raw::Raw;
 
@@ -141,6 +142,15 @@ impl Node {
             (Some(image), _) => image.virtual_bytes(),
             (None, Some(header)) => header.virtual_bytes,
             (None, None) => self.file.port.len().next_multiple_of(SECTOR_BYTES),
+        }
+    }
+
+    /// The internal snapshots.
+    pub(crate) fn snapshots(&self) -> Result<Vec<Snapshot>, Failure> {
+        match &self.header {
+            Some(header) => at_once(snapshot::list(self.file.port.clone(), header))
+                .map_err(|error| qcow2_failure(&error)),
+            None => Ok(Vec::new()),
         }
     }
 
@@ -306,6 +316,7 @@ impl Opener<'_> {
                             LazyRefcounts::Off
                         }
                     }),
+                    snapshot: spec.snapshot.clone(),
                     ..OpenOptions::default()
                 };
                 let backing = node.backing.as_ref().map(|node| Rc::clone(node.image()));

@@ -23,6 +23,8 @@ pub(crate) struct Spec {
     pub(crate) lazy_refcounts: Option<bool>,
     /// The name of the secret that decrypts it.
     pub(crate) key_secret: Option<String>,
+    /// The id of the internal snapshot that is shown in the place of its disk.
+    pub(crate) snapshot: Option<String>,
 }
 
 /// Where an image finds what lies beneath it.
@@ -205,6 +207,7 @@ impl Spec {
             read_only: false,
             lazy_refcounts: None,
             key_secret: None,
+            snapshot: None,
         }
     }
 

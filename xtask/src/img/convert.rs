@@ -10,7 +10,7 @@ use super::create::{is_invalid_list, new_creation};
 use super::creation::{Creation, local_path};
 use super::getopt::{Parsed, flag, value};
 use super::progress::{Progress, Shown};
-use super::{Command, Stop, open_named, secrets, sharing, sizes};
+use super::{Command, Stop, open_named, secrets, sharing, sizes, snapshot};
 use crate::block::secret::Secrets;
 use crate::block::{CacheMode, Depth, Failure, Format, Node, Opening, Sharing, Spec};
 
@@ -139,9 +139,6 @@ fn run(parsed: &Parsed) -> Result<u8, Stop> {
 fn check_options(parsed: &Parsed) -> Result<u64, Stop> {
     let refuse = |text: &str| Err(Failure::new(text).into());
     let sparse = sizes::option(parsed, "sparse-size", "buffer size for sparse output")?;
-    if parsed.has("source-snapshot") {
-        return refuse("Internal snapshots cannot be converted yet");
-    }
     if parsed.has("copy-range-offloading") && sparse.is_some() {
         return refuse("Cannot enable copy offloading when -S is used");
     }
@@ -190,6 +187,11 @@ fn open_sources(parsed: &Parsed, names: &[String], secrets: &Secrets) -> Result<
     if by_options && format.is_some() {
         return Err(Failure::new("--image-opts and --format are mutually exclusive").into());
     }
+    let wanted = parsed.get("source-snapshot");
+    let wanted = wanted.map(snapshot::Wanted::read).transpose()?;
+    if wanted.is_some() && names.len() > 1 {
+        return Err(Failure::new("No support for concatenating multiple snapshot").into());
+    }
     let mut nodes = Vec::new();
     for name in names {
         let spec = if by_options {
@@ -198,7 +200,10 @@ fn open_sources(parsed: &Parsed, names: &[String], secrets: &Secrets) -> Result<
             Spec::from_name(name, format)
         };
         let spec = spec.map_err(|why| Failure::could_not_open(name, &why))?;
-        nodes.push(open_named(name, &spec, &opening)?);
+        nodes.push(match &wanted {
+            Some(wanted) => wanted.open(name, spec, &opening)?,
+            None => open_named(name, &spec, &opening)?,
+        });
     }
     Ok(nodes)
 }

@@ -380,8 +380,8 @@ impl Creation {
             lazy_refcounts,
             compression,
             extended_l2: geometry.has_subclusters(),
-            backing: self.backing()?,
             encryption: None,
+            backing: self.backing()?,
         })
     }
 

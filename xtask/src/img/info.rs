@@ -8,7 +8,9 @@ use engine::qcow2::header::{Header, incompatible};
 
 use super::getopt::{Parsed, flag, value};
 use super::json::Json;
-use super::{Command, Output, Stop, misuse, open_named, print, reading, secrets, spec_of};
+use super::{
+    Command, Output, Stop, misuse, open_named, print, reading, secrets, snapshot, spec_of,
+};
 use crate::block::spec::FileSpec;
 use crate::block::{Depth, Failure, Node, size};
 
@@ -58,12 +60,13 @@ fn run(parsed: &Parsed) -> Result<u8, Stop> {
     }
     let text = match output {
         Output::Json if parsed.has("backing-chain") => {
-            Json::List(nodes.iter().map(json_of).collect()).print()
+            let nodes: Result<_, _> = nodes.iter().map(json_of).collect();
+            Json::List(nodes?).print()
         }
-        Output::Json => json_of(&nodes[0]).print(),
+        Output::Json => json_of(&nodes[0])?.print(),
         Output::Human => {
-            let texts: Vec<String> = nodes.iter().map(human_of).collect();
-            texts.join("\n")
+            let texts: Result<Vec<String>, _> = nodes.iter().map(human_of).collect();
+            texts?.join("\n")
         }
     };
     print(&text);
@@ -129,7 +132,7 @@ fn is_dirty(node: &Node) -> bool {
     node.header.as_ref().is_some_and(Header::is_dirty)
 }
 
-fn json_of(node: &Node) -> Json {
+fn json_of(node: &Node) -> Result<Json, Failure> {
     let backing = backing_names(node);
     let actual = actual_of(node);
     let mut members = vec![(
@@ -138,6 +141,11 @@ fn json_of(node: &Node) -> Json {
     )];
     if let Some((_, _, Some(format))) = &backing {
         members.push(("backing-filename-format", format.as_str().into()));
+    }
+    let snapshots = node.snapshots()?;
+    if !snapshots.is_empty() {
+        let snapshots = snapshots.iter().map(snapshot::json).collect();
+        members.push(("snapshots", Json::List(snapshots)));
     }
     members.push(("virtual-size", node.virtual_bytes().into()));
     members.push(("filename", node.filename.as_str().into()));
@@ -162,7 +170,7 @@ fn json_of(node: &Node) -> Json {
         members.push(("backing-filename", name.into()));
     }
     members.push(("dirty-flag", is_dirty(node).into()));
-    Json::Object(members)
+    Ok(Json::Object(members))
 }
 
 /// Behind blkdebug nobody asks how much a file takes.
@@ -223,7 +231,7 @@ fn rename_only_child(children: Json, name: &str) -> Json {
     Json::List(items)
 }
 
-fn human_of(node: &Node) -> String {
+fn human_of(node: &Node) -> Result<String, Failure> {
     let mut text = String::new();
     let mut line = |name: &str, value: &str| {
         writeln!(text, "{name}: {value}").expect("a string takes any text");
@@ -248,11 +256,12 @@ fn human_of(node: &Node) -> String {
             line("backing file format", &format);
         }
     }
+    text.push_str(&snapshot::list(&node.snapshots()?));
     if let Some(header) = &node.header {
         text.push_str(&specific_text(header));
     }
     write_children(&mut text, &node.file.spec, node.file.port.len(), "/file", 0);
-    text
+    Ok(text)
 }
 
 /// What only this format has to say, in lines.

@@ -6,6 +6,7 @@ use super::create::new_creation;
 use super::creation::Creation;
 use super::getopt::{Parsed, flag, value};
 use super::json::Json;
+use super::snapshot::Wanted;
 use super::{Command, Output, Stop, open_named, print, reading, secrets, sizes, spec_of};
 use crate::block::failure::engine_text;
 use crate::block::status::{Content, Reach, status};
@@ -61,9 +62,7 @@ fn run(parsed: &Parsed) -> Result<u8, Stop> {
     {
         return Err(Failure::new("--image-opts, -f, and -l require a filename argument.").into());
     }
-    if parsed.has("snapshot") {
-        return Err(Failure::new("Internal snapshots cannot be measured yet").into());
-    }
+    let wanted = parsed.get("snapshot").map(Wanted::read).transpose()?;
     let lists: Vec<&str> = parsed.all("options").collect();
     let target = parsed.get("target-format").unwrap_or("raw");
     let secrets = secrets(parsed)?;
@@ -76,7 +75,11 @@ fn run(parsed: &Parsed) -> Result<u8, Stop> {
         }
         (Some(name), None) => {
             let opening = reading(parsed, &secrets, Depth::Chain);
-            Some(open_named(name, &spec_of(name, parsed)?, &opening)?)
+            let spec = spec_of(name, parsed)?;
+            Some(match wanted {
+                Some(wanted) => wanted.open(name, spec, &opening)?,
+                None => open_named(name, &spec, &opening)?,
+            })
         }
         (None, Some(_)) => None,
     };

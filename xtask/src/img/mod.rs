@@ -25,6 +25,7 @@ mod progress;
 mod rebase;
 mod resize;
 mod sizes;
+mod snapshot;
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -68,7 +69,7 @@ struct Command {
     run: fn(&Parsed) -> Result<u8, Stop>,
 }
 
-const COMMANDS: [&Command; 11] = [
+const COMMANDS: [&Command; 12] = [
     &check::COMMAND,
     &commit::COMMAND,
     &compare::COMMAND,
@@ -80,10 +81,11 @@ const COMMANDS: [&Command; 11] = [
     &measure::COMMAND,
     &rebase::COMMAND,
     &resize::COMMAND,
+    &snapshot::COMMAND,
 ];
 
 /// Commands that qemu-img has and this program does not.
-const NOT_YET: [&str; 4] = ["amend", "bench", "bitmap", "snapshot"];
+const NOT_YET: [&str; 3] = ["amend", "bench", "bitmap"];
 
 /// Runs the command that these arguments, without the program's name, ask for.
 pub(crate) fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {

@@ -21,7 +21,8 @@ use super::image::Qcow2;
 use super::metadata::Metadata;
 use super::order::{Order, Rule, Stamp};
 use super::unit::{HostOffset, byte_count, mem_len};
-use crate::device::Event;
+use crate::defect::Planted;
+use crate::device::{Event, Port};
 use crate::error::{BadImage, Error, Problem, Refused, Structure};
 use crate::qcow2::alloc::Run;
 use crate::qcow2::header::be_u64;
@@ -78,6 +79,17 @@ impl Snapshots {
             .or_else(|| self.records.iter().position(|one| one.name == wanted))
             .ok_or_else(|| Refused::NoSuchSnapshot(id_or_name.into()).into())
     }
+}
+
+/// The internal snapshots of the image with this header, in the order of the table. The image need not be
+/// open, nor decrypted.
+pub async fn list(file: Port, header: &Header) -> Result<Vec<Snapshot>, Error> {
+    let order = Order::new(file, Planted::NONE);
+    let (records, _) = table::read(&order, header).await?;
+    let records = records.iter();
+    Ok(records
+        .map(|one| shown(one, header.virtual_bytes))
+        .collect())
 }
 
 impl Qcow2 {
