@@ -15,11 +15,46 @@ use crate::block::{Failure, Format, name, options, size};
 
 /// What an option's value is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+pub(super) enum Kind {
     Text,
     Flag,
     Number,
     Size,
+}
+
+impl Kind {
+    /// The value of the option `name`, as it is told.
+    pub(super) fn read(self, name: &str, value: &str) -> Result<String, Failure> {
+        match self {
+            Self::Text => Ok(value.to_owned()),
+            Self::Flag => match value {
+                "on" | "off" => Ok(value.to_owned()),
+                _ => Err(Failure(format!("Parameter '{name}' expects 'on' or 'off'"))),
+            },
+            Self::Number => value
+                .parse::<u64>()
+                .map(|number| number.to_string())
+                .map_err(|_| Failure(format!("Parameter '{name}' expects a number"))),
+            Self::Size => size::parse(value)
+                .map(|bytes| bytes.to_string())
+                .map_err(|bad| bad_size(name, value, bad)),
+        }
+    }
+
+    fn placeholder(self) -> &'static str {
+        match self {
+            Self::Text => "<str>",
+            Self::Flag => "<bool (on/off)>",
+            Self::Number => "<num>",
+            Self::Size => "<size>",
+        }
+    }
+}
+
+/// One line of the help for options.
+pub(super) fn help_line(name: &str, kind: Kind, about: &str) -> String {
+    let left = format!("{name}={}", kind.placeholder());
+    format!("  {left:22} - {about}\n")
 }
 
 /// One option that a format knows.
@@ -129,6 +164,20 @@ pub(super) struct Creation {
     values: Vec<Option<String>>,
 }
 
+/// An option and its value; a flag may stand without one, and be turned off by a `no` before it.
+pub(super) fn name_and_value(part: &str, is_known: impl Fn(&str) -> bool) -> (&str, &str) {
+    match (part.split_once('='), part.strip_prefix("no")) {
+        (Some(both), _) => both,
+        (None, Some(name)) if is_known(name) => (name, "off"),
+        (None, _) => (part, "on"),
+    }
+}
+
+/// Whether a name is that of an option of new images.
+pub(super) fn is_of_creation(format: Format, name: &str) -> bool {
+    table(format).iter().any(|known| known.name == name)
+}
+
 /// Whether an option list asks which options there are.
 pub(super) fn asks_for_help(lists: &[&str]) -> bool {
     lists
@@ -143,14 +192,7 @@ pub(super) fn help(format: Format) -> String {
     known.sort_by_key(|known| known.name);
     let mut text = format!("Supported {} options:\n", format.name());
     for known in known {
-        let kind = match known.kind {
-            Kind::Text => "<str>",
-            Kind::Flag => "<bool (on/off)>",
-            Kind::Number => "<num>",
-            Kind::Size => "<size>",
-        };
-        let left = format!("{}={kind}", known.name);
-        text.push_str(&format!("  {left:22} - {}\n", known.about));
+        text.push_str(&help_line(known.name, known.kind, known.about));
     }
     text
 }
@@ -172,14 +214,8 @@ impl Creation {
     /// Takes in a list of options, `key=value,key=value`.
     pub(super) fn read(&mut self, list: &str) -> Result<(), Failure> {
         for part in options::split_list(list) {
-            let (name, value) = match part.split_once('=') {
-                Some((name, value)) => (name.to_owned(), value.to_owned()),
-                None => match part.strip_prefix("no") {
-                    Some(name) if self.index(name).is_some() => (name.to_owned(), "off".to_owned()),
-                    _ => (part, "on".to_owned()),
-                },
-            };
-            self.set(&name, &value)?;
+            let (name, value) = name_and_value(&part, |name| self.index(name).is_some());
+            self.set(name, value)?;
         }
         Ok(())
     }
@@ -199,20 +235,7 @@ impl Creation {
                 format!("Invalid parameter '{name}'")
             }));
         };
-        let value = match table(self.format)[index].kind {
-            Kind::Text => value.to_owned(),
-            Kind::Flag => match value {
-                "on" | "off" => value.to_owned(),
-                _ => return Err(Failure(format!("Parameter '{name}' expects 'on' or 'off'"))),
-            },
-            Kind::Number => value
-                .parse::<u64>()
-                .map_err(|_| Failure(format!("Parameter '{name}' expects a number")))?
-                .to_string(),
-            Kind::Size => size::parse(value)
-                .map_err(|bad| bad_size(name, value, bad))?
-                .to_string(),
-        };
+        let value = table(self.format)[index].kind.read(name, value)?;
         self.values[index] = Some(value);
         Ok(())
     }

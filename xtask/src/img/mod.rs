@@ -8,6 +8,7 @@
     reason = "the texts are short, and a string takes any text"
 )]
 
+mod amend;
 mod check;
 mod commit;
 mod compare;
@@ -69,7 +70,8 @@ struct Command {
     run: fn(&Parsed) -> Result<u8, Stop>,
 }
 
-const COMMANDS: [&Command; 12] = [
+const COMMANDS: [&Command; 13] = [
+    &amend::COMMAND,
     &check::COMMAND,
     &commit::COMMAND,
     &compare::COMMAND,
@@ -85,7 +87,7 @@ const COMMANDS: [&Command; 12] = [
 ];
 
 /// Commands that qemu-img has and this program does not.
-const NOT_YET: [&str; 3] = ["amend", "bench", "bitmap"];
+const NOT_YET: [&str; 2] = ["bench", "bitmap"];
 
 /// Runs the command that these arguments, without the program's name, ask for.
 pub(crate) fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
