@@ -10,7 +10,7 @@ use img_kit::{Pair, Who};
 /// Both programs amend the same image; it then says the same of itself, shows the same disk, and is whole.
 fn amended_alike(create: &[&str], steps: &[&[&str]]) {
     let pair = Pair::new();
-    pair.write("base", &[7; 64 << 10]);
+    pair.write("base", &vec![7; 64 << 10]);
     let create_image = ["create", "-q", "-f", "qcow2"];
     pair.given("qemu-img", &[&create_image, create, &["a", "3M"]].concat());
     for command in [

@@ -9,6 +9,7 @@
 )]
 
 mod amend;
+mod bench;
 mod check;
 mod commit;
 mod compare;
@@ -70,8 +71,9 @@ struct Command {
     run: fn(&Parsed) -> Result<u8, Stop>,
 }
 
-const COMMANDS: [&Command; 13] = [
+const COMMANDS: [&Command; 14] = [
     &amend::COMMAND,
+    &bench::COMMAND,
     &check::COMMAND,
     &commit::COMMAND,
     &compare::COMMAND,
@@ -87,7 +89,7 @@ const COMMANDS: [&Command; 13] = [
 ];
 
 /// Commands that qemu-img has and this program does not.
-const NOT_YET: [&str; 2] = ["bench", "bitmap"];
+const NOT_YET: [&str; 1] = ["bitmap"];
 
 /// Runs the command that these arguments, without the program's name, ask for.
 pub(crate) fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {

@@ -84,9 +84,12 @@ fn create(node: &Node, wanted: &str) -> Result<(), Failure> {
     if node.format == Format::Raw {
         return Err(failed("Operation not supported"));
     }
-    let now = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a snapshot tells when it was taken, and only the command line has a clock"
+    )]
+    let now = SystemTime::now();
+    let now = now.duration_since(UNIX_EPOCH).unwrap_or_default();
     let new = NewSnapshot {
         name: wanted.to_owned(),
         // The field has 32 bits: after 2106 it starts anew.
