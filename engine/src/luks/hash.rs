@@ -63,7 +63,7 @@ impl Hash {
     }
 
     /// PBKDF2 (RFC 8018) with the HMAC of this hash.
-    pub(crate) fn derive(self, secret: &[u8], salt: &[u8], iterations: u32, into: &mut [u8]) {
+    pub fn derive(self, secret: &[u8], salt: &[u8], iterations: u32, into: &mut [u8]) {
         match self {
             Self::Sha1 => pbkdf2::pbkdf2_hmac::<Sha1>(secret, salt, iterations, into),
             Self::Sha224 => pbkdf2::pbkdf2_hmac::<Sha224>(secret, salt, iterations, into),

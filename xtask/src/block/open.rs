@@ -10,8 +10,10 @@ use std::rc::Rc;
 use blkdebug::config::Config;
 use blkdebug::filter::Filter;
 use engine::device::{Event, FileDevice, Port, RamDevice, SECTOR_BYTES, drive};
-use engine::error::{Error, Problem};
+use engine::error::{Error, Problem, Refused};
 use engine::image::{Access, Image};
+use engine::luks::Secret;
+use engine::qcow2::Encryption;
 use engine::qcow2::create::{CreateOptions, create};
 use engine::qcow2::header::{self, Header};
 use engine::qcow2::snapshot::{self, Snapshot};
@@ -199,7 +201,7 @@ impl Opener<'_> {
             warn_of_probed_raw(&spec.called);
         }
         let mut node = Node {
-            filename: spec.file.filename(),
+            filename: filename(spec),
             format,
             header: read_header(format, &file.port, &start)?,
             file,
@@ -211,6 +213,7 @@ impl Opener<'_> {
             Depth::Header => {}
             Depth::HeaderAndBacking => {
                 let depth = Depth::Chain;
+                self.key(spec, &node)?;
                 node.backing = self.open_backing(spec, &node, depth)?;
             }
             Depth::Alone => node.image = Some(self.open_image(spec, &node, access)?),
@@ -301,9 +304,7 @@ impl Opener<'_> {
         node: &Node,
         access: Access,
     ) -> Result<Rc<dyn Image>, Failure> {
-        if let Some(secret) = &spec.key_secret {
-            self.opening.secrets.get(secret)?;
-        }
+        let key = self.key(spec, node)?;
         match node.format {
             Format::Raw => Ok(Rc::new(Raw::open(node.file.port.clone(), access))),
             Format::Qcow2 => {
@@ -320,9 +321,42 @@ impl Opener<'_> {
                     ..OpenOptions::default()
                 };
                 let backing = node.backing.as_ref().map(|node| Rc::clone(node.image()));
-                let opened = at_once(Qcow2::open(node.file.port.clone(), backing, &options));
+                let opened = at_once(Qcow2::open_with_secrets(
+                    node.file.port.clone(),
+                    backing,
+                    &options,
+                    key.as_slice(),
+                ));
                 Ok(Rc::new(opened.map_err(|error| qcow2_failure(&error))?))
             }
+        }
+    }
+}
+
+impl Opener<'_> {
+    /// The secret that opens the image, where it is encrypted.
+    fn key(&self, spec: &Spec, node: &Node) -> Result<Option<Secret>, Failure> {
+        let key = match &spec.key_secret {
+            Some(id) => Some(Secret::new(self.opening.secrets.get(id)?.to_vec())),
+            None => None,
+        };
+        let method = node.header.as_ref().and_then(|header| header.encryption);
+        let method = method.map(|method| match method {
+            Encryption::Aes => "aes",
+            Encryption::Luks { .. } => "luks",
+        });
+        match (method, spec.encryption.as_deref()) {
+            (None, Some(asked)) => Err(Failure(format!(
+                "No encryption in image header, but options specified format '{asked}'"
+            ))),
+            (Some(method), Some(asked)) if method != asked => Err(Failure(format!(
+                "Header reported '{method}' encryption format but options specify '{asked}'"
+            ))),
+            (Some(_), _) if key.is_none() => Err(Failure::new(
+                "Parameter 'encrypt.key-secret' is required for cipher",
+            )),
+            (Some(_), _) => Ok(key),
+            (None, None) => Ok(None),
         }
     }
 }
@@ -343,6 +377,21 @@ fn all_rules(config: &str, rules: &Config) -> Result<Config, Failure> {
     all.injections.extend_from_slice(&rules.injections);
     all.transitions.extend_from_slice(&rules.transitions);
     Ok(all)
+}
+
+/// The name in output: a description where a plain name would not open the image again.
+fn filename(spec: &Spec) -> String {
+    match (&spec.key_secret, &spec.file) {
+        (Some(id), FileSpec::Local(path)) => {
+            let quoted = |text: &str| serde_json::Value::from(text).to_string();
+            format!(
+                "json:{{\"encrypt.key-secret\": {}, \"driver\": \"qcow2\", \"file\": {{\"driver\": \"file\", \"filename\": {}}}}}",
+                quoted(id),
+                quoted(path)
+            )
+        }
+        (Some(_) | None, file) => file.filename(),
+    }
 }
 
 fn open_local(path: &str, access: Access, sharing: Sharing) -> Result<FileDevice, Failure> {
@@ -388,6 +437,9 @@ fn qcow2_failure(error: &Error) -> Failure {
         && bad.problem == Problem::MarkedCorrupt
     {
         return Failure::new("qcow2: Image is corrupt; cannot be opened read/write");
+    }
+    if *error == Refused::WrongSecret.into() {
+        return Failure::new("Invalid password, cannot unlock any keyslot");
     }
     Failure(engine_text(error))
 }

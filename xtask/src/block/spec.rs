@@ -23,6 +23,8 @@ pub(crate) struct Spec {
     pub(crate) lazy_refcounts: Option<bool>,
     /// The name of the secret that decrypts it.
     pub(crate) key_secret: Option<String>,
+    /// The method that encrypts it, in the caller's word.
+    pub(crate) encryption: Option<String>,
     /// The id of the internal snapshot that is shown in the place of its disk.
     pub(crate) snapshot: Option<String>,
 }
@@ -207,6 +209,7 @@ impl Spec {
             read_only: false,
             lazy_refcounts: None,
             key_secret: None,
+            encryption: None,
             snapshot: None,
         }
     }
@@ -269,7 +272,7 @@ impl Spec {
         }
         let mut encrypt = options.take_below("encrypt");
         self.key_secret = encrypt.take("key-secret");
-        encrypt.take("format");
+        self.encryption = encrypt.take("format");
         refuse_rest("qcow2", &encrypt)?;
         if options.take("backing").is_some_and(|name| name.is_empty()) {
             self.backing = BackingSpec::Nothing;

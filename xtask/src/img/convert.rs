@@ -100,10 +100,11 @@ fn run(parsed: &Parsed) -> Result<u8, Stop> {
     let secrets = secrets(parsed)?;
     let sources = open_sources(parsed, sources, &secrets)?;
     let total: u64 = sources.iter().map(Node::virtual_bytes).sum();
+    let mut key_secret = None;
     if !parsed.has("no-create") {
-        create_target(parsed, target_name, &sources, total)?;
+        key_secret = create_target(parsed, target_name, &sources, total, &secrets)?;
     }
-    let target = open_target(parsed, target_name, cache, &secrets)?;
+    let target = open_target(parsed, target_name, cache, key_secret, &secrets)?;
     if target.virtual_bytes() < total {
         return Err(Failure::new("output file is smaller than input file").into());
     }
@@ -208,7 +209,14 @@ fn open_sources(parsed: &Parsed, names: &[String], secrets: &Secrets) -> Result<
     Ok(nodes)
 }
 
-fn create_target(parsed: &Parsed, name: &str, sources: &[Node], total: u64) -> Result<(), Stop> {
+/// Makes the target, and names the secret that opens it.
+fn create_target(
+    parsed: &Parsed,
+    name: &str,
+    sources: &[Node],
+    total: u64,
+    secrets: &Secrets,
+) -> Result<Option<String>, Stop> {
     let format = parsed.get("target-format").unwrap_or("raw");
     let lists: Vec<&str> = parsed.all("target-options").collect();
     let mut creation = new_creation(format, &lists)?;
@@ -226,28 +234,38 @@ fn create_target(parsed: &Parsed, name: &str, sources: &[Node], total: u64) -> R
     }
     if parsed.has("compress") {
         must_compress(creation.format())?;
+        if creation.get("encryption") == Some("on") || creation.get("encrypt.format").is_some() {
+            return Err(
+                Failure::new("Compression and encryption not supported at the same time").into(),
+            );
+        }
     }
     if creation.size().is_none() {
         creation.set("size", &total.to_string())?;
     }
-    make(&creation, name, sources).map_err(|why| {
+    make(&creation, name, sources, secrets).map_err(|why| {
         Failure(format!(
             "{name}: error while converting {format}: {}",
             why.0
         ))
-        .into()
-    })
+    })?;
+    Ok(creation.get("encrypt.key-secret").map(ToOwned::to_owned))
 }
 
 /// Makes the image, unless that would overwrite what is being read.
-pub(super) fn make(creation: &Creation, name: &str, sources: &[Node]) -> Result<(), Failure> {
+pub(super) fn make(
+    creation: &Creation,
+    name: &str,
+    sources: &[Node],
+    secrets: &Secrets,
+) -> Result<(), Failure> {
     let path = local_path(name)?;
     if let Ok(target) = fs::metadata(path) {
         for source in sources {
             must_not_use(source, (target.dev(), target.ino()), path)?;
         }
     }
-    creation.make(name)
+    creation.make(name, secrets)
 }
 
 /// Refuses to overwrite what is being read, wherever in the chain it stands.
@@ -270,6 +288,7 @@ fn open_target(
     parsed: &Parsed,
     name: &str,
     cache: CacheMode,
+    key_secret: Option<String>,
     secrets: &Secrets,
 ) -> Result<Node, Stop> {
     let format = parsed.get("target-format").unwrap_or("raw");
@@ -285,7 +304,8 @@ fn open_target(
         }
         Spec::from_name(name, Some(format))
     };
-    let spec = spec.map_err(|why| Failure::could_not_open(name, &why))?;
+    let mut spec = spec.map_err(|why| Failure::could_not_open(name, &why))?;
+    spec.key_secret = key_secret.or(spec.key_secret);
     let opening = Opening {
         access: Access::ReadWrite,
         sharing: Sharing::Readers,

@@ -65,7 +65,7 @@ fn run(parsed: &Parsed) -> Result<u8, Stop> {
     if !parsed.has("quiet") {
         print(&creation.describe(name));
     }
-    creation.make(name).map_err(named)?;
+    creation.make(name, &secrets).map_err(named)?;
     Ok(0)
 }
 

@@ -9,8 +9,10 @@ use engine::qcow2::compress::Compression;
 use engine::qcow2::create::{self, Backing, BackingFormat, CreateOptions};
 use engine::qcow2::geometry::Geometry;
 
+use super::encryption::new_encryption;
 use crate::block::failure::{engine_text, os_text};
 use crate::block::open::at_once;
+use crate::block::secret::Secrets;
 use crate::block::{Failure, Format, name, options, size};
 
 /// What an option's value is.
@@ -82,7 +84,56 @@ const fn known(
 }
 
 /// In the order in which they are told.
-const QCOW2: [Known; 13] = [
+const QCOW2: [Known; 22] = [
+    known(
+        "encryption",
+        Kind::Flag,
+        None,
+        "the old word for encrypt.format=aes",
+    ),
+    known(
+        "encrypt.format",
+        Kind::Text,
+        None,
+        "luks, or the legacy aes",
+    ),
+    known(
+        "encrypt.key-secret",
+        Kind::Text,
+        None,
+        "the secret that opens it, by its id",
+    ),
+    known(
+        "encrypt.cipher-alg",
+        Kind::Text,
+        None,
+        "aes, serpent or twofish, with the bits of the key (aes-256)",
+    ),
+    known("encrypt.cipher-mode", Kind::Text, None, "xts or cbc (xts)"),
+    known(
+        "encrypt.ivgen-alg",
+        Kind::Text,
+        None,
+        "plain, plain64 or essiv (plain64)",
+    ),
+    known(
+        "encrypt.ivgen-hash-alg",
+        Kind::Text,
+        None,
+        "the hash of essiv (sha256)",
+    ),
+    known(
+        "encrypt.hash-alg",
+        Kind::Text,
+        None,
+        "the hash of key derivation (sha256)",
+    ),
+    known(
+        "encrypt.iter-time",
+        Kind::Number,
+        None,
+        "milliseconds that a key takes (2000)",
+    ),
     known(
         "cluster_size",
         Kind::Size,
@@ -229,11 +280,7 @@ impl Creation {
     /// Sets one option.
     pub(super) fn set(&mut self, name: &str, value: &str) -> Result<(), Failure> {
         let Some(index) = self.index(name) else {
-            return Err(Failure(if name.starts_with("encrypt") {
-                format!("The option '{name}' is not supported yet")
-            } else {
-                format!("Invalid parameter '{name}'")
-            }));
+            return Err(Failure(format!("Invalid parameter '{name}'")));
         };
         let value = table(self.format)[index].kind.read(name, value)?;
         self.values[index] = Some(value);
@@ -269,13 +316,13 @@ impl Creation {
     }
 
     /// Makes the image; what stood in the file before is gone.
-    pub(super) fn make(&self, filename: &str) -> Result<(), Failure> {
+    pub(super) fn make(&self, filename: &str, secrets: &Secrets) -> Result<(), Failure> {
         self.refuse_what_cannot_be_whole()?;
         let path = local_path(filename)?;
         match self.format {
             Format::Raw => self.make_raw(path),
             Format::Qcow2 => {
-                let options = self.qcow2_options()?;
+                let options = self.qcow2_options(secrets)?;
                 let port = open_empty(path)?;
                 at_once(create::create(&port, &options)).map_err(|error| qcow2_failure(&error))
             }
@@ -349,7 +396,7 @@ impl Creation {
         })
     }
 
-    fn qcow2_options(&self) -> Result<CreateOptions, Failure> {
+    fn qcow2_options(&self, secrets: &Secrets) -> Result<CreateOptions, Failure> {
         let version = match self.get("compat") {
             None | Some("v3" | "1.1") => 3,
             Some("v2" | "0.10") => 2,
@@ -403,7 +450,7 @@ impl Creation {
             lazy_refcounts,
             compression,
             extended_l2: geometry.has_subclusters(),
-            encryption: None,
+            encryption: new_encryption(self, secrets)?,
             backing: self.backing()?,
         })
     }

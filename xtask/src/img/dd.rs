@@ -91,7 +91,8 @@ fn run(parsed: &Parsed) -> Result<u8, Stop> {
             why.0
         ))
     };
-    super::convert::make(&creation, output, std::slice::from_ref(&source)).map_err(named)?;
+    super::convert::make(&creation, output, std::slice::from_ref(&source), &secrets)
+        .map_err(named)?;
     let spec = Spec::from_name(output, Some(format))
         .map_err(|why| Failure::could_not_open(output, &why))?;
     let opening = Opening {

@@ -9,7 +9,8 @@ use engine::qcow2::header::{Header, incompatible};
 use super::getopt::{Parsed, flag, value};
 use super::json::Json;
 use super::{
-    Command, Output, Stop, misuse, open_named, print, reading, secrets, snapshot, spec_of,
+    Command, Output, Stop, encryption, misuse, open_named, print, reading, secrets, snapshot,
+    spec_of,
 };
 use crate::block::spec::FileSpec;
 use crate::block::{Depth, Failure, Node, size};
@@ -105,23 +106,30 @@ fn backing_names(node: &Node) -> Option<(String, String, Option<String>)> {
 }
 
 /// What only this format has to say, in qemu-img's order.
-fn specific_of(header: &Header) -> Vec<(&'static str, Json)> {
+fn specific_of(node: &Node, header: &Header) -> Result<Vec<(&'static str, Json)>, Failure> {
+    let encrypt = encryption::info(node)?.map(|info| ("encrypt", info));
     if header.version < 3 {
-        return vec![
+        let mut members = vec![
             ("compat", "0.10".into()),
             ("compression-type", "zlib".into()),
             ("refcount-bits", refcount_bits(header).into()),
         ];
+        members.extend(encrypt);
+        return Ok(members);
     }
     let has = |bit| header.incompatible & bit != 0;
-    vec![
+    let mut members: Vec<(&'static str, Json)> = vec![
         ("compat", "1.1".into()),
         ("compression-type", header.compression.name().into()),
         ("lazy-refcounts", header.wants_lazy_refcounts().into()),
         ("refcount-bits", refcount_bits(header).into()),
+    ];
+    members.extend(encrypt);
+    members.extend([
         ("corrupt", header.is_corrupt().into()),
         ("extended-l2", has(incompatible::EXTENDED_L2).into()),
-    ]
+    ]);
+    Ok(members)
 }
 
 fn refcount_bits(header: &Header) -> u64 {
@@ -130,6 +138,11 @@ fn refcount_bits(header: &Header) -> u64 {
 
 fn is_dirty(node: &Node) -> bool {
     node.header.as_ref().is_some_and(Header::is_dirty)
+}
+
+fn is_encrypted(node: &Node) -> bool {
+    let header = node.header.as_ref();
+    header.is_some_and(|header| header.encryption.is_some())
 }
 
 fn json_of(node: &Node) -> Result<Json, Failure> {
@@ -161,14 +174,19 @@ fn json_of(node: &Node) -> Result<Json, Failure> {
             "format-specific",
             Json::Object(vec![
                 ("type", node.format.name().into()),
-                ("data", Json::Object(specific_of(header))),
+                ("data", Json::Object(specific_of(node, header)?)),
             ]),
         ));
     }
-    if let Some((name, full, _)) = backing {
-        members.push(("full-backing-filename", full.into()));
-        members.push(("backing-filename", name.into()));
+    let (name, full) = match backing {
+        Some((name, full, _)) => (Some(name), Some(full)),
+        None => (None, None),
+    };
+    members.extend(full.map(|full| ("full-backing-filename", full.into())));
+    if is_encrypted(node) {
+        members.push(("encrypted", true.into()));
     }
+    members.extend(name.map(|name| ("backing-filename", name.into())));
     members.push(("dirty-flag", is_dirty(node).into()));
     Ok(Json::Object(members))
 }
@@ -240,6 +258,9 @@ fn human_of(node: &Node) -> Result<String, Failure> {
     line("file format", node.format.name());
     line("virtual size", &with_bytes(node.virtual_bytes()));
     line("disk size", &disk_size(actual_of(node)));
+    if is_encrypted(node) {
+        line("encrypted", "yes");
+    }
     if let Some(header) = &node.header {
         line("cluster_size", &header.geometry.cluster_bytes().to_string());
     }
@@ -257,20 +278,21 @@ fn human_of(node: &Node) -> Result<String, Failure> {
         }
     }
     text.push_str(&snapshot::list(&node.snapshots()?));
-    if let Some(header) = &node.header {
-        text.push_str(&specific_text(header));
-    }
+    text.push_str(&specific_text(node)?);
     write_children(&mut text, &node.file.spec, node.file.port.len(), "/file", 0);
     Ok(text)
 }
 
 /// What only this format has to say, in lines.
-pub(crate) fn specific_text(header: &Header) -> String {
+pub(crate) fn specific_text(node: &Node) -> Result<String, Failure> {
+    let Some(header) = &node.header else {
+        return Ok(String::new());
+    };
     let mut text = "Format specific information:\n".to_owned();
-    for (name, value) in specific_of(header) {
+    for (name, value) in specific_of(node, header)? {
         write_human(&mut text, &name.replace('-', " "), &value, 1);
     }
-    text
+    Ok(text)
 }
 
 /// A member of the format's own information, `level` steps in.

@@ -4,6 +4,7 @@ use engine::qcow2::geometry::Geometry;
 
 use super::create::new_creation;
 use super::creation::Creation;
+use super::encryption::header_bytes;
 use super::getopt::{Parsed, flag, value};
 use super::json::Json;
 use super::snapshot::Wanted;
@@ -110,7 +111,7 @@ fn measure(
         }),
         Format::Qcow2 => {
             let geometry = creation.geometry()?;
-            let metadata = metadata_clusters(geometry, virtual_bytes)
+            let metadata = metadata_clusters(geometry, virtual_bytes, header_bytes(creation)?)
                 .ok_or_else(|| Failure::new("The image size is too large"))?;
             let whole = geometry.clusters_for(virtual_bytes);
             let preallocated = matches!(creation.get("preallocation"), Some("full" | "falloc"));
@@ -129,18 +130,20 @@ fn measure(
 }
 
 /// Clusters of header, tables and refcounts of a disk whose every cluster has a place.
-fn metadata_clusters(geometry: Geometry, virtual_bytes: u64) -> Option<u64> {
+fn metadata_clusters(geometry: Geometry, virtual_bytes: u64, encryption_bytes: u64) -> Option<u64> {
     let data = geometry.clusters_for(virtual_bytes);
     let tables = data.div_ceil(geometry.l2_entries());
     let l1 = geometry.clusters_for(tables.checked_mul(8)?);
-    let counted = data.checked_add(tables)?.checked_add(l1)?.checked_add(1)?;
+    let encryption = geometry.clusters_for(encryption_bytes);
+    let fixed = tables.checked_add(l1)?.checked_add(1 + encryption)?;
+    let counted = data.checked_add(fixed)?;
     let (mut blocks, mut reftable) = (1, 1);
     loop {
         let all = counted + blocks + reftable;
         let more_blocks = all.div_ceil(geometry.refcounts_per_block());
         let more_table = geometry.clusters_for(more_blocks * 8);
         if (more_blocks, more_table) == (blocks, reftable) {
-            return Some(1 + tables + l1 + blocks + reftable);
+            return Some(fixed + blocks + reftable);
         }
         (blocks, reftable) = (more_blocks, more_table);
     }

@@ -18,6 +18,7 @@ mod copy;
 mod create;
 mod creation;
 mod dd;
+mod encryption;
 pub(crate) mod getopt;
 pub(crate) mod info;
 pub(crate) mod json;

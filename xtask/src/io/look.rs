@@ -154,10 +154,6 @@ fn length(session: &mut Session, _: &[String]) -> Outcome {
     Ok(Ending::Done)
 }
 
-#[expect(
-    clippy::unnecessary_wraps,
-    reason = "every command hands back an outcome"
-)]
 fn info(session: &mut Session, _: &[String]) -> Outcome {
     let node = &session.opened().node;
     let header = node.header.as_ref();
@@ -172,7 +168,7 @@ fn info(session: &mut Session, _: &[String]) -> Outcome {
         node.format.name(),
         bytes_text(cluster_bytes),
         bytes_text(vm_state),
-        header.map(specific_text).unwrap_or_default()
+        specific_text(node).map_err(|why| Complaint::Told(why.0))?
     ));
     Ok(Ending::Done)
 }
