@@ -28,6 +28,8 @@ impl Qcow2 {
             }
             whole += more;
         }
+        // Under a cipher the file holds other bytes than the disk.
+        let host = host.filter(|_| self.crypto.is_none());
         Ok(Status {
             kind,
             host_offset: host.map(|host| host + within),
