@@ -104,3 +104,73 @@ fn an_unsafe_rebase_changes_the_name_and_nothing_else() {
     let check = pair.run_qemu_here(Who::Ours, &["check", "over"]);
     assert_eq!(check.code, Some(0), "{check:?}");
 }
+
+#[test]
+fn a_safe_rebase_keeps_the_disk() {
+    if !img_kit::have_qemu() {
+        return;
+    }
+    for options in [
+        &["-b", "other", "-F", "qcow2"][..],
+        &["-b", "raw", "-F", "raw"],
+        &["-b", "base", "-F", "qcow2"],
+        &["-b", "short", "-F", "qcow2", "-q"],
+        &["-b", ""],
+        &["-c", "-b", "other", "-F", "qcow2"],
+        &["-c", "-b", ""],
+        &[
+            "-T",
+            "none",
+            "-t",
+            "writethrough",
+            "-b",
+            "other",
+            "-F",
+            "qcow2",
+        ],
+        &["-b", "missing", "-F", "qcow2"],
+        &["-b", "other", "-F", "bogus"],
+        &["-b", "over", "-F", "qcow2"],
+        &["-T", "bogus", "-b", ""],
+        &["-t", "bogus", "-b", ""],
+    ] {
+        let pair = Pair::new();
+        for (name, size, command) in [
+            ("base", "4M", "write -P 1 100k 1M"),
+            ("other", "4M", "write -P 2 512k 1M"),
+            ("short", "1M", "write -P 1 100k 100k"),
+        ] {
+            pair.given("qemu-img", &["create", "-q", "-f", "qcow2", name, size]);
+            pair.given("qemu-io", &["-f", "qcow2", "-c", command, name]);
+        }
+        pair.given("qemu-img", &["convert", "-O", "raw", "other", "raw"]);
+        let over = ["-b", "base", "-F", "qcow2", "over", "5M"];
+        pair.given(
+            "qemu-img",
+            &[&["create", "-q", "-f", "qcow2"], &over[..]].concat(),
+        );
+        for command in ["write -P 3 2M 70k", "write -z 256k 64k", "discard 128k 64k"] {
+            pair.given("qemu-io", &["-f", "qcow2", "-c", command, "over"]);
+        }
+        pair.given("qemu-img", &["convert", "-O", "raw", "over", "before"]);
+        let ended = pair.same(&[&["rebase"], options, &["over"]].concat());
+        for who in [Who::Ours, Who::Qemu] {
+            let compare = ["compare", "-F", "raw", "over", "before"];
+            let compared = pair.run_qemu_here(who, &compare);
+            assert_eq!(
+                compared.code,
+                Some(0),
+                "{options:?}: {ended:?}: {compared:?}"
+            );
+            let check = pair.run_qemu_here(who, &["check", "over"]);
+            assert_eq!(check.code, Some(0), "{options:?}: {check:?}");
+        }
+        let info = |who| pair.run_qemu_here(who, &["info", "over"]).out;
+        let backing = |text: String| text.lines().filter(|line| line.contains("backing")).count();
+        assert_eq!(
+            backing(info(Who::Ours)),
+            backing(info(Who::Qemu)),
+            "{options:?}"
+        );
+    }
+}
