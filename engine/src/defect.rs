@@ -68,6 +68,16 @@ defects! {
     ApplyKeepsCopied "apply-keeps-copied",
     /// Deleting a snapshot lowers its refcounts before the header forgets it.
     SnapshotFreesEarly "snapshot-frees-early",
+    /// The guest's first change does not wait until enabled bitmaps are durably marked as in use.
+    BitmapMarkedLate "bitmap-marked-late",
+    /// Stored bitmaps are not made durable before the header points to their directory.
+    BitmapSwitchBeforeContent "bitmap-switch-before-content",
+    /// An operation on bitmaps returns before it is durable.
+    BitmapNotFlushed "bitmap-not-flushed",
+    /// Write-zeroes sets no bit in bitmaps.
+    BitmapForgetsZeroes "bitmap-forgets-zeroes",
+    /// Applying a snapshot sets no bit in bitmaps.
+    BitmapForgetsSnapshot "bitmap-forgets-snapshot",
     /// The dirty bit is written after the first L2 update instead of before it.
     DirtyTooLate "dirty-too-late",
     /// Close clears the dirty bit before the refcounts are durable.

@@ -61,6 +61,8 @@ pub enum Structure {
     EncryptionHeader,
     /// A bitmap directory.
     BitmapDirectory,
+    /// A bitmap table.
+    BitmapTable,
     /// A cluster of guest data.
     Data,
 }
@@ -78,6 +80,7 @@ impl fmt::Display for Structure {
             Self::SnapshotTable => "snapshot table",
             Self::EncryptionHeader => "encryption header",
             Self::BitmapDirectory => "bitmap directory",
+            Self::BitmapTable => "bitmap table",
             Self::Data => "data cluster",
         })
     }
@@ -212,6 +215,9 @@ pub enum Refused {
     /// A disk of version 2 would change its size, and its snapshots cannot say theirs.
     #[error("the size of a version 2 image with snapshots cannot change: amend it to version 3")]
     ResizeWithSnapshots,
+    /// Bitmaps do not allow it; the text says what and why.
+    #[error("{0}")]
+    Bitmap(String),
     /// No host cluster can be allocated: the refcounts cannot express it.
     #[error("a refcount would exceed the refcount width of the image")]
     RefcountOverflow,

@@ -49,6 +49,39 @@ pub enum Manage {
         /// The snapshot's id, or else its name.
         snapshot: String,
     },
+    /// Makes a new persistent dirty bitmap, without a bit set.
+    BitmapCreate {
+        /// Its name: 1 to 1023 bytes, of which there is none yet.
+        name: String,
+        /// How many bytes of the disk a bit stands for: a power of two from 512 to 2 GiB.
+        granularity_bytes: u64,
+        /// Whether guest writes set bits from now on.
+        state: BitmapState,
+    },
+    /// Removes a bitmap, whatever its state.
+    BitmapRemove {
+        /// Its name.
+        name: String,
+    },
+    /// Enables or disables a bitmap.
+    BitmapSetState {
+        /// Its name.
+        name: String,
+        /// Whether guest writes set bits from now on.
+        state: BitmapState,
+    },
+    /// Clears every bit of a bitmap.
+    BitmapClear {
+        /// Its name.
+        name: String,
+    },
+    /// Sets in one bitmap every bit that others have set.
+    BitmapMerge {
+        /// The bitmap that changes.
+        target: String,
+        /// The others.
+        sources: Vec<String>,
+    },
 }
 
 /// Changes of what an image says of itself. They are made one after the other, each of them atomic.
@@ -69,4 +102,13 @@ pub struct BackingName {
     pub name: String,
     /// The name of its format; without it a reader would have to guess.
     pub format: Option<String>,
+}
+
+/// Whether guest writes set the bits of a bitmap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum BitmapState {
+    /// They do.
+    Enabled,
+    /// They do not.
+    Disabled,
 }

@@ -4,6 +4,7 @@
 //! own. A file that does not end at a sector is taken to be padded with zeroes.
 
 use std::cell::Cell;
+use std::future::ready;
 
 use crate::device::{Event, ExtentKind, Port, SECTOR_BYTES};
 use crate::error::{Error, Refused};
@@ -123,7 +124,15 @@ impl Image for Raw {
             | Manage::SnapshotApply { .. }
             | Manage::SnapshotDelete { .. } => {
                 let refused = Refused::NotByFormat("a raw image has no internal snapshots");
-                Box::pin(std::future::ready(Err(refused.into())))
+                Box::pin(ready(Err(refused.into())))
+            }
+            Manage::BitmapCreate { .. }
+            | Manage::BitmapRemove { .. }
+            | Manage::BitmapSetState { .. }
+            | Manage::BitmapClear { .. }
+            | Manage::BitmapMerge { .. } => {
+                let text = "a raw image has no bitmaps".into();
+                Box::pin(ready(Err(Refused::Bitmap(text).into())))
             }
         }
     }

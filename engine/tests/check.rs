@@ -6,9 +6,10 @@ mod kit;
 
 use std::path::Path;
 
+use engine::image::Access;
 use engine::qcow2::check::{CheckOptions, CheckReport, Repair, check};
 use engine::qcow2::header::Header;
-use engine::qcow2::{entry, geometry::Geometry};
+use engine::qcow2::{OpenOptions, Qcow2, entry, geometry::Geometry};
 use kit::{Ram, call, have, must, run, text};
 
 fn checked(ram: &Ram, repair: Repair) -> CheckReport {
@@ -367,7 +368,7 @@ fn repair_of_leaks_touches_nothing_else() {
 }
 
 #[test]
-fn bitmaps_are_counted_and_an_image_that_has_them_is_not_written() {
+fn bitmaps_are_counted_and_kept_by_repair() {
     if !have("qemu-img") || !have("qemu-io") {
         return;
     }
@@ -402,8 +403,33 @@ fn bitmaps_are_counted_and_an_image_that_has_them_is_not_written() {
     bytes[95] |= 1;
     let ram = Ram::from_bytes(&bytes);
     for repair in [Repair::Leaks, Repair::All] {
-        let refused = run(check(&ram.port, repair, &CheckOptions::default())).unwrap_err();
-        assert!(refused.to_string().contains("bitmaps"), "{refused}");
+        assert!(checked(&ram, repair).is_clean());
     }
     assert!(ram.bytes() == bytes);
+
+    // Marked dirty, with all refcounts lost: repair counts the bitmaps anew and changes nothing else.
+    bytes[79] |= 1;
+    let table = usize::try_from(decode(&bytes).reftable_offset.0).unwrap();
+    bytes[table..table + 4096].fill(0);
+    let ram = Ram::from_bytes(&bytes);
+    assert!(checked(&ram, Repair::All).remaining == engine::qcow2::check::Tally::default());
+    assert_eq!(bitmaps_of(&ram), bitmaps_of(&Ram::from_bytes(&bytes)));
+    ram.save(&path);
+    must("qemu-img", &["check", text(&path)]);
+}
+
+/// What every bitmap covers.
+fn bitmaps_of(ram: &Ram) -> Vec<Vec<std::ops::Range<u64>>> {
+    let options = OpenOptions {
+        access: Access::ReadOnly,
+        ..OpenOptions::default()
+    };
+    let image = run(Qcow2::open(ram.port.clone(), None, &options)).unwrap();
+    let infos = run(image.bitmaps()).unwrap();
+    assert_eq!(infos.len(), 2);
+    infos
+        .iter()
+        .map(|info| run(image.dirty_ranges(&info.name)).unwrap())
+        .inspect(|ranges| assert!(!ranges.is_empty()))
+        .collect()
 }

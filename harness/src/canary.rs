@@ -125,6 +125,18 @@ fn pins(defect: Defect) -> Pins {
             snapshots: Some(true),
             ..Pins::default()
         },
+        Defect::BitmapMarkedLate
+        | Defect::BitmapSwitchBeforeContent
+        | Defect::BitmapNotFlushed
+        | Defect::BitmapForgetsZeroes => Pins {
+            bitmaps: Some(true),
+            ..Pins::default()
+        },
+        Defect::BitmapForgetsSnapshot => Pins {
+            bitmaps: Some(true),
+            snapshots: Some(true),
+            ..Pins::default()
+        },
         Defect::LinkBeforeRefcounts
         | Defect::LinkBeforeData
         | Defect::L1BeforeL2

@@ -65,6 +65,8 @@ impl Qcow2 {
                 header.extensions.insert(at, Extension { kind, data });
             }
         }
+        // The other file may show something else anywhere.
+        metadata.record_change(0, self.virtual_bytes.get()).await?;
         metadata.rewrite_header(&header).await
     }
 }
@@ -96,6 +98,9 @@ impl Metadata {
         }
         if version == 2 && self.geometry.has_subclusters() {
             return refuse("version 2 has no extended L2 entries: keep version 3".into());
+        }
+        if version == 2 && self.bitmaps.any() {
+            return refuse("version 2 has no bitmaps: remove them before".into());
         }
         if version == 2 && lazy_refcounts == Some(true) {
             return refuse("version 2 has no lazy refcounts: use version 3".into());
@@ -133,6 +138,7 @@ impl Metadata {
     pub(super) async fn settle(&mut self, rule: Rule) -> Result<(), Error> {
         self.write_back_all().await?;
         self.order.barrier(rule, self.order.latest()).await?;
+        self.store_bitmaps().await?;
         self.reap().await?;
         self.write_refcounts().await?;
         self.order.barrier(rule, self.order.latest()).await?;

@@ -23,6 +23,7 @@ impl Qcow2 {
         let mut metadata = self.metadata.lock().await;
         metadata.must_be_sound()?;
         metadata.write_back_all().await?;
+        metadata.record_change(0, self.virtual_bytes.get()).await?;
         if metadata.l1.iter().all(|word| *word == L1Word(0)) {
             return Ok(());
         }

@@ -34,6 +34,7 @@ impl Qcow2 {
             if self.version.get() < 3 && !metadata.snapshots.records.is_empty() {
                 return Err(Refused::ResizeWithSnapshots.into());
             }
+            metadata.bitmaps_before_resize().await?;
             let entries = self.geometry.l1_entries_for(virtual_bytes);
             if entries > byte_count(metadata.l1.len()) {
                 metadata.grow_l1(entries).await?;
@@ -52,8 +53,11 @@ impl Qcow2 {
         let written = self.order.write(Event::None, HostOffset(0), bytes).await?;
         metadata.sector0 = sector0;
         metadata.virtual_bytes = virtual_bytes;
+        // Something else may have stood there once.
+        metadata.resize_bitmaps(old_bytes..virtual_bytes);
         self.virtual_bytes.set(virtual_bytes);
-        self.order.barrier(Rule::AfterSize, written).await
+        self.order.barrier(Rule::AfterSize, written).await?;
+        metadata.store_bitmaps().await
     }
 
     /// Makes what is added read as zeroes where something is mapped already: in the cluster that the

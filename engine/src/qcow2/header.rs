@@ -241,14 +241,6 @@ impl Header {
     pub fn has_bitmaps(&self) -> bool {
         self.autoclear & autoclear::BITMAPS != 0 && self.extension(extension::BITMAPS).is_some()
     }
-
-    /// Refuses an image that can be read here but must not be written.
-    pub fn require_writable(&self) -> Result<(), Error> {
-        if self.has_bitmaps() {
-            return Err(Unsupported::ReadOnlyFeature("an image with persistent bitmaps").into());
-        }
-        Ok(())
-    }
 }
 
 /// The first 512 bytes of an image file, kept in memory and patched field by field.

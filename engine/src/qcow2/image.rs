@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::fmt;
 use std::rc::Rc;
 
+use super::bitmap::Change;
 use super::compress::Compression;
 use super::crypto::Crypto;
 use super::geometry::Geometry;
@@ -29,6 +30,8 @@ pub struct Qcow2 {
     pub(super) access: Access,
     pub(super) virtual_bytes: Cell<u64>,
     pub(super) planted: Planted,
+    /// Whether guest writes set bits in a bitmap.
+    pub(super) tracks: Cell<bool>,
 }
 
 impl fmt::Debug for Qcow2 {
@@ -145,6 +148,23 @@ impl Image for Qcow2 {
             }
             Manage::SnapshotDelete { snapshot } => {
                 Box::pin(async move { self.delete_snapshot(&snapshot).await })
+            }
+            Manage::BitmapCreate {
+                name,
+                granularity_bytes,
+                state,
+            } => Box::pin(self.change_bitmaps(Change::Create {
+                name,
+                granularity_bytes,
+                state,
+            })),
+            Manage::BitmapRemove { name } => Box::pin(self.change_bitmaps(Change::Remove(name))),
+            Manage::BitmapSetState { name, state } => {
+                Box::pin(self.change_bitmaps(Change::SetState(name, state)))
+            }
+            Manage::BitmapClear { name } => Box::pin(self.change_bitmaps(Change::Clear(name))),
+            Manage::BitmapMerge { target, sources } => {
+                Box::pin(self.change_bitmaps(Change::Merge { target, sources }))
             }
         }
     }

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
+use super::bitmap::Bitmaps;
 use super::cache::Cache;
 use super::entry::{L1Word, ReftableWord};
 use super::free::Deferred;
@@ -53,6 +54,7 @@ pub(super) struct Metadata {
     pub(super) refcounts_written: Stamp,
     /// What each cluster of metadata holds.
     pub(super) owners: BTreeMap<HostCluster, Structure>,
+    pub(super) bitmaps: Bitmaps,
     pub(super) deferred: Deferred,
     pub(super) snapshots: Snapshots,
     /// No cluster below this one is free.
@@ -191,10 +193,10 @@ impl Metadata {
             .await
     }
 
-    /// Clears the bits of features that writers who do not know them must clear.
-    pub(super) async fn clear_autoclear(&mut self) -> Result<(), Error> {
+    /// Sets the bits of features that writers who do not know them must clear.
+    pub(super) async fn set_autoclear(&mut self, bits: u64) -> Result<(), Error> {
         let mut sector0 = self.sector0.clone();
-        sector0.set_autoclear(0);
+        sector0.set_autoclear(bits);
         self.order
             .write_through(Event::None, HostOffset(0), sector0.bytes())
             .await?;

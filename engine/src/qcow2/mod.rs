@@ -53,6 +53,10 @@
 //!     before the caller is told.
 //! 19. **Before COPIED comes back**: what is left with one reference claims so when the lowered
 //!     refcount is durable.
+//! 20. **Bitmaps before a change**: the file says durably that an enabled bitmap is in use before the
+//!     first change that the guest makes. Before the size changes, that holds for every bitmap.
+//! 21. **Before a bitmap switch**: a stored bitmap, the directory, their refcounts, and what the guest
+//!     wrote until then are durable before the header points to the directory.
 //!
 //! A flush that fails may have dropped what it was to make durable, and a later one would not tell.
 //! From then on nothing is allocated and no table is written back, barrier or not.
@@ -66,6 +70,7 @@
 
 mod alloc;
 mod amend;
+mod bitmap;
 mod cache;
 pub mod check;
 pub mod compress;
@@ -98,6 +103,7 @@ mod width;
 mod write;
 mod zero;
 
+pub use bitmap::{BitmapInfo, Standing};
 pub use crypto::Encryption;
 pub use header::probe;
 pub use image::Qcow2;

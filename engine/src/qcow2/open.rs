@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
+use super::bitmap::Bitmaps;
 use super::cache::Cache;
 use super::check::{CheckOptions, Repair, check};
 use super::crypto::Crypto;
@@ -117,14 +118,14 @@ impl Qcow2 {
             order.barrier(Rule::BeforeUse, order.latest()).await?;
         }
         let mut metadata = load(Rc::clone(&order), &header, sector0, options).await?;
-        if options.access == Access::ReadWrite && header.autoclear != 0 {
-            // No bit of these is kept up here, so none may stand once the image is written.
-            metadata.clear_autoclear().await?;
+        if options.access == Access::ReadWrite {
+            metadata.settle_autoclear(&header).await?;
         }
         if let Some(snapshot) = &options.snapshot {
             metadata.show_snapshot(snapshot).await?;
         }
         let virtual_bytes = metadata.virtual_bytes;
+        let tracks = Cell::new(metadata.bitmaps.tracks());
         Ok(Self {
             order,
             metadata: Mutex::new(metadata),
@@ -137,6 +138,7 @@ impl Qcow2 {
             access: options.access,
             virtual_bytes: Cell::new(virtual_bytes),
             planted: options.planted,
+            tracks,
         })
     }
 }
@@ -146,7 +148,6 @@ async fn prepare_for_writing(
     header: &Header,
     options: &OpenOptions,
 ) -> Result<(), Error> {
-    header.require_writable()?;
     if header.is_corrupt() {
         let (structure, problem) = (Structure::Header, Problem::MarkedCorrupt);
         return Err(BadImage {
@@ -234,6 +235,7 @@ async fn load(
         ),
         refcounts_written: Stamp::default(),
         owners: BTreeMap::new(),
+        bitmaps: Bitmaps::default(),
         deferred: Deferred::default(),
         snapshots,
         free_hint: 0,
@@ -241,6 +243,8 @@ async fn load(
         packing: None,
     };
     if options.access == Access::ReadWrite {
+        metadata.bitmaps = Bitmaps::load(metadata.order.file(), header).await?;
+        metadata.bitmaps.require_writable()?;
         metadata.owners = owners(header, geometry, &metadata)?;
     }
     Ok(metadata)
@@ -287,6 +291,9 @@ fn owners(
         if let Ok(Some(offset)) = word.decode(geometry) {
             own(offset, 1, Structure::RefcountBlock)?;
         }
+    }
+    for (structure, offset, len_bytes) in metadata.bitmaps.metadata() {
+        own(offset, len_bytes, structure)?;
     }
     Ok(owners)
 }

@@ -51,6 +51,12 @@ pub enum Rule {
     BeforeCopied,
     /// Rule 11: what the guest asked to be durable.
     GuestFlush,
+    /// Rule 20: the mark of an enabled bitmap before the first change.
+    BeforeChange,
+    /// Rule 21: stored bitmaps and their directory before the header that points to it.
+    BeforeBitmapSwitch,
+    /// Rule 21: the switch before an operation on bitmaps returns, and before anything old is freed.
+    AfterBitmapSwitch,
     /// Rule 12: what stands in the file before anything builds on it.
     BeforeUse,
     /// Rule 13: what lies behind sector 0 before the header that refers to it.
@@ -93,6 +99,9 @@ impl Rule {
             Self::AfterSnapshotSwitch => Some(Defect::SnapshotNotFlushed),
             Self::BeforeCopied => Some(Defect::CopiedBeforeCounts),
             Self::AfterClean | Self::BeforeUse => None,
+            Self::BeforeChange => Some(Defect::BitmapMarkedLate),
+            Self::BeforeBitmapSwitch => Some(Defect::BitmapSwitchBeforeContent),
+            Self::AfterBitmapSwitch => Some(Defect::BitmapNotFlushed),
         }
     }
 }
@@ -211,6 +220,11 @@ impl Order {
         } else {
             Ok(())
         }
+    }
+
+    /// Whether an earlier failure leaves in doubt what the file holds.
+    pub(crate) fn is_distrusted(&self) -> bool {
+        self.distrusted.get()
     }
 
     /// Whether the writes up to `stamp` are durable.

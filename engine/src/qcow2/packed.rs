@@ -90,6 +90,7 @@ impl Qcow2 {
         let first = GuestCluster(offset >> self.geometry.cluster_bits());
         self.must_be_vacant(first, byte_count(clusters.len()))
             .await?;
+        self.record_change(offset, len_bytes).await?;
         let mut done = 0;
         while let Some(next) = clusters.get(done) {
             let at = GuestCluster(first.0 + byte_count(done));

@@ -48,6 +48,7 @@ impl Qcow2 {
             let _claim = self
                 .claim(offset, byte_count(data.len()), Mode::Shared)
                 .await;
+            self.record_change(offset, byte_count(data.len())).await?;
             while done < data.len() {
                 match self
                     .overwrite(offset + byte_count(done), &data[done..])
@@ -65,6 +66,9 @@ impl Qcow2 {
         let _claim = self
             .claim(offset, byte_count(data.len() - done), Mode::Exclusive)
             .await;
+        // Bitmaps may have been cleared between the two claims.
+        self.record_change(offset, byte_count(data.len() - done))
+            .await?;
         self.write_claimed(offset, &data[done..]).await
     }
 

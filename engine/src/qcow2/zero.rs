@@ -8,6 +8,7 @@ use super::image::Qcow2;
 use super::order::Stamp;
 use super::subcluster::Split;
 use super::unit::{GuestCluster, HostOffset, byte_count, mem_len};
+use crate::defect::Defect;
 use crate::error::Error;
 use crate::image::Unmap;
 use crate::sync::Mode;
@@ -30,6 +31,9 @@ impl Qcow2 {
         self.access.must_allow_writes()?;
         self.must_contain(offset, len_bytes)?;
         let _claim = self.claim(offset, len_bytes, Mode::Exclusive).await;
+        if !self.planted.has(Defect::BitmapForgetsZeroes) {
+            self.record_change(offset, len_bytes).await?;
+        }
         self.zero_claimed(offset, len_bytes, unmap, self.virtual_bytes.get())
             .await
     }
@@ -62,6 +66,7 @@ impl Qcow2 {
             return Ok(());
         }
         let _claim = self.claim(offset, len_bytes, Mode::Exclusive).await;
+        self.record_change(offset, len_bytes).await?;
         let range = offset..offset + len_bytes;
         let cluster_bytes = self.geometry.cluster_bytes();
         let whole = self.whole(cluster_bytes, range, self.virtual_bytes.get());

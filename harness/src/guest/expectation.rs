@@ -305,7 +305,8 @@ impl<'a> Expectation<'a> {
         let done = |sizing: &&Sizing| matches!(sizing.completed, Some((at, Answer::Done)) if at <= self.cut);
         let sizings = self.ledger.sizes.iter().filter(done).count();
         let counted = |count| u64::try_from(count).expect("a workload is short");
-        let words = [counted(turns), counted(sizings), settled_changes];
+        let promises = self.ledger.bitmaps.promises(self.cut);
+        let words = [counted(turns), counted(sizings), settled_changes, promises];
         let words = words.into_iter().chain(floors);
         xxh3_128(&words.flat_map(u64::to_le_bytes).collect::<Vec<u8>>())
     }

@@ -59,6 +59,7 @@ impl Facts {
             | Operation::Flush
             | Operation::Grow { .. }
             | Operation::Empty
+            | Operation::Bitmap(_)
             | Operation::SnapshotCreate { .. }
             | Operation::SnapshotApply { .. }
             | Operation::SnapshotDelete { .. }

@@ -7,12 +7,14 @@
 //! before the cut writes it; a discard writes zeroes and may also have done nothing. A candidate is
 //! *superseded*, and illegal, where a write that must be durable was submitted after the candidate's
 //! operation had ended. A write must be durable if it completed before the submission of a flush that
-//! completed at or before the cut; a reopening and a growth of the disk count as flushes. What failed may
+//! completed at or before the cut; a reopening, a growth of the disk and an operation on bitmaps count as
+//! flushes. What failed may
 //! or may not have happened, and supersedes nothing; nor does a discard.
 //!
 //! Reads during the run are held to the same rule, with "completed before the read was submitted" in the
 //! place of "must be durable".
 
+mod bitmaps;
 mod content;
 mod expectation;
 mod facts;
@@ -22,6 +24,7 @@ use std::ops::Range;
 
 use crate::workload::ops::{Answer, Happening, Moment, Operation, OperationId};
 
+pub use bitmaps::BitmapViolation;
 pub use content::Content;
 pub use expectation::{Checker, Expectation, Level, SectorViolation};
 pub use facts::Facts;
@@ -45,6 +48,7 @@ pub struct Ledger {
     turns: Vec<Turn>,
     /// The size of the disk behind the operations entered so far.
     size_now: u64,
+    bitmaps: bitmaps::History,
     /// When each operation was submitted, by operation.
     submissions: Vec<(OperationId, Moment)>,
     /// What the header said at the start, where that is known, and what changed it.
@@ -126,12 +130,14 @@ impl Ledger {
             past,
             turns: Vec::new(),
             size_now: virtual_bytes,
+            bitmaps: bitmaps::History::default(),
             submissions: history.iter().map(|h| (h.id, h.submitted)).collect(),
             facts: None,
         };
         ledger.submissions.sort_unstable();
         let mut effects: Vec<(Range<u64>, Entry)> = Vec::new();
         for happening in history {
+            ledger.bitmaps.enter(happening, ledger.size_now);
             ledger.enter(happening, &mut effects);
         }
         ledger.bound_snapshots(&mut effects);
@@ -226,6 +232,7 @@ impl Ledger {
             }
             Operation::Flush
             | Operation::Reopen
+            | Operation::Bitmap(_)
             | Operation::Amend(_)
             | Operation::Rename { .. } => {}
             Operation::Empty => self.empty(happening, effects),
@@ -254,7 +261,7 @@ impl Ledger {
         }
         let flushes = matches!(
             happening.operation,
-            Operation::Flush | Operation::Reopen | Operation::Grow { .. }
+            Operation::Flush | Operation::Reopen | Operation::Bitmap(_) | Operation::Grow { .. }
         );
         if let (true, Some((completed, Answer::Done))) = (flushes, happening.completed) {
             self.flushes.push(Barrier {
@@ -361,6 +368,19 @@ impl Ledger {
                     entries: first..self.entries.len(),
                 });
             }
+        }
+    }
+
+    /// The effects on a sector, in order of submission.
+    fn entries_of(&self, sector: u64) -> &[Entry] {
+        let index = self
+            .segments
+            .partition_point(|segment| segment.sectors.end <= sector);
+        match self.segments.get(index) {
+            Some(segment) if segment.sectors.contains(&sector) => {
+                &self.entries[segment.entries.clone()]
+            }
+            Some(_) | None => &[],
         }
     }
 

@@ -140,6 +140,7 @@ impl Ledger {
             | Operation::Amend(_)
             | Operation::Rename { .. }
             | Operation::Empty
+            | Operation::Bitmap(_)
             | Operation::Reopen => return None,
         };
         let name = name_of(snapshot);

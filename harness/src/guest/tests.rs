@@ -250,6 +250,7 @@ fn naive_legal(
         | Operation::SnapshotCreate { .. }
         | Operation::SnapshotApply { .. }
         | Operation::SnapshotDelete { .. }
+        | Operation::Bitmap(_)
         | Operation::Reopen => None,
     };
     let effect = |happening: &Happening| {

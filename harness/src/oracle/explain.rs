@@ -57,6 +57,12 @@ pub(super) fn imperfect(oracle: Oracle, when: &str, report: &StructureReport) ->
     Violation::new(oracle, kind, site, lines)
 }
 
+/// A repair that left bitmaps other than it found them.
+pub(super) fn bitmaps_changed(doing: &str) -> Violation {
+    let line = format!("{doing} changed what the bitmaps say");
+    Violation::new(Oracle::Repair, "bitmaps-changed", "bitmaps", vec![line])
+}
+
 /// A subject that did not do what it was asked. `oracle` speaks for errors that it reported.
 pub(super) fn failure(failure: &Failure, doing: &str, oracle: Oracle) -> Verdict {
     let (oracle, kind, site, line) = match failure {

@@ -20,7 +20,7 @@ use super::snapshots::{check_alternatives, check_snapshots, compare_snapshots};
 use super::structure::{StructureReport, walk};
 use super::verdict::{Oracle, Verdict, Violation};
 use super::view::{self, Backing, GuestView, merge};
-use crate::guest::{Checker, Expectation, Level, SectorViolation};
+use crate::guest::{BitmapViolation, Checker, Expectation, Level, SectorViolation};
 use crate::subject::{Attempt, Repair, Subject};
 
 /// The stages of a judgement, for whoever counts or times them.
@@ -203,6 +203,7 @@ impl Case<'_> {
         let written = check_guest(&view, base.as_ref(), expectation, &interest, accept)?;
         check_alternatives(&view, expectation)?;
         check_snapshots(&self.state, self.judge.backing, expectation)?;
+        check_bitmaps(&self.state, &view, expectation)?;
         if let Some(before) = before {
             let earlier = self.view_of(before)?;
             let doing = "an interrupted repair";
@@ -270,6 +271,9 @@ impl Case<'_> {
         let (before, after) = (self.view_of(&self.state)?, self.view_of(&recovered)?);
         compare_views(&before, &after, doing)?;
         compare_snapshots(&self.state, &recovered, self.judge.backing, doing)?;
+        if self.state.report.bitmaps != recovered.report.bitmaps {
+            return Err(explain::bitmaps_changed(doing).into());
+        }
         self.recovered = Some(recovered);
         Ok(value)
     }
@@ -382,6 +386,25 @@ pub(super) fn interest(view: &GuestView<'_>, expectation: &Expectation<'_>) -> V
     sectors.extend(expectation.given());
     sectors.push(ledger.initial_bytes() / 512..end);
     merge(sectors, end)
+}
+
+/// Holds the bitmaps against the history.
+pub(super) fn check_bitmaps(
+    witness: &Witness,
+    view: &GuestView<'_>,
+    expectation: &Expectation<'_>,
+) -> Result<(), Ended> {
+    let value = |sector: u64| match view.runs(sector..sector + 1).next() {
+        Some(run) if !run.is_zeroes() => run.content(sector).value(),
+        Some(_) | None => view::Content::Zeroes.value(),
+    };
+    let found = &witness.report.bitmaps;
+    match expectation.check_bitmaps(found, view.virtual_bytes() / 512, &value) {
+        None => Ok(()),
+        Some(BitmapViolation { kind, line }) => {
+            Err(Violation::new(Oracle::Guest, kind, "bitmaps", vec![line]).into())
+        }
+    }
 }
 
 /// Holds the guest's sectors against what is legal, and yields the ranges that are not zero, without

@@ -12,7 +12,7 @@ use engine::image::Unmap;
 
 use super::explain;
 use super::judge::{
-    Ended, Judge, Judgement, Stage, Witness, check_guest, check_structure, interest,
+    Ended, Judge, Judgement, Stage, Witness, check_bitmaps, check_guest, check_structure, interest,
 };
 use super::snapshots::check_snapshots;
 use super::verdict::{Oracle, Verdict, Violation};
@@ -61,7 +61,8 @@ impl Judge<'_> {
             }
         };
         let past = recovered.past(self.backing);
-        let ledger = carry_on(&view, past, expectation, &history);
+        let ledger =
+            carry_on(&view, past, expectation, &history).with_bitmaps(&recovered.report.bitmaps);
         let verdict = match self.judge_served(recovered, &Witness::new(attempt.image), &ledger) {
             Ok(()) => Verdict::Survived,
             Err(verdict) => as_service(*verdict),
@@ -108,7 +109,8 @@ impl Judge<'_> {
         let interest = interest(&view, &expectation);
         let before = before.view(self.backing);
         check_guest(&view, before.as_ref(), &expectation, &interest, None)?;
-        check_snapshots(after, self.backing, &expectation)
+        check_snapshots(after, self.backing, &expectation)?;
+        check_bitmaps(after, &view, &expectation)
     }
 }
 

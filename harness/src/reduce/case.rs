@@ -135,11 +135,15 @@ impl Small {
             self.with_shape(|shape| shape.encryption = None),
             self.with_shape(|shape| shape.compression = Compression::Zlib),
             self.with_shape(|shape| shape.abandoned = false),
+            self.with_shape(|shape| shape.bitmaps.clear()),
             self.with_shape(|shape| shape.lazy_refcounts = false),
             self.with_shape(|shape| shape.geometry = with_bits(shape.geometry, None, Some(4))),
         ];
         if shape.geometry.has_subclusters() {
             simpler.push(self.with_shape(|shape| shape.geometry = plain(shape.geometry)));
+        }
+        for bitmaps in without_stretches(&shape.bitmaps) {
+            simpler.push(self.with_shape(|shape| shape.bitmaps = bitmaps));
         }
         for filled in without_stretches(&shape.filled) {
             simpler.push(self.with_shape(|shape| shape.filled = filled));
@@ -326,6 +330,7 @@ fn range(operation: Operation) -> Option<Extent> {
         | Operation::SnapshotCreate { .. }
         | Operation::SnapshotApply { .. }
         | Operation::SnapshotDelete { .. }
+        | Operation::Bitmap(_)
         | Operation::Reopen => None,
     }
 }
@@ -354,6 +359,7 @@ fn moved(operation: Operation, to: impl FnOnce(Extent) -> Extent) -> Operation {
         | Operation::SnapshotCreate { .. }
         | Operation::SnapshotApply { .. }
         | Operation::SnapshotDelete { .. }
+        | Operation::Bitmap(_)
         | Operation::Reopen => operation,
     }
 }

@@ -83,14 +83,16 @@ pub fn live(case: &Case) -> Result<Life, StageError> {
 
 /// The history of the guest's disk, and of what the image says of itself.
 fn ledger(stage: &Stage, history: &[Happening]) -> Ledger {
+    let walked = walk(&stage.image);
     let ledger = Ledger::from_start(
         stage.content.clone(),
         stage.beneath.clone(),
         stage.virtual_bytes,
         stage.past.clone(),
         history,
-    );
-    match walk(&stage.image).layout {
+    )
+    .with_bitmaps(&walked.bitmaps);
+    match walked.layout {
         Some(layout) => ledger.starting(layout.facts(), history),
         None => ledger,
     }
@@ -113,7 +115,16 @@ fn may_be_refused(operation: Operation, error: &Error) -> bool {
             matches!(operation, Operation::WriteCompressed { .. })
         }
         // A header without room, features that version 2 lacks, counts that do not fit.
-        Refused::Option(_) => matches!(operation, Operation::Amend(_) | Operation::Rename { .. }),
+        Refused::Option(_) => matches!(
+            operation,
+            Operation::Amend(_) | Operation::Rename { .. } | Operation::Bitmap(_)
+        ),
+        // Version 2 has none; one that could not be made cannot be worked on; an inconsistent one stands
+        // in the way of another size.
+        Refused::Bitmap(_) => matches!(
+            operation,
+            Operation::Bitmap(_) | Operation::Grow { .. } | Operation::SnapshotApply { .. }
+        ),
         Refused::RefcountOverflow => matches!(
             operation,
             Operation::Amend(_)
@@ -164,6 +175,7 @@ fn budget_steps(scenario: &Scenario) -> u64 {
             | Operation::SnapshotCreate { .. }
             | Operation::SnapshotApply { .. }
             | Operation::SnapshotDelete { .. }
+            | Operation::Bitmap(_)
             | Operation::Reopen => 0,
         })
         .sum();

@@ -8,7 +8,7 @@ use engine::device::{Event, PageImage, Port, RamDevice, drive};
 use engine::error::{Error, Refused};
 use engine::image::{Access, Image, LocalFuture, Unmap};
 use engine::luks::{self, Algorithm, CipherSpec, Hash, Mode, NewVolume, Secret, Vector};
-use engine::manage::Manage;
+use engine::manage::{BitmapState, Manage};
 use engine::qcow2::create::{self, BackingFormat, CreateOptions, NewEncryption};
 use engine::qcow2::geometry::Geometry;
 use engine::qcow2::header::incompatible;
@@ -19,10 +19,10 @@ use crate::guest::{Content, Past, name_of};
 use crate::oracle::Witness;
 use crate::oracle::structure::walk;
 use crate::oracle::view::{self, Content as SectorContent, GuestView, merge};
-use crate::workload::ops::{Operation, OperationId};
-use crate::workload::perform::perform;
+use crate::workload::ops::{BitmapChange, BitmapOperation, Operation, OperationId};
+use crate::workload::perform::{managed, perform};
 use crate::workload::shape::{
-    Backing, CacheShape, Encrypted, ImageShape, Start, TEST_KEY, TEST_SECRET,
+    Backing, BitmapStanding, CacheShape, Encrypted, ImageShape, Start, TEST_KEY, TEST_SECRET,
 };
 use crate::workload::stamp::{SectorValue, Writer, identify, stamp_range, thin_stamp_range};
 
@@ -112,10 +112,14 @@ fn new_image(shape: &ImageShape) -> Result<Stage, StageError> {
         }),
     };
     at_once(create::create(&port(&file), &options))?;
+    if !shape.bitmaps.is_empty() {
+        at_once(add_bitmaps(&file, backing.as_ref(), shape))?;
+    }
     if !shape.filled.is_empty() || !shape.packed.is_empty() || shape.snapshots > 0 {
         at_once(fill(&file, backing.as_ref(), shape))?;
     }
     let mut image = file.snapshot();
+    outdate(&mut image, shape);
     if shape.abandoned {
         abandon(&mut image);
     }
@@ -196,6 +200,46 @@ fn given_image(bytes: &PageImage) -> Result<Stage, StageError> {
         virtual_bytes: view.virtual_bytes(),
         geometry,
     })
+}
+
+async fn add_bitmaps(
+    file: &Rc<RamDevice>,
+    backing: Option<&BackingFile>,
+    shape: &ImageShape,
+) -> Result<(), Error> {
+    let disks = Disks {
+        file: port(file),
+        backing: backing.map(|backing| (backing.format, ram_port(&backing.bytes))),
+        options: OpenOptions::default(),
+    };
+    let image = disks.open().await?;
+    for bitmap in &shape.bitmaps {
+        let state = match bitmap.standing {
+            BitmapStanding::Enabled | BitmapStanding::Inconsistent => BitmapState::Enabled,
+            BitmapStanding::Disabled => BitmapState::Disabled,
+        };
+        let change = BitmapChange::Create {
+            granularity_bits: bitmap.granularity_bits,
+            state,
+        };
+        let number = bitmap.number;
+        let operation = managed(BitmapOperation { number, change });
+        image.manage(operation).await?;
+    }
+    image.close().await
+}
+
+/// Sets the flag of bitmaps that whoever was killed left behind.
+fn outdate(image: &mut PageImage, shape: &ImageShape) {
+    const IN_USE: u8 = 1;
+    for (stored, bitmap) in walk(image).bitmaps.iter().zip(&shape.bitmaps) {
+        if bitmap.standing == BitmapStanding::Inconsistent {
+            let at = stored.flags_at + 3;
+            let mut flags = [0];
+            image.read(at, &mut flags);
+            image.write(at, &[flags[0] | IN_USE]);
+        }
+    }
 }
 
 async fn fill(

@@ -245,6 +245,7 @@ fn is_barrier(operation: Operation) -> bool {
         | Operation::SnapshotCreate { .. }
         | Operation::SnapshotApply { .. }
         | Operation::SnapshotDelete { .. }
+        | Operation::Bitmap(_)
         | Operation::Reopen => true,
         Operation::Read { .. }
         | Operation::Write { .. }

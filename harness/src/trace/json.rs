@@ -98,6 +98,8 @@ struct NewJson {
     abandoned: bool,
     #[serde(default, skip_serializing_if = "is_none")]
     snapshots: u32,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    bitmaps: Vec<String>,
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
@@ -261,6 +263,11 @@ fn write_shape(shape: &ImageShape) -> NewJson {
         packed: write_extents(&shape.packed),
         abandoned: shape.abandoned,
         snapshots: shape.snapshots,
+        bitmaps: shape
+            .bitmaps
+            .iter()
+            .map(|bitmap| text::bitmap_shape_text(*bitmap))
+            .collect(),
     }
 }
 
@@ -409,6 +416,11 @@ fn read_shape(json: &NewJson) -> Result<ImageShape, BadTrace> {
                 Some(geometry)
             }
         });
+    let mut bitmaps = Vec::new();
+    for (index, bitmap) in json.bitmaps.iter().enumerate() {
+        let field = format!("image.new.bitmaps[{index}]");
+        bitmaps.push(text::bitmap_shape(bitmap).map_err(|bad| meaning(&field, &bad))?);
+    }
     Ok(ImageShape {
         version: json.version,
         geometry: geometry.ok_or_else(|| BadTrace::Meaning {
@@ -441,6 +453,7 @@ fn read_shape(json: &NewJson) -> Result<ImageShape, BadTrace> {
         packed: read_extents("packed", &json.packed)?,
         abandoned: json.abandoned,
         snapshots: json.snapshots,
+        bitmaps,
     })
 }
 

@@ -4,11 +4,11 @@ use std::fmt;
 
 use engine::device::{Event, OpKind};
 use engine::image::Unmap;
-use engine::manage::Amend;
+use engine::manage::{Amend, BitmapState};
 
 use super::{Cut, Edge, Left, LengthLeft, RequestRef, Survivor};
-use crate::workload::ops::Operation;
-use crate::workload::shape::Extent;
+use crate::workload::ops::{BitmapChange, BitmapOperation, Operation};
+use crate::workload::shape::{BitmapShape, BitmapStanding, Extent};
 
 /// A text that does not say what it should.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,6 +53,7 @@ pub fn operation_text(operation: Operation) -> String {
         Operation::SnapshotCreate { snapshot } => format!("snapshot-create {snapshot}"),
         Operation::SnapshotApply { snapshot } => format!("snapshot-apply {snapshot}"),
         Operation::SnapshotDelete { snapshot } => format!("snapshot-delete {snapshot}"),
+        Operation::Bitmap(operation) => bitmap_text(operation),
         Operation::Reopen => "reopen".into(),
     }
 }
@@ -104,13 +105,17 @@ pub(super) fn operation(text: &str) -> Parsed<Operation> {
         ["snapshot-delete", snapshot] => Operation::SnapshotDelete {
             snapshot: number(snapshot)?,
         },
+        ["bitmap", ref words @ ..] => {
+            let known = bitmap(words)?;
+            Operation::Bitmap(known.ok_or_else(|| BadText(format!("`{text}`: {BITMAP_HELP}")))?)
+        }
         ["reopen"] => Operation::Reopen,
         _ => {
             return Err(BadText(format!(
                 "`{text}` is no operation: expected read, write, write-compressed, write-zeroes or \
                  discard with offset and length, grow with a size, amend with changes, rename with \
                  a length, empty, snapshot-create, snapshot-apply or snapshot-delete with a number, \
-                 flush or reopen"
+                 bitmap,                 flush or reopen"
             )));
         }
     })
@@ -156,6 +161,105 @@ fn amend(changes: &[&str]) -> Parsed<Amend> {
         }
     }
     Ok(amend)
+}
+
+const BITMAP_HELP: &str = "expected bitmap create NUMBER GRANULARITY enabled|disabled, bitmap \
+     remove|enable|disable|clear NUMBER, or bitmap merge NUMBER SOURCE";
+
+fn bitmap_text(operation: BitmapOperation) -> String {
+    let BitmapOperation { number, change } = operation;
+    match change {
+        BitmapChange::Create {
+            granularity_bits,
+            state,
+        } => {
+            let granularity = 1u64 << granularity_bits;
+            format!("bitmap create {number} {granularity} {}", state_text(state))
+        }
+        BitmapChange::Remove => format!("bitmap remove {number}"),
+        BitmapChange::SetState(BitmapState::Enabled) => format!("bitmap enable {number}"),
+        BitmapChange::SetState(BitmapState::Disabled) => format!("bitmap disable {number}"),
+        BitmapChange::Clear => format!("bitmap clear {number}"),
+        BitmapChange::Merge { source } => format!("bitmap merge {number} {source}"),
+    }
+}
+
+fn state_text(state: BitmapState) -> &'static str {
+    match state {
+        BitmapState::Enabled => "enabled",
+        BitmapState::Disabled => "disabled",
+    }
+}
+
+fn bitmap(words: &[&str]) -> Parsed<Option<BitmapOperation>> {
+    let (number, change) = match *words {
+        ["create", number, granularity, state] => {
+            let Some(granularity_bits) = granularity_bits(self::number(granularity)?) else {
+                return Ok(None);
+            };
+            let state = match state {
+                "enabled" => BitmapState::Enabled,
+                "disabled" => BitmapState::Disabled,
+                _ => return Ok(None),
+            };
+            let change = BitmapChange::Create {
+                granularity_bits,
+                state,
+            };
+            (number, change)
+        }
+        ["remove", number] => (number, BitmapChange::Remove),
+        ["enable", number] => (number, BitmapChange::SetState(BitmapState::Enabled)),
+        ["disable", number] => (number, BitmapChange::SetState(BitmapState::Disabled)),
+        ["clear", number] => (number, BitmapChange::Clear),
+        ["merge", target, source] => {
+            let source = number(source)?;
+            (target, BitmapChange::Merge { source })
+        }
+        _ => return Ok(None),
+    };
+    let number = self::number(number)?;
+    Ok(Some(BitmapOperation { number, change }))
+}
+
+/// The binary logarithm of a granularity that a bitmap can have.
+fn granularity_bits(bytes: u64) -> Option<u8> {
+    let bits = bytes.is_power_of_two().then(|| bytes.trailing_zeros())?;
+    u8::try_from(bits)
+        .ok()
+        .filter(|bits| (9..=31).contains(bits))
+}
+
+pub(super) fn bitmap_shape_text(shape: BitmapShape) -> String {
+    let granularity = 1u64 << shape.granularity_bits;
+    let standing = match shape.standing {
+        BitmapStanding::Enabled => "enabled",
+        BitmapStanding::Disabled => "disabled",
+        BitmapStanding::Inconsistent => "inconsistent",
+    };
+    format!("{} {granularity} {standing}", shape.number)
+}
+
+pub(super) fn bitmap_shape(text: &str) -> Parsed<BitmapShape> {
+    let words: Vec<&str> = text.split_ascii_whitespace().collect();
+    let bad = || {
+        BadText(format!(
+            "`{text}` is no bitmap: expected NUMBER GRANULARITY enabled|disabled|inconsistent"
+        ))
+    };
+    let [shape, granularity, standing] = words[..] else {
+        return Err(bad());
+    };
+    Ok(BitmapShape {
+        number: number(shape)?,
+        granularity_bits: granularity_bits(number(granularity)?).ok_or_else(bad)?,
+        standing: match standing {
+            "enabled" => BitmapStanding::Enabled,
+            "disabled" => BitmapStanding::Disabled,
+            "inconsistent" => BitmapStanding::Inconsistent,
+            _ => return Err(bad()),
+        },
+    })
 }
 
 pub(super) fn extent_text(extent: Extent) -> String {

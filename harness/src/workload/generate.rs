@@ -10,14 +10,17 @@ mod snapshots;
 
 use blkdebug::contract::Contract;
 use engine::image::Unmap;
-use engine::manage::Amend;
+use engine::manage::{Amend, BitmapState};
 use engine::qcow2::compress::Compression;
 use engine::qcow2::create::BackingFormat;
 use engine::qcow2::geometry::Geometry;
 
-use super::ops::Operation;
+use super::ops::{BitmapChange, BitmapOperation, Operation};
 use super::pin::{Pins, Room};
-use super::shape::{Backing, CacheShape, Encrypted, Extent, Given, ImageShape, Scenario, Start};
+use super::shape::{
+    Backing, BitmapShape, BitmapStanding, CacheShape, Encrypted, Extent, Given, ImageShape,
+    Scenario, Start,
+};
 use crate::prng::Prng;
 
 const SECTOR: u64 = 512;
@@ -41,7 +44,14 @@ pub fn scenario(prng: &Prng, pins: &Pins) -> Scenario {
         compression,
         ..*pins
     };
-    let mut operations = workload(&mut draw, shape.virtual_bytes, shape.geometry, &pins);
+    let bitmaps = (shape.version == 3).then(|| shape.bitmaps.clone());
+    let mut operations = workload(
+        &mut draw,
+        shape.virtual_bytes,
+        shape.geometry,
+        bitmaps,
+        &pins,
+    );
     snapshots::add(prng, &pins, &mut shape, &mut operations);
     if let Some(count) = pins.operations {
         // What was added takes the place of others, and one reopening may follow.
@@ -59,7 +69,7 @@ pub fn scenario_on(
     geometry: Geometry,
 ) -> Scenario {
     let mut draw = prng.fork("workload");
-    let operations = workload(&mut draw, virtual_bytes, geometry, pins);
+    let operations = workload(&mut draw, virtual_bytes, geometry, None, pins);
     around(prng, pins, Start::Given(given), operations)
 }
 
@@ -91,6 +101,7 @@ fn image(draw: &mut Prng, pins: &Pins) -> ImageShape {
         packed.clear();
     }
     let drawn_abandoned = draw.chance(1, 24);
+    let bitmaps = bitmaps(draw, version, virtual_bytes, pins);
     ImageShape {
         version,
         geometry,
@@ -103,6 +114,7 @@ fn image(draw: &mut Prng, pins: &Pins) -> ImageShape {
         packed,
         abandoned: version == 3 && pins.abandoned.unwrap_or(drawn_abandoned),
         snapshots: 0,
+        bitmaps,
     }
 }
 
@@ -263,6 +275,37 @@ fn packed(
     (compression, extents)
 }
 
+/// Few images have bitmaps before a run; where they are asked for, most have.
+fn bitmaps(draw: &mut Prng, version: u32, virtual_bytes: u64, pins: &Pins) -> Vec<BitmapShape> {
+    let likely = if pins.bitmaps == Some(true) { 12 } else { 2 };
+    let drawn = draw.chance(likely, 16);
+    if !drawn || version < 3 || pins.bitmaps == Some(false) {
+        return Vec::new();
+    }
+    (0..u8::try_from(draw.between(1, 3)).expect("at most 3"))
+        .map(|number| BitmapShape {
+            number,
+            granularity_bits: granularity_bits(draw, virtual_bytes),
+            standing: *draw.pick(&[
+                BitmapStanding::Enabled,
+                BitmapStanding::Enabled,
+                BitmapStanding::Enabled,
+                BitmapStanding::Enabled,
+                BitmapStanding::Disabled,
+                BitmapStanding::Disabled,
+                BitmapStanding::Inconsistent,
+            ]),
+        })
+        .collect()
+}
+
+fn granularity_bits(draw: &mut Prng, virtual_bytes: u64) -> u8 {
+    let least = (virtual_bytes / MAX_BITS).next_power_of_two().max(SECTOR);
+    let more = [0, 0, 1, 3, 7][draw.index(5)];
+    let bits = least.trailing_zeros() + more;
+    u8::try_from(bits.min(31)).expect("a binary logarithm is small")
+}
+
 fn caches(draw: &mut Prng) -> CacheShape {
     CacheShape {
         l2_slices: *draw.pick(&[1, 2, 3, 16]),
@@ -328,6 +371,7 @@ fn tight_image(draw: &mut Prng, pins: &Pins, room: Room) -> ImageShape {
         packed: Vec::new(),
         abandoned: false,
         snapshots: 0,
+        bitmaps: bitmaps(draw, 3, virtual_bytes, pins),
     }
 }
 
@@ -441,17 +485,24 @@ impl Places {
     }
 }
 
-const KINDS: usize = 12;
+const KINDS: usize = 13;
 /// The kinds that change an image as a whole, from this one on.
 const MANAGED: usize = 9;
+const BITMAPS: usize = 12;
+/// Bitmaps have numbers below this.
+const MAX_BITMAPS: u8 = 4;
+/// A bitmap has no more bits than this at the start, so that it is judged soon.
+const MAX_BITS: u64 = 1 << 18;
 
 fn workload(
     draw: &mut Prng,
     virtual_bytes: u64,
     geometry: Geometry,
+    bitmaps: Option<Vec<BitmapShape>>,
     pins: &Pins,
 ) -> Vec<Operation> {
-    let weights = kind_weights(draw, pins);
+    let weights = kind_weights(draw, bitmaps.is_some(), pins);
+    let mut bitmaps = bitmaps.unwrap_or_default();
     let big_clusters = geometry.cluster_bits() > 16;
     let drawn_count = match draw.below(4) {
         _ if big_clusters => draw.between(2, 6),
@@ -465,7 +516,7 @@ fn workload(
     let mut places = Places::draw(draw, virtual_bytes, geometry);
     let mut operations = Vec::with_capacity(count + 1);
     for _ in 0..count {
-        let operation = operation(draw, &places, &weights, geometry);
+        let operation = operation(draw, &places, &weights, geometry, &mut bitmaps);
         if let Operation::Grow { virtual_bytes } = operation {
             places = Places::draw(draw, virtual_bytes, geometry);
         }
@@ -478,8 +529,8 @@ fn workload(
 }
 
 /// A random subset of the kinds, skewed; writing is nearly always among them.
-fn kind_weights(draw: &mut Prng, pins: &Pins) -> [u64; KINDS] {
-    const MOST: [u64; KINDS] = [4, 16, 6, 6, 6, 8, 1, 1, 10, 2, 1, 1];
+fn kind_weights(draw: &mut Prng, may_have_bitmaps: bool, pins: &Pins) -> [u64; KINDS] {
+    const MOST: [u64; KINDS] = [4, 16, 6, 6, 6, 8, 1, 1, 10, 2, 1, 1, 4];
     let mut weights = MOST.map(|most| {
         if draw.chance(1, 2) {
             draw.between(1, most)
@@ -488,7 +539,7 @@ fn kind_weights(draw: &mut Prng, pins: &Pins) -> [u64; KINDS] {
         }
     });
     if let Some(managed) = pins.manage {
-        for (kind, weight) in weights.iter_mut().enumerate().skip(MANAGED) {
+        for (kind, weight) in weights.iter_mut().enumerate().take(BITMAPS).skip(MANAGED) {
             *weight = if managed.allows(kind - MANAGED) { 6 } else { 0 };
         }
     }
@@ -499,6 +550,14 @@ fn kind_weights(draw: &mut Prng, pins: &Pins) -> [u64; KINDS] {
         Some(None) => weights[8] = 0,
         Some(Some(_)) => weights[8] = MOST[8],
         None => {}
+    }
+    if !may_have_bitmaps || pins.bitmaps == Some(false) {
+        weights[BITMAPS] = 0;
+    } else if pins.bitmaps == Some(true) {
+        weights[BITMAPS] = weights[BITMAPS].max(3);
+        weights[7] = weights[7].max(1);
+    } else if !draw.chance(1, 4) {
+        weights[BITMAPS] = 0;
     }
     if weights.iter().all(|&weight| weight == 0) {
         weights[1] = 1;
@@ -511,6 +570,7 @@ fn operation(
     places: &Places,
     weights: &[u64; KINDS],
     geometry: Geometry,
+    bitmaps: &mut Vec<BitmapShape>,
 ) -> Operation {
     let kind = draw.weighted(weights);
     let Extent { offset, len_bytes } = places.operation_range(draw);
@@ -524,6 +584,8 @@ fn operation(
         },
         4 => Operation::Discard { offset, len_bytes },
         5 => Operation::Flush,
+        // Whoever has an inconsistent bitmap is refused another size.
+        6 if bitmaps.iter().copied().any(is_inconsistent) => Operation::Flush,
         6 => Operation::Grow {
             virtual_bytes: grown(draw, places.virtual_bytes, geometry),
         },
@@ -536,7 +598,8 @@ fn operation(
         10 => Operation::Rename {
             name_bytes: name_bytes(draw, geometry),
         },
-        _ => Operation::Empty,
+        11 => Operation::Empty,
+        _ => Operation::Bitmap(bitmap_operation(draw, places.virtual_bytes, bitmaps)),
     }
 }
 
@@ -585,6 +648,60 @@ fn name_bytes(draw: &mut Prng, geometry: Geometry) -> u32 {
         _ => draw.between(1, 1023),
     };
     u32::try_from(bytes).expect("at most 1023")
+}
+
+fn is_inconsistent(bitmap: BitmapShape) -> bool {
+    bitmap.standing == BitmapStanding::Inconsistent
+}
+
+/// An operation that the bitmaps there are allow.
+fn bitmap_operation(
+    draw: &mut Prng,
+    virtual_bytes: u64,
+    bitmaps: &mut Vec<BitmapShape>,
+) -> BitmapOperation {
+    let free = (0..MAX_BITMAPS).find(|number| bitmaps.iter().all(|one| one.number != *number));
+    let state = *draw.pick(&[
+        BitmapState::Enabled,
+        BitmapState::Enabled,
+        BitmapState::Disabled,
+    ]);
+    let standing = match state {
+        BitmapState::Enabled => BitmapStanding::Enabled,
+        BitmapState::Disabled => BitmapStanding::Disabled,
+    };
+    if let Some(number) = free.filter(|_| bitmaps.is_empty() || draw.chance(1, 4)) {
+        let granularity_bits = granularity_bits(draw, virtual_bytes);
+        bitmaps.push(BitmapShape {
+            number,
+            granularity_bits,
+            standing,
+        });
+        let change = BitmapChange::Create {
+            granularity_bits,
+            state,
+        };
+        return BitmapOperation { number, change };
+    }
+    let index = draw.index(bitmaps.len());
+    let number = bitmaps[index].number;
+    let source = *draw.pick(bitmaps);
+    let kind = draw.below(6);
+    let change = match kind {
+        _ if is_inconsistent(bitmaps[index]) => BitmapChange::Remove,
+        0 => BitmapChange::Remove,
+        1 | 2 => BitmapChange::SetState(state),
+        3 if !is_inconsistent(source) => BitmapChange::Merge {
+            source: source.number,
+        },
+        _ => BitmapChange::Clear,
+    };
+    match change {
+        BitmapChange::Remove => drop(bitmaps.remove(index)),
+        BitmapChange::SetState(_) => bitmaps[index].standing = standing,
+        BitmapChange::Create { .. } | BitmapChange::Clear | BitmapChange::Merge { .. } => {}
+    }
+    BitmapOperation { number, change }
 }
 
 fn grown(draw: &mut Prng, virtual_bytes: u64, geometry: Geometry) -> u64 {
@@ -652,6 +769,7 @@ mod tests {
                     | Operation::SnapshotCreate { .. }
                     | Operation::SnapshotApply { .. }
                     | Operation::SnapshotDelete { .. }
+                    | Operation::Bitmap(_)
                     | Operation::Reopen => {}
                 }
             }
@@ -684,9 +802,10 @@ mod tests {
                 Operation::Amend(_) => 9,
                 Operation::Rename { .. } => 10,
                 Operation::Empty => 11,
-                Operation::SnapshotCreate { .. } => 12,
-                Operation::SnapshotApply { .. } => 13,
-                Operation::SnapshotDelete { .. } => 14,
+                Operation::SnapshotCreate { .. } => 13,
+                Operation::SnapshotApply { .. } => 14,
+                Operation::SnapshotDelete { .. } => 15,
+                Operation::Bitmap(_) => 12,
             }));
         }
         assert_eq!(clusters, (9..=21).collect());

@@ -1,7 +1,7 @@
 //! The operations that a workload is made of.
 
 use engine::image::Unmap;
-use engine::manage::Amend;
+use engine::manage::{Amend, BitmapState};
 
 /// One operation on an image. Offsets and lengths are bytes and multiples of 512.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -75,8 +75,47 @@ pub enum Operation {
         /// Which.
         snapshot: u32,
     },
+    /// An operation on a persistent bitmap; nothing else is in flight meanwhile.
+    Bitmap(BitmapOperation),
     /// Wait for everything in flight, close the image and open it again.
     Reopen,
+}
+
+/// What is done to which bitmap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct BitmapOperation {
+    /// Its number, by which [`bitmap_name`] names it.
+    pub number: u8,
+    /// What is done.
+    pub change: BitmapChange,
+}
+
+/// What is done to a bitmap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum BitmapChange {
+    /// It is made.
+    Create {
+        /// Binary logarithm of the bytes that a bit stands for, 9 to 31.
+        granularity_bits: u8,
+        /// Whether writes are noted in it.
+        state: BitmapState,
+    },
+    /// It is removed.
+    Remove,
+    /// It is enabled or disabled.
+    SetState(BitmapState),
+    /// Its bits are cleared.
+    Clear,
+    /// The bits of another are added to it.
+    Merge {
+        /// The number of the other.
+        source: u8,
+    },
+}
+
+/// The name of the bitmap of that number.
+pub fn bitmap_name(number: u8) -> String {
+    format!("bitmap{number}")
 }
 
 /// The number of an operation within its workload, from 0; stamps name their writer by it.

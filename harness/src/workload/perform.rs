@@ -4,7 +4,7 @@ use engine::error::Error;
 use engine::image::Image;
 use engine::manage::{BackingName, Manage, NewSnapshot};
 
-use super::ops::{Operation, OperationId};
+use super::ops::{BitmapChange, BitmapOperation, Operation, OperationId, bitmap_name};
 use super::stamp::{Writer, stamp_range, thin_stamp_range};
 use crate::guest::name_of;
 
@@ -61,6 +61,7 @@ pub async fn perform(
             let snapshot = name_of(snapshot);
             image.manage(Manage::SnapshotDelete { snapshot }).await
         }
+        Operation::Bitmap(operation) => image.manage(managed(operation)).await,
         Operation::Reopen => unreachable!("the caller reopens"),
     }
     .map(|()| Vec::new())
@@ -69,4 +70,27 @@ pub async fn perform(
 /// The name of that length that [`Operation::Rename`] gives.
 pub(crate) fn backing_name(bytes: u32) -> String {
     "b".repeat(usize::try_from(bytes).expect("a name fits memory"))
+}
+
+/// An operation on a bitmap as the engine is asked for it.
+pub fn managed(operation: BitmapOperation) -> Manage {
+    let BitmapOperation { number, change } = operation;
+    let name = bitmap_name(number);
+    match change {
+        BitmapChange::Create {
+            granularity_bits,
+            state,
+        } => Manage::BitmapCreate {
+            name,
+            granularity_bytes: 1 << granularity_bits,
+            state,
+        },
+        BitmapChange::Remove => Manage::BitmapRemove { name },
+        BitmapChange::SetState(state) => Manage::BitmapSetState { name, state },
+        BitmapChange::Clear => Manage::BitmapClear { name },
+        BitmapChange::Merge { source } => Manage::BitmapMerge {
+            target: name,
+            sources: vec![bitmap_name(source)],
+        },
+    }
 }

@@ -41,6 +41,8 @@ pub struct Pins {
     pub manage: Option<Managed>,
     /// Whether there are snapshots, before the run and in it.
     pub snapshots: Option<bool>,
+    /// Whether there are persistent bitmaps.
+    pub bitmaps: Option<bool>,
 }
 
 /// Operations that change an image as a whole, by kind.
@@ -107,7 +109,7 @@ pub const OPTIONS: &str = "version=2|3, cluster_size=512..2M, refcount_bits=1|2|
      lazy_refcounts=on|off, extended_l2=on|off, \
      backing=raw|qcow2|none, size=BYTES, concurrency=1.., operations=1.., \
      room=any|block|table, abandoned=on|off, manage=on|off|amend|rename|empty, \
-     compression=zlib|zstd|off, snapshots=on|off, encrypt=aes|luks|off";
+     compression=zlib|zstd|off, snapshots=on|off, bitmaps=on|off, encrypt=aes|luks|off";
 
 /// The largest disk that a campaign makes: every written sector is looked at in every crash state.
 const MAX_VIRTUAL_BYTES: u64 = 1 << 40;
@@ -164,6 +166,9 @@ impl Pins {
             }
             "snapshots" => {
                 self.snapshots = Some(switch(value).ok_or_else(|| wrong("on or off"))?);
+            }
+            "bitmaps" => {
+                self.bitmaps = Some(switch(value).ok_or_else(|| wrong("on or off"))?);
             }
             "backing" => {
                 self.backing = Some(match (value, backing_format(value)) {
@@ -227,10 +232,14 @@ impl Pins {
         }
         let only_16 = self.refcount_order.is_some_and(|order| order != 4);
         if self.version == Some(2)
-            && (only_16 || self.lazy_refcounts == Some(true) || self.abandoned == Some(true))
+            && (only_16
+                || self.lazy_refcounts == Some(true)
+                || self.abandoned == Some(true)
+                || self.bitmaps == Some(true))
         {
             return Err(BadPin(
-                "version=2 has refcounts of 16 bits and no dirty bit: use version=3".into(),
+                "version=2 has refcounts of 16 bits, no dirty bit and no bitmaps: use version=3"
+                    .into(),
             ));
         }
         if self.version == Some(2) && self.compression == Some(Some(Compression::Zstd)) {

@@ -84,6 +84,8 @@ pub struct ImageShape {
     /// How many snapshots were taken while it was filled: the first after a part of `filled`, the next
     /// after more of it. They have the numbers from 0 up.
     pub snapshots: u32,
+    /// The bitmaps that it has, in order; made before the ranges were filled. Version 3 only.
+    pub bitmaps: Vec<BitmapShape>,
 }
 
 /// How a run's image encrypts. The keys are [`TEST_SECRET`] and [`TEST_KEY`], which are no secrets.
@@ -116,6 +118,28 @@ impl Encrypted {
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|method| method.name() == name)
     }
+}
+
+/// A bitmap as it is before a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct BitmapShape {
+    /// Its number, by which operations name it.
+    pub number: u8,
+    /// Binary logarithm of the bytes that a bit stands for, 9 to 31.
+    pub granularity_bits: u8,
+    /// What it is good for.
+    pub standing: BitmapStanding,
+}
+
+/// What a bitmap is good for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum BitmapStanding {
+    /// Writes are noted in it.
+    Enabled,
+    /// They are not.
+    Disabled,
+    /// Whoever had the image open last was killed.
+    Inconsistent,
 }
 
 /// A backing file, every sector of which is stamped with [`Writer::Backing`].
@@ -265,6 +289,17 @@ impl ImageShape {
             self.version == 3 || self.compression == Compression::Zlib,
             "an image of version 2 has no compression type but zlib".into(),
         )?;
+        require(
+            self.version == 3 || self.bitmaps.is_empty(),
+            "an image of version 2 has no bitmaps".into(),
+        )?;
+        for (index, bitmap) in self.bitmaps.iter().enumerate() {
+            let before = &self.bitmaps[..index];
+            require(
+                before.iter().all(|other| other.number != bitmap.number),
+                format!("two bitmaps have the number {}", bitmap.number),
+            )?;
+        }
         for extent in self.filled.iter().chain(&self.packed) {
             check_range(extent.offset, extent.len_bytes)?;
             require(
@@ -333,6 +368,7 @@ impl Scenario {
                 | Operation::Amend(_)
                 | Operation::Empty
                 | Operation::Flush
+                | Operation::Bitmap(_)
                 | Operation::Reopen => {}
             }
         }

@@ -65,6 +65,7 @@ pub(crate) fn errno_text(error: &Error) -> String {
             Refused::NoCompression
             | Refused::NotByFormat(_)
             | Refused::ResizeWithSnapshots
+            | Refused::Bitmap(_)
             | Refused::Option(_) => NOT_SUPPORTED,
             Refused::NoSuchSnapshot(_) => NO_ENTRY,
             Refused::ReadOnly | Refused::NoSecret | Refused::WrongSecret => NOT_PERMITTED,

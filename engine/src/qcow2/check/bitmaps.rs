@@ -19,6 +19,8 @@ const MAX_BITMAPS: u32 = 65535;
 const MAX_DIRECTORY_BYTES: u64 = 68 << 20;
 /// Where a bitmap table entry says that a cluster's data stand.
 const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
+/// As much of a table is read at once.
+const PIECE_BYTES: u64 = 64 << 10;
 /// The bit of an entry without offset that stands for a cluster of ones.
 const ALL_ONES: u64 = 1;
 
@@ -85,12 +87,25 @@ impl Survey<'_> {
 
     async fn walk_bitmap(&mut self, place: Place, (offset, len_bytes): (u64, u64)) {
         self.refer(place, Target::Metadata, (offset, len_bytes), 1);
-        let structure = Structure::BitmapDirectory;
-        let Some(bytes) = self.read(Event::None, structure, offset, len_bytes).await else {
+        let mut done = 0;
+        while done < len_bytes.min(self.file_bytes.saturating_sub(offset)) {
+            let piece = PIECE_BYTES.min(len_bytes - done);
+            self.walk_piece(offset, done, piece).await;
+            done += piece;
+        }
+    }
+
+    /// Counts what a piece of a table names.
+    async fn walk_piece(&mut self, offset: u64, from: u64, len_bytes: u64) {
+        let structure = Structure::BitmapTable;
+        let Some(bytes) = self
+            .read(Event::None, structure, offset + from, len_bytes)
+            .await
+        else {
             return;
         };
         let cluster_bytes = self.header.geometry.cluster_bytes();
-        for (word, index) in bytes.chunks_exact(8).zip(0..) {
+        for (word, index) in bytes.chunks_exact(8).zip(from / 8..) {
             let word = be_u64(word, 0);
             let place = Place {
                 structure,

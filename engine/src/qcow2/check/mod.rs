@@ -56,7 +56,6 @@ pub async fn check(
     }
     let header = header::read(file).await?;
     if repair == Repair::Leaks {
-        header.require_writable()?;
         let survey = Survey::take(file, &header, options.planted).await;
         return repair::repair_leaks(survey).await;
     }

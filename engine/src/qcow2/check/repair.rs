@@ -46,7 +46,6 @@ pub(super) async fn repair_all(file: &Port, planted: Planted) -> Result<CheckRep
     let mut check_errors = 0;
     for _ in 0..MAX_ROUNDS {
         let (header, mut sector) = header::load(file).await?;
-        header.require_writable()?;
         let mut survey = Survey::take(file, &header, planted).await;
         let work = survey.work();
         check_errors = survey.report.check_errors;

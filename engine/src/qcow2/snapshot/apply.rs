@@ -37,6 +37,7 @@ impl Metadata {
         if self.version < 3 && virtual_bytes != self.virtual_bytes {
             return Err(Refused::ResizeWithSnapshots.into());
         }
+        self.bitmaps_before_restore(virtual_bytes).await?;
         self.catch_up().await?;
         let mut l1 = self.snapshot_l1(index).await?;
         let entries = byte_count(l1.len()).max(self.geometry.l1_entries_for(virtual_bytes));
@@ -101,9 +102,16 @@ impl Metadata {
         }
         self.l1 = l1;
         self.l1_offset = offset;
-        self.virtual_bytes = virtual_bytes;
+        let resized = virtual_bytes != std::mem::replace(&mut self.virtual_bytes, virtual_bytes);
+        if resized {
+            self.resize_bitmaps(0..virtual_bytes);
+        }
         self.after_snapshot_switch(switched).await?;
         self.lower_tree(lost).await?;
-        self.free_now(old_first, old_clusters).await
+        self.free_now(old_first, old_clusters).await?;
+        if resized {
+            self.store_bitmaps().await?;
+        }
+        Ok(())
     }
 }

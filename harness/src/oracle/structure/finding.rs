@@ -19,6 +19,12 @@ pub enum Owner {
     SnapshotTable,
     /// The header of the encryption, with its key material.
     EncryptionHeader,
+    /// The bitmap directory.
+    BitmapDirectory,
+    /// The table of the bitmap at this index of the directory.
+    BitmapTable(u64),
+    /// The bits of the bitmap at this index of the directory.
+    BitmapData(u64),
     /// The L2 table at this index of the L1 table.
     L2Table(u64),
     /// The guest cluster of this number.
@@ -124,6 +130,13 @@ pub enum Finding {
         /// What is wrong.
         problem: &'static str,
     },
+    /// A bitmap that cannot be right.
+    Bitmap {
+        /// Its index.
+        index: u64,
+        /// What is wrong.
+        problem: &'static str,
+    },
 }
 
 impl Owner {
@@ -137,6 +150,9 @@ impl Owner {
             Self::RefcountBlock(_) => "refcount-block",
             Self::SnapshotTable => "snapshot-table",
             Self::EncryptionHeader => "encryption-header",
+            Self::BitmapDirectory => "bitmap-directory",
+            Self::BitmapTable(_) => "bitmap-table",
+            Self::BitmapData(_) => "bitmap-data",
             Self::L2Table(_) => "l2-table",
             Self::Data(_) => "data",
             Self::Compressed => "compressed-data",
@@ -170,6 +186,7 @@ impl Finding {
             Self::FalseCopied { .. } => "false-copied",
             Self::IdleCopied { .. } => "idle-copied",
             Self::Snapshot { .. } => "snapshot",
+            Self::Bitmap { .. } => "bitmap",
         }
     }
 
@@ -186,6 +203,7 @@ impl Finding {
             Self::TwoOwners { one, other, .. } => format!("{}+{}", one.kind(), other.kind()),
             Self::Subclusters { .. } => Table::L2.kind().into(),
             Self::Snapshot { .. } => Table::Snapshot.kind().into(),
+            Self::Bitmap { .. } => "bitmap-directory".into(),
         }
     }
 }
@@ -200,6 +218,9 @@ impl fmt::Display for Owner {
             Self::RefcountBlock(index) => write!(f, "refcount block {index}"),
             Self::SnapshotTable => f.write_str("the snapshot table"),
             Self::EncryptionHeader => f.write_str("the encryption header"),
+            Self::BitmapDirectory => f.write_str("the bitmap directory"),
+            Self::BitmapTable(index) => write!(f, "the table of bitmap {index}"),
+            Self::BitmapData(index) => write!(f, "the bits of bitmap {index}"),
             Self::L2Table(index) => write!(f, "the L2 table of L1 entry {index}"),
             Self::Data(cluster) => write!(f, "guest cluster {cluster}"),
             Self::Compressed => f.write_str("compressed guest clusters"),
@@ -263,6 +284,7 @@ impl fmt::Display for Finding {
                 "{} entry at {at:#x}: COPIED is set where no cluster can be written in place",
                 table.kind()
             ),
+            Self::Bitmap { index, problem } => write!(f, "bitmap {index}: {problem}"),
             Self::Snapshot { index, problem } => write!(f, "snapshot {index}: {problem}"),
         }
     }

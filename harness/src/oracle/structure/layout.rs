@@ -61,6 +61,8 @@ pub struct Layout {
     pub extended_l2: bool,
     /// Whether compressed clusters are zstd frames instead of deflate streams.
     pub zstd: bool,
+    /// The autoclear bits.
+    pub autoclear: u64,
 }
 
 /// Why a header yields no layout.
@@ -84,7 +86,7 @@ impl Layout {
         }
         let version_3 = |value: u64| if version >= 3 { value } else { 0 };
         let incompatible = version_3(header.long(72));
-        measured(incompatible, version_3(header.long(88)))?;
+        measured(incompatible)?;
         let layout = Self {
             version,
             cluster_bits: header.word(20),
@@ -108,6 +110,7 @@ impl Layout {
             encryption: header.word(32),
             encryption_header: encryption_header(image, &header, version)?,
             extended_l2: incompatible & EXTENDED_L2 != 0,
+            autoclear: version_3(header.long(88)),
             zstd: incompatible & COMPRESSION_TYPE != 0 && sector[104] != 0,
         };
         layout.validate().map_err(Illegible::Bad)?;
@@ -123,6 +126,11 @@ impl Layout {
             backing_name_bytes: self.backing_name_bytes,
             backing_name: self.backing_name,
         }
+    }
+
+    /// Whether the bitmaps extension is up to date.
+    pub fn has_bitmaps(&self) -> bool {
+        self.autoclear & BITMAPS != 0
     }
 
     /// Bytes in a cluster.
@@ -233,7 +241,7 @@ fn encryption_header(
     Err(Illegible::Bad("nothing points to the encryption header"))
 }
 
-fn measured(incompatible: u64, autoclear: u64) -> Result<(), Illegible> {
+fn measured(incompatible: u64) -> Result<(), Illegible> {
     for (bit, what) in [
         (DATA_FILE, "an external data file"),
         (!KNOWN, "unknown incompatible features"),
@@ -241,9 +249,6 @@ fn measured(incompatible: u64, autoclear: u64) -> Result<(), Illegible> {
         if incompatible & bit != 0 {
             return Err(Illegible::NotMeasured(what));
         }
-    }
-    if autoclear & BITMAPS != 0 {
-        return Err(Illegible::NotMeasured("persistent bitmaps"));
     }
     Ok(())
 }

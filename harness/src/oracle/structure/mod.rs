@@ -10,6 +10,7 @@
 //! owners. Leaks are legal. With the dirty bit, refcounts may be anything, and a mapping may point beyond
 //! the end of the file where the refcount table names a block for its range.
 
+mod bitmaps;
 mod finding;
 mod layout;
 mod refcounts;
@@ -18,6 +19,7 @@ mod snapshots;
 
 use engine::device::PageImage;
 
+pub use bitmaps::StoredBitmap;
 pub use finding::{Finding, Owner, Table};
 use layout::Illegible;
 pub use layout::Layout;
@@ -95,6 +97,8 @@ pub struct StructureReport {
     pub mapped: Vec<Mapped>,
     /// The snapshots, in the order of the table.
     pub snapshots: Vec<Snapshot>,
+    /// The persistent bitmaps, in file order.
+    pub bitmaps: Vec<StoredBitmap>,
 }
 
 impl StructureReport {

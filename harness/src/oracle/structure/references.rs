@@ -65,6 +65,7 @@ pub(super) fn collect(scan: &mut Scan<'_>) -> Vec<Reference> {
     collector.l1_table(scan, Tree::Active, layout.l1_offset, layout.l1_entries);
     collector.snapshots(scan);
     collector.l2_tables(scan);
+    super::bitmaps::collect(&mut collector, scan);
     // Both are nearly in order already, which a stable sort is quick with.
     let by_guest_cluster = |mapped: &Mapped| mapped.guest_cluster;
     scan.report.mapped.sort_by_key(by_guest_cluster);
@@ -73,14 +74,14 @@ pub(super) fn collect(scan: &mut Scan<'_>) -> Vec<Reference> {
     collector.references
 }
 
-struct Collector {
+pub(super) struct Collector {
     references: Vec<Reference>,
     uses: Vec<Use>,
 }
 
 impl Collector {
     /// Notes that `owner` holds `clusters` clusters from `offset` on.
-    fn refer(&mut self, scan: &mut Scan<'_>, owner: Owner, offset: u64, clusters: u64) {
+    pub(super) fn refer(&mut self, scan: &mut Scan<'_>, owner: Owner, offset: u64, clusters: u64) {
         let first = offset >> scan.layout.cluster_bits;
         for cluster in first..first + scan.spend(clusters) {
             self.refer_once(scan, owner, cluster, 1, Claim::Mute);

@@ -366,12 +366,20 @@ fn a_header_that_cannot_be_right_is_one_finding() {
 
 #[test]
 fn what_is_not_judged_is_said() {
-    for (at, byte) in [(79, 4), (79, 32), (95, 1)] {
+    for (at, byte) in [(79, 4), (79, 32)] {
         let mut sample = Sample::new();
         sample.image.write(at, &[byte]);
         let report = walk(&sample.image);
         assert!(report.not_measured.is_some(), "{at}");
     }
+}
+
+#[test]
+fn a_bit_for_bitmaps_without_any_is_a_finding() {
+    let mut sample = Sample::new();
+    sample.image.write(95, &[1]);
+    let report = walk(&sample.image);
+    assert_eq!(report.findings[0].rule(), "bitmap");
 }
 
 #[test]
