@@ -33,10 +33,6 @@
 //! 11. **Guest flush**: L2 tables are written under rule 1, then the device is flushed.
 //! 12. **Before use**: an image that is opened for writing is flushed once. Whoever wrote it last may
 //!     have been killed and left a mapping, a count or data volatile that rules 1 to 7 rely on.
-//! 13. **Compressed bytes**: no sector that holds them is written twice, whoever else's bytes share its
-//!     cluster; and they are durable before the L2 entry that points to them, dirty bit or not: what is
-//!     half written does not decompress at all.
-//!
 //! 13. **Header rewrite**: what the header refers to behind sector 0 is durable before sector 0 refers to it,
 //!     and no byte that the present sector 0 refers to changes before that. See `rewrite`.
 //! 14. **Amend**: refcounts of another width stand beside the old ones and are durable before one write of
@@ -57,6 +53,9 @@
 //!     first change that the guest makes. Before the size changes, that holds for every bitmap.
 //! 21. **Before a bitmap switch**: a stored bitmap, the directory, their refcounts, and what the guest
 //!     wrote until then are durable before the header points to the directory.
+//! 22. **Compressed bytes**: no sector that holds them is written twice, whoever else's bytes share its
+//!     cluster; and they are durable before the L2 entry that points to them, dirty bit or not: what is
+//!     half written does not decompress at all.
 //!
 //! A flush that fails may have dropped what it was to make durable, and a later one would not tell.
 //! From then on nothing is allocated and no table is written back, barrier or not.

@@ -1,6 +1,6 @@
 //! Storing compressed clusters: where their bytes go, and how host clusters are shared.
 //!
-//! Rule 13. Compressed bytes start at any byte, and the bytes of several clusters share host clusters
+//! Rule 22. Compressed bytes start at any byte, and the bytes of several clusters share host clusters
 //! and even sectors. A disk writes whole sectors, so whoever adds to a sector that is in use writes its
 //! durable bytes anew: a write that fails half-way, or a request beside it that knows less of the
 //! sector, would take them along. So no sector of compressed bytes is written twice. What one call
@@ -271,7 +271,7 @@ impl Metadata {
                 }
             }
         }
-        // Rule 13: the next call starts at a sector of its own.
+        // Rule 22: the next call starts at a sector of its own.
         if !self.planted.has(Defect::CompressedTailRewritten) {
             self.packing = self
                 .packing
