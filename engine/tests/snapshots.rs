@@ -7,6 +7,7 @@ mod kit;
 
 use std::path::Path;
 
+use engine::device::Event;
 use engine::error::{Error, Refused};
 use engine::image::{Access, Image, Unmap};
 use engine::manage::{Manage, NewSnapshot};
@@ -529,4 +530,30 @@ fn going_back_needs_no_reference_more_than_it_leaves() {
     run(image.close()).unwrap();
     let report = run(check(&ram.port, Repair::None, &CheckOptions::default())).unwrap();
     assert!(report.is_clean(), "{:?}", report.findings);
+}
+
+#[test]
+fn repair_takes_back_a_compressed_claim_in_a_table_that_only_a_snapshot_has() {
+    let (ram, image) = new_image(3, 4);
+    run(image.write(0, vec![1; 512])).unwrap();
+    take(&image, "one").unwrap();
+    run(image.write(0, vec![2; 512])).unwrap();
+    run(image.close()).unwrap();
+    drop(image);
+    let at = ram.port.at(Event::None);
+    let word = |offset: u64| {
+        let sector = run(at.read(offset / 512 * 512, 512)).unwrap();
+        let within = usize::try_from(offset % 512).unwrap();
+        u64::from_be_bytes(sector[within..within + 8].try_into().unwrap())
+    };
+    let offset = |word: u64| word & 0x00ff_ffff_ffff_fe00;
+    let table = offset(word(word(word(64))));
+    let data = offset(word(table));
+    let mut bytes = run(at.read(table, 512)).unwrap();
+    bytes[40..48].copy_from_slice(&(3 << 62 | data).to_be_bytes());
+    run(at.write(table, bytes)).unwrap();
+    let report = run(check(&ram.port, Repair::All, &CheckOptions::default())).unwrap();
+    assert!(report.is_clean(), "{report:?}");
+    let again = run(check(&ram.port, Repair::None, &CheckOptions::default())).unwrap();
+    assert_eq!((again.found.corruptions, again.found.leaks), (0, 0));
 }

@@ -264,10 +264,6 @@ impl Survey<'_> {
         for table in tables {
             self.rewrite_l2(table, |entry| {
                 match entry.decode(header.geometry, header.version) {
-                    Ok(Mapping::Compressed(_)) => L2Entry {
-                        word: entry.word & !COPIED,
-                        ..entry
-                    },
                     Ok(mapping) => match mapping.parts() {
                         (Some((offset, _)), _) => L2Entry {
                             word: self.with_copied(entry.word, offset),
@@ -277,6 +273,22 @@ impl Survey<'_> {
                     },
                     Err(_) => entry,
                 }
+            })
+            .await?;
+        }
+        self.withdraw_compressed_claims().await
+    }
+
+    /// Clears COPIED on compressed clusters, where it has no meaning, in the tables of snapshots too.
+    async fn withdraw_compressed_claims(&self) -> Result<(), DeviceError> {
+        let (geometry, version) = (self.header.geometry, self.header.version);
+        for table in &self.compressed_claims {
+            self.rewrite_l2(*table, |entry| match entry.decode(geometry, version) {
+                Ok(Mapping::Compressed(_)) => L2Entry {
+                    word: entry.word & !COPIED,
+                    ..entry
+                },
+                Ok(_) | Err(_) => entry,
             })
             .await?;
         }

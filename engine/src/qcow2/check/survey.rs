@@ -40,6 +40,8 @@ pub(super) struct Survey<'a> {
     pub(super) wrong_blocks: Vec<u64>,
     /// L2 tables with entries that keep an unaligned cluster in reserve for zeroes.
     pub(super) unaligned_reserves: Vec<HostOffset>,
+    /// L2 tables with a compressed cluster that claims COPIED.
+    pub(super) compressed_claims: Vec<HostOffset>,
     /// Whether COPIED may have to change somewhere: it is clear on a cluster, set on a compressed
     /// one, or there are clusters with several references.
     pub(super) copied_in_doubt: bool,
@@ -87,6 +89,7 @@ impl<'a> Survey<'a> {
             rebuild: false,
             wrong_blocks: Vec::new(),
             unaligned_reserves: Vec::new(),
+            compressed_claims: Vec::new(),
             copied_in_doubt: false,
             lost_end: 0,
             wild: Vec::new(),

@@ -160,6 +160,9 @@ impl Survey<'_> {
             Ok(Mapping::Compressed(compressed)) => {
                 if entry.claims_copied() {
                     self.copied_in_doubt = true;
+                    if self.compressed_claims.last() != Some(&table.offset) {
+                        self.compressed_claims.push(table.offset);
+                    }
                     self.note(Kind::CompressedCopied, place);
                 }
                 if table.active {
