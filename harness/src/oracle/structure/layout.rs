@@ -15,6 +15,7 @@ const EXTENDED_L2: u64 = 1 << 4;
 const KNOWN: u64 = DIRTY | CORRUPT | DATA_FILE | COMPRESSION_TYPE | EXTENDED_L2;
 const LAZY_REFCOUNTS: u64 = 1 << 0;
 const BITMAPS: u64 = 1 << 0;
+const MAX_ENCRYPTION_HEADER_BYTES: u64 = 16 << 20;
 const MAX_L1_BYTES: u64 = 32 << 20;
 const MAX_REFTABLE_BYTES: u64 = 8 << 20;
 const MAX_SNAPSHOTS: u32 = 65536;
@@ -231,7 +232,12 @@ fn encryption_header(
         };
         let (kind, len) = (long(0) >> 32, long(0) & 0xffff_ffff);
         if kind == 0x0537_be77 && len == 16 {
-            return Ok((long(8), long(16)));
+            let (offset, len_bytes) = (long(8), long(16));
+            return if offset >> 56 == 0 && len_bytes <= MAX_ENCRYPTION_HEADER_BYTES {
+                Ok((offset, len_bytes))
+            } else {
+                Err(Illegible::Bad("the encryption header is out of range"))
+            };
         }
         if kind == 0 {
             break;
