@@ -118,8 +118,13 @@ impl Ledger {
 
     /// The application of a snapshot that may or may not have come to pass at `cut`.
     pub(super) fn open_application(&self, cut: Moment) -> Option<(&Turn, Origin)> {
+        // What came after a refused one has changed the disk since.
+        let is_last = |turn: &Turn| {
+            let mut submissions = self.submissions.iter();
+            submissions.all(|(_, at)| *at <= turn.submitted || *at > cut)
+        };
         self.turns.iter().rev().find_map(|turn| match turn.what {
-            What::Apply(origin) if turn.is_open(cut) => Some((turn, origin)),
+            What::Apply(origin) if turn.is_open(cut) && is_last(turn) => Some((turn, origin)),
             What::Apply(_) | What::Take | What::Delete => None,
         })
     }
