@@ -80,10 +80,13 @@ pub(super) struct Collector {
 }
 
 impl Collector {
-    /// Notes that `owner` holds `clusters` clusters from `offset` on.
+    /// Notes that `owner` holds `clusters` clusters from `offset` on; of those beyond the end of the file one
+    /// says enough.
     pub(super) fn refer(&mut self, scan: &mut Scan<'_>, owner: Owner, offset: u64, clusters: u64) {
         let first = offset >> scan.layout.cluster_bits;
-        for cluster in first..first + scan.spend(clusters) {
+        let end = scan.image.len().div_ceil(scan.layout.cluster_bytes());
+        let reach = first + scan.spend(clusters);
+        for cluster in first..reach.min(end.max(first) + 1) {
             self.refer_once(scan, owner, cluster, 1, Claim::Mute);
         }
     }
