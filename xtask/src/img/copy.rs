@@ -101,9 +101,16 @@ impl Target<'_> {
                 self.zero(at + here, whole)?;
                 whole
             } else {
+                // Asked for once: to look for the end of a long stretch at every step takes most of the time.
                 let len = stretch.len_bytes.next_multiple_of(unit).min(end - here);
-                let len = len.min(STEP - (at + here) % STEP);
-                self.copy(source, here, at + here, len)?;
+                let mut done = 0;
+                while done < len {
+                    let from = here + done;
+                    let step = (len - done).min(STEP - (at + from) % STEP);
+                    self.copy(source, from, at + from, step)?;
+                    done += step;
+                    self.progress.at(at + from + step);
+                }
                 len
             };
             here += len;
