@@ -190,7 +190,7 @@ impl Small {
 
     /// No larger than what is used of it.
     fn smaller_disk(&self, shape: &ImageShape) -> Option<Self> {
-        let operations = self.scenario.operations.iter().filter_map(|op| range(*op));
+        let operations = self.scenario.operations.iter().filter_map(|op| op.range());
         let used = operations.chain(shape.filled.iter().chain(&shape.packed).copied());
         let end = used.map(Extent::end).max().unwrap_or(SECTOR);
         if end >= shape.virtual_bytes {
@@ -287,7 +287,7 @@ fn plainer_operation(operation: Operation, cluster_bytes: u64) -> Vec<Operation>
         let fewer = parts.into_iter().filter(|part| *part != amend);
         plainer.extend(fewer.map(Operation::Amend));
     }
-    let Some(extent) = range(operation) else {
+    let Some(extent) = operation.range() else {
         return plainer;
     };
     let shorter = [
@@ -312,55 +312,11 @@ fn plainer_operation(operation: Operation, cluster_bytes: u64) -> Vec<Operation>
     plainer
 }
 
-/// The range that an operation touches.
-fn range(operation: Operation) -> Option<Extent> {
-    match operation {
-        Operation::Read { offset, len_bytes }
-        | Operation::Write { offset, len_bytes }
-        | Operation::WriteCompressed { offset, len_bytes }
-        | Operation::WriteZeroes {
-            offset, len_bytes, ..
-        }
-        | Operation::Discard { offset, len_bytes } => Some(Extent { offset, len_bytes }),
-        Operation::Flush
-        | Operation::Grow { .. }
-        | Operation::Amend(_)
-        | Operation::Rename { .. }
-        | Operation::Empty
-        | Operation::SnapshotCreate { .. }
-        | Operation::SnapshotApply { .. }
-        | Operation::SnapshotDelete { .. }
-        | Operation::Bitmap(_)
-        | Operation::Reopen => None,
-    }
-}
-
 /// The same operation on another range.
 fn moved(operation: Operation, to: impl FnOnce(Extent) -> Extent) -> Operation {
-    let Some(extent) = range(operation) else {
-        return operation;
-    };
-    let Extent { offset, len_bytes } = to(extent);
-    match operation {
-        Operation::Read { .. } => Operation::Read { offset, len_bytes },
-        Operation::Write { .. } => Operation::Write { offset, len_bytes },
-        Operation::WriteCompressed { .. } => Operation::WriteCompressed { offset, len_bytes },
-        Operation::WriteZeroes { unmap, .. } => Operation::WriteZeroes {
-            offset,
-            len_bytes,
-            unmap,
-        },
-        Operation::Discard { .. } => Operation::Discard { offset, len_bytes },
-        Operation::Flush
-        | Operation::Grow { .. }
-        | Operation::Amend(_)
-        | Operation::Rename { .. }
-        | Operation::Empty
-        | Operation::SnapshotCreate { .. }
-        | Operation::SnapshotApply { .. }
-        | Operation::SnapshotDelete { .. }
-        | Operation::Bitmap(_)
-        | Operation::Reopen => operation,
+    match operation.range() {
+        Some(extent) => operation.with_range(to(extent)),
+        None => operation,
     }
 }
 

@@ -161,23 +161,8 @@ fn budget_steps(scenario: &Scenario) -> u64 {
     let sectors: u64 = scenario
         .operations
         .iter()
-        .map(|operation| match *operation {
-            Operation::Read { len_bytes, .. }
-            | Operation::Write { len_bytes, .. }
-            | Operation::WriteCompressed { len_bytes, .. }
-            | Operation::WriteZeroes { len_bytes, .. }
-            | Operation::Discard { len_bytes, .. } => len_bytes / 512,
-            Operation::Flush
-            | Operation::Grow { .. }
-            | Operation::Amend(_)
-            | Operation::Rename { .. }
-            | Operation::Empty
-            | Operation::SnapshotCreate { .. }
-            | Operation::SnapshotApply { .. }
-            | Operation::SnapshotDelete { .. }
-            | Operation::Bitmap(_)
-            | Operation::Reopen => 0,
-        })
+        .filter_map(|operation| operation.range())
+        .map(|range| range.len_bytes / 512)
         .sum();
     FIXED + PER_SECTOR * sectors
 }

@@ -748,29 +748,12 @@ mod tests {
         for scenario in drawn(2000, &Pins::default()) {
             let mut end = shape(&scenario).virtual_bytes;
             for operation in &scenario.operations {
-                match *operation {
-                    Operation::Read { offset, len_bytes }
-                    | Operation::Write { offset, len_bytes }
-                    | Operation::WriteCompressed { offset, len_bytes }
-                    | Operation::WriteZeroes {
-                        offset, len_bytes, ..
-                    }
-                    | Operation::Discard { offset, len_bytes } => {
-                        assert!(offset + len_bytes <= end, "{operation:?} in {end}");
-                    }
-                    Operation::Grow { virtual_bytes } => {
-                        assert!(virtual_bytes > end);
-                        end = virtual_bytes;
-                    }
-                    Operation::Flush
-                    | Operation::Amend(_)
-                    | Operation::Rename { .. }
-                    | Operation::Empty
-                    | Operation::SnapshotCreate { .. }
-                    | Operation::SnapshotApply { .. }
-                    | Operation::SnapshotDelete { .. }
-                    | Operation::Bitmap(_)
-                    | Operation::Reopen => {}
+                if let Some(range) = operation.range() {
+                    assert!(range.end() <= end, "{operation:?} in {end}");
+                }
+                if let Operation::Grow { virtual_bytes } = *operation {
+                    assert!(virtual_bytes > end);
+                    end = virtual_bytes;
                 }
             }
         }

@@ -3,6 +3,8 @@
 use engine::image::Unmap;
 use engine::manage::{Amend, BitmapState};
 
+use super::shape::Extent;
+
 /// One operation on an image. Offsets and lengths are bytes and multiples of 512.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Operation {
@@ -79,6 +81,58 @@ pub enum Operation {
     Bitmap(BitmapOperation),
     /// Wait for everything in flight, close the image and open it again.
     Reopen,
+}
+
+impl Operation {
+    /// The range of the guest's disk that the operation touches, where it touches one.
+    pub fn range(self) -> Option<Extent> {
+        match self {
+            Self::Read { offset, len_bytes }
+            | Self::Write { offset, len_bytes }
+            | Self::WriteCompressed { offset, len_bytes }
+            | Self::WriteZeroes {
+                offset, len_bytes, ..
+            }
+            | Self::Discard { offset, len_bytes } => Some(Extent { offset, len_bytes }),
+            Self::Flush
+            | Self::Grow { .. }
+            | Self::Amend(_)
+            | Self::Rename { .. }
+            | Self::Empty
+            | Self::SnapshotCreate { .. }
+            | Self::SnapshotApply { .. }
+            | Self::SnapshotDelete { .. }
+            | Self::Bitmap(_)
+            | Self::Reopen => None,
+        }
+    }
+
+    /// The same operation on another range; one that touches none stays as it is.
+    #[must_use]
+    pub fn with_range(self, to: Extent) -> Self {
+        let Extent { offset, len_bytes } = to;
+        match self {
+            Self::Read { .. } => Self::Read { offset, len_bytes },
+            Self::Write { .. } => Self::Write { offset, len_bytes },
+            Self::WriteCompressed { .. } => Self::WriteCompressed { offset, len_bytes },
+            Self::WriteZeroes { unmap, .. } => Self::WriteZeroes {
+                offset,
+                len_bytes,
+                unmap,
+            },
+            Self::Discard { .. } => Self::Discard { offset, len_bytes },
+            Self::Flush
+            | Self::Grow { .. }
+            | Self::Amend(_)
+            | Self::Rename { .. }
+            | Self::Empty
+            | Self::SnapshotCreate { .. }
+            | Self::SnapshotApply { .. }
+            | Self::SnapshotDelete { .. }
+            | Self::Bitmap(_)
+            | Self::Reopen => self,
+        }
+    }
 }
 
 /// What is done to which bitmap.

@@ -343,14 +343,10 @@ impl Scenario {
         };
         let mut taken: BTreeSet<u32> = (0..before).collect();
         for operation in &self.operations {
+            if let Some(Extent { offset, len_bytes }) = operation.range() {
+                check_range(offset, len_bytes)?;
+            }
             match *operation {
-                Operation::Read { offset, len_bytes }
-                | Operation::Write { offset, len_bytes }
-                | Operation::WriteCompressed { offset, len_bytes }
-                | Operation::WriteZeroes {
-                    offset, len_bytes, ..
-                }
-                | Operation::Discard { offset, len_bytes } => check_range(offset, len_bytes)?,
                 Operation::Grow { virtual_bytes } => check_range(virtual_bytes, 512)?,
                 Operation::Rename { name_bytes } => {
                     if !(1..=1023).contains(&name_bytes) {
@@ -363,7 +359,12 @@ impl Scenario {
                         return Err(BadScenario(format!("snapshot {snapshot} is taken twice")));
                     }
                 }
-                Operation::SnapshotApply { .. }
+                Operation::Read { .. }
+                | Operation::Write { .. }
+                | Operation::WriteCompressed { .. }
+                | Operation::WriteZeroes { .. }
+                | Operation::Discard { .. }
+                | Operation::SnapshotApply { .. }
                 | Operation::SnapshotDelete { .. }
                 | Operation::Amend(_)
                 | Operation::Empty
