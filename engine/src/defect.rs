@@ -138,6 +138,8 @@ defects! {
     WidthBeforeBlocks "width-before-blocks",
     /// The header becomes version 2 before the zeroes that it cannot express are expanded durably.
     DowngradeBeforeZeroes "downgrade-before-zeroes",
+    /// Zeroes that version 2 does not know stay in the tables of snapshots.
+    DowngradeForgetsSnapshots "downgrade-forgets-snapshots",
     /// An emptied image's L1 table is switched to before it is durable.
     EmptyBeforeTable "empty-before-table",
     /// What an emptied image held is freed before the switch to the empty L1 table is durable.

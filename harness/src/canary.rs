@@ -90,6 +90,11 @@ fn pins(defect: Defect) -> Pins {
             version: Some(3),
             ..managed(Managed::Amend)
         },
+        Defect::DowngradeForgetsSnapshots => Pins {
+            version: Some(3),
+            snapshots: Some(true),
+            ..managed(Managed::Amend)
+        },
         Defect::HeaderBeforeNames | Defect::HeaderNotFlushed => managed(Managed::Rename),
         Defect::EmptyBeforeTable | Defect::EmptyFreesEarly => managed(Managed::Empty),
         Defect::BitmapBeforeData | Defect::SubclusterNotFilled | Defect::ZeroBitsLost => Pins {

@@ -12,8 +12,9 @@ use super::header::{Extension, Header, incompatible};
 use super::image::Qcow2;
 use super::metadata::{Metadata, Refcounting};
 use super::order::{Rule, Stamp};
+use super::snapshot::expand::Instead;
 use super::unit::{GuestCluster, byte_count, mem_len};
-use crate::error::{Error, Refused, Unsupported};
+use crate::error::{Error, Refused};
 
 /// The most zeroes that one step writes; at least a cluster.
 const STEP_BYTES: u64 = 2 << 20;
@@ -21,12 +22,8 @@ const STEP_BYTES: u64 = 2 << 20;
 impl Metadata {
     /// Makes a version 2 image one of version 3.
     pub(super) async fn upgrade(&mut self) -> Result<(), Error> {
+        self.complete_snapshots().await?;
         let mut header = self.load_header().await?;
-        if header.snapshot_count > 0 {
-            return Err(
-                Unsupported::Features("another version with internal snapshots".into()).into(),
-            );
-        }
         header.version = 3;
         header.header_bytes = header_bytes(3);
         let named = header.extension(extension::FEATURE_NAMES).is_some();
@@ -52,12 +49,10 @@ impl Metadata {
         if header.extension(extension::BITMAPS).is_some() {
             return needs("persistent bitmaps: remove them first");
         }
-        if header.snapshot_count > 0 {
-            return Err(
-                Unsupported::Features("another version with internal snapshots".into()).into(),
-            );
+        match self.snapshots_beyond_version_2() {
+            Some(what) => needs(what),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// The first run of guest clusters from `from` on that say "zeroes", within one slice.
@@ -87,20 +82,24 @@ impl Metadata {
 impl Qcow2 {
     /// Makes a version 3 image one of version 2. The caller has claimed the whole disk.
     pub(super) async fn downgrade(&self) -> Result<(), Error> {
-        let has_backing = {
+        let instead = {
             let metadata = self.metadata.lock().await;
             let header = metadata.load_header().await?;
             metadata.may_downgrade(&header)?;
-            self.backing.is_some() || header.backing_name.is_some()
+            if self.backing.is_some() || header.backing_name.is_some() {
+                Instead::Data
+            } else {
+                // Where nothing lies beneath, what is not allocated reads zero too.
+                Instead::Nothing
+            }
         };
-        // Where nothing lies beneath, what is not allocated reads zero too.
-        let written_bytes = if has_backing {
-            self.virtual_bytes.get()
-        } else {
-            0
+        let written_bytes = match instead {
+            Instead::Data => self.virtual_bytes.get(),
+            Instead::Nothing => 0,
         };
         self.expand_zeroes(written_bytes).await?;
         let mut metadata = self.metadata.lock().await;
+        self.expand_snapshots(&mut metadata, instead).await?;
         metadata.settle(Rule::BeforeDowngrade).await?;
         let mut header = metadata.load_header().await?;
         header.version = 2;

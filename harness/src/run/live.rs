@@ -102,9 +102,7 @@ fn ledger(stage: &Stage, history: &[Happening]) -> Ledger {
 fn may_be_refused(operation: Operation, error: &Error) -> bool {
     let refused = match error {
         Error::Refused(refused) => refused,
-        // Another version of an image with snapshots.
-        Error::Unsupported(_) => return matches!(operation, Operation::Amend(_)),
-        Error::Device(_) | Error::BadImage(_) => return false,
+        Error::Unsupported(_) | Error::Device(_) | Error::BadImage(_) => return false,
     };
     match refused {
         Refused::OutOfRange { .. } | Refused::NoSuchSnapshot(_) | Refused::ResizeWithSnapshots => {

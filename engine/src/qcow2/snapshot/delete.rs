@@ -26,13 +26,7 @@ impl Metadata {
         let mut records = self.complete_records();
         let gone = records.remove(index);
         let tree = self.tree(gone.l1_offset, &l1).await?;
-        let table = self.write_snapshot_table(&records).await?;
-        if let Err(error) = self.write_refcounts().await {
-            if let Some(table) = table {
-                self.abandon_run(table).await;
-            }
-            return Err(error);
-        }
+        let table = self.prepare_snapshot_table(&records).await?;
         let early = self.planted.has(Defect::SnapshotFreesEarly);
         if early {
             self.lower_tree(&tree).await?;

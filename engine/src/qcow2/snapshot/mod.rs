@@ -10,6 +10,7 @@
 mod apply;
 mod create;
 mod delete;
+pub(in crate::qcow2) mod expand;
 pub(in crate::qcow2) mod table;
 mod tree;
 mod vm_state;
@@ -246,6 +247,18 @@ impl Metadata {
             return Err(Refused::TableFull(Structure::SnapshotTable).into());
         }
         self.write_new_clusters(Event::None, bytes).await.map(Some)
+    }
+
+    /// The same, with the counts of its clusters written out too.
+    async fn prepare_snapshot_table(&mut self, records: &[Record]) -> Result<Option<Run>, Error> {
+        let table = self.write_snapshot_table(records).await?;
+        if let Err(error) = self.write_refcounts().await {
+            if let Some(table) = table {
+                self.abandon_run(table).await;
+            }
+            return Err(error);
+        }
+        Ok(table)
     }
 
     /// The entries of the table, each with everything said that this engine knows to say.

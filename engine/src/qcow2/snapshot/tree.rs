@@ -27,7 +27,7 @@ pub(super) struct Tree {
 }
 
 impl Tree {
-    fn refer(&mut self, first: HostCluster, count: u64) {
+    pub(super) fn refer(&mut self, first: HostCluster, count: u64) {
         match self.references.last_mut() {
             Some((last, length)) if last.0 + *length == first.0 => *length += count,
             Some(_) | None => self.references.push((first, count)),
@@ -126,7 +126,7 @@ impl Metadata {
         Ok(())
     }
 
-    async fn read_table(&self, table: HostOffset) -> Result<Vec<u8>, Error> {
+    pub(super) async fn read_table(&self, table: HostOffset) -> Result<Vec<u8>, Error> {
         let at = self.order.file().at(Event::L2Load);
         Ok(at.read(table.0, self.geometry.cluster_len()).await?)
     }
