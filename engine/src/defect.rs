@@ -144,6 +144,14 @@ defects! {
     EmptyBeforeTable "empty-before-table",
     /// What an emptied image held is freed before the switch to the empty L1 table is durable.
     EmptyFreesEarly "empty-frees-early",
+    /// The L2 entries that expose data in an external data file do not wait until that file is flushed.
+    LinkBeforeDataFile "link-before-data-file",
+    /// A guest flush flushes the image file and not the external data file.
+    FlushSkipsDataFile "flush-skips-data-file",
+    /// Zeroing a disk whose data file is raw changes mappings and leaves the data file as it is.
+    RawZeroesByFlag "raw-zeroes-by-flag",
+    /// A cluster of a raw data file changes before the L2 entry that shows it is durable.
+    RawDataBeforeLink "raw-data-before-link",
 }
 
 impl Defect {

@@ -182,13 +182,16 @@ pub enum Refused {
         /// Where the cluster starts.
         offset: u64,
     },
+    /// The image's data stand in an external file, which was not given.
+    #[error("the data of the image stand in an external data file: it is needed to open the image")]
+    NoDataFile,
     /// The image is encrypted, and no secret was given.
     #[error("the image is encrypted: a secret is needed to open it")]
     NoSecret,
     /// No slot of the image opens with a secret that was given.
     #[error("no key slot of the image opens with this secret")]
     WrongSecret,
-    /// The format has no compressed data, or the image encrypts what it holds.
+    /// The format has no compressed data, or the image encrypts what it holds or holds it elsewhere.
     #[error("this image cannot hold compressed data")]
     NoCompression,
     /// The image is open for reading only.

@@ -35,6 +35,8 @@ pub enum Manage {
     /// Changes the name and format of the backing file, or removes it, and nothing else: what the guest
     /// sees then depends on what the new backing file holds.
     SetBacking(Option<BackingName>),
+    /// Changes what the image says of its external data file, and nothing else.
+    SetDataFile(DataFileChange),
     /// Gives up everything that the image holds: afterwards it shows its backing file, or zeroes.
     MakeEmpty,
     /// Takes an internal snapshot of the guest's disk.
@@ -93,6 +95,26 @@ pub struct Amend {
     pub lazy_refcounts: Option<bool>,
     /// Binary logarithm of the refcount width in bits.
     pub refcount_order: Option<u32>,
+}
+
+/// A change of what an image says of its external data file.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct DataFileChange {
+    /// Another name for it. What it holds is for the caller to see to: an open image goes on with the file
+    /// that it was opened with.
+    pub name: Option<String>,
+    /// What becomes of the promise that it is, by itself, a raw image of the disk.
+    pub raw: RawPromise,
+}
+
+/// What becomes of the promise that an external data file is a raw image of the disk. It can be given only
+/// to a new image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum RawPromise {
+    /// It stays as it is.
+    Keep,
+    /// It is no longer given.
+    Withdraw,
 }
 
 /// A backing file as an image records it.

@@ -116,7 +116,10 @@ impl Image for Raw {
     fn manage(&self, operation: Manage) -> LocalFuture<'_, ()> {
         match operation {
             Manage::Resize { virtual_bytes } => Box::pin(self.grow(virtual_bytes)),
-            Manage::Amend(_) | Manage::SetBacking(_) | Manage::MakeEmpty => {
+            Manage::Amend(_)
+            | Manage::SetBacking(_)
+            | Manage::SetDataFile(_)
+            | Manage::MakeEmpty => {
                 let text = "a raw image has no header to change and nothing to give up";
                 Box::pin(async { Err(Refused::Option(text.into()).into()) })
             }

@@ -164,6 +164,10 @@ fn pins(defect: Defect) -> Pins {
         | Defect::RepairCleansEarly
         | Defect::RepairMissesLastEntry
         | Defect::RepairKeepsShortFile
+        | Defect::LinkBeforeDataFile
+        | Defect::FlushSkipsDataFile
+        | Defect::RawZeroesByFlag
+        | Defect::RawDataBeforeLink
         | Defect::RebaseBeforeFlush
         | Defect::CommitBeforeFlush => Pins::default(),
     }

@@ -39,6 +39,17 @@ fn not_hunted(defect: Defect) -> Option<&'static str> {
              loss; engine/tests/repair.rs finds it on images without the bit",
         );
     }
+    let of_two_files = [
+        Defect::LinkBeforeDataFile,
+        Defect::FlushSkipsDataFile,
+        Defect::RawZeroesByFlag,
+        Defect::RawDataBeforeLink,
+    ];
+    if of_two_files.contains(&defect) {
+        return Some(
+            "workloads use images that hold their data; engine/tests/data_file_power.rs finds it on two files",
+        );
+    }
     [Defect::CommitBeforeFlush, Defect::RebaseBeforeFlush]
         .contains(&defect)
         .then_some("workloads use one image; engine/tests/chain.rs finds it on two")

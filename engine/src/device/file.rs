@@ -17,7 +17,8 @@ use rustix::fs::{FallocateFlags, fallocate, seek};
 use rustix::io::Errno;
 
 use super::{
-    Cause, Completion, Device, DeviceError, Extent, ExtentKind, Op, OpKind, Outcome, Reply, Request,
+    Cause, Completion, Device, DeviceError, Extent, ExtentKind, Limits, Op, OpKind, Outcome, Reply,
+    Request, Unmapped,
 };
 
 /// Zeroes are written in pieces of this many bytes.
@@ -248,6 +249,13 @@ impl Device for FileDevice {
 
     fn len(&self) -> u64 {
         self.len.get()
+    }
+
+    fn limits(&self) -> Limits {
+        Limits {
+            unmapped: Unmapped::Zeroes,
+            ..Limits::default()
+        }
     }
 }
 

@@ -27,7 +27,7 @@ pub use file::FileDevice;
 pub use page_image::{ContentHash, PageImage, RunningHash, SectorHash, sector_hash};
 pub use port::{At, Port};
 pub use ram::RamDevice;
-pub use request::{Extent, ExtentKind, Limits, Op, OpKind, Request};
+pub use request::{Extent, ExtentKind, Limits, Op, OpKind, Request, Unmapped};
 
 /// Bytes in a sector: the unit in which a disk writes atomically.
 pub const SECTOR_BYTES: u64 = 512;

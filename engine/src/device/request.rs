@@ -172,6 +172,17 @@ pub struct Limits {
     pub align_bytes: u64,
     /// The longest read or write, in bytes.
     pub max_transfer_bytes: u64,
+    /// What a range reads as that was unmapped by a write of zeroes and not flushed since.
+    pub unmapped: Unmapped,
+}
+
+/// What an unmapped range reads as before the next flush, a power loss included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unmapped {
+    /// Each sector as before, or zeroes: a hole in a file is there or is not.
+    Zeroes,
+    /// Anything.
+    Anything,
 }
 
 impl Default for Limits {
@@ -179,6 +190,7 @@ impl Default for Limits {
         Self {
             align_bytes: super::SECTOR_BYTES,
             max_transfer_bytes: 1 << 31,
+            unmapped: Unmapped::Anything,
         }
     }
 }

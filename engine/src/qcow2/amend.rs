@@ -2,7 +2,8 @@
 //!
 //! Several changes in one call are made one after the other, each of them before or after: first the
 //! higher version, which others may need, last the lower one, which others may forbid. What the
-//! request itself rules out is refused before the first. Size, data file and key slots are changed elsewhere.
+//! request itself rules out is refused before the first. Size, data file and key slots
+//! are changed elsewhere.
 
 use super::extension;
 use super::geometry::Geometry;
@@ -58,6 +59,11 @@ impl Qcow2 {
             if name.is_empty() {
                 return Err(Refused::Option("a backing file name is not empty".into()).into());
             }
+            if header.has_raw_data_file() {
+                let text =
+                    "a raw external data file shows all of the disk: nothing can lie beneath it";
+                return Err(Refused::Option(text.into()).into());
+            }
             header.backing_name = Some(name.into_bytes());
             if let Some(format) = format {
                 let kind = extension::BACKING_FORMAT;
@@ -98,6 +104,9 @@ impl Metadata {
         }
         if version == 2 && self.geometry.has_subclusters() {
             return refuse("version 2 has no extended L2 entries: keep version 3".into());
+        }
+        if version == 2 && self.geometry.has_external_data() {
+            return refuse("version 2 has no external data files: keep version 3".into());
         }
         if version == 2 && self.bitmaps.any() {
             return refuse("version 2 has no bitmaps: remove them before".into());

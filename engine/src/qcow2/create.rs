@@ -9,12 +9,13 @@ use super::crypto::{self, Encryption};
 use super::geometry::Geometry;
 use super::header::{
     Extension, Header, MAX_BACKING_NAME, MAX_L1_BYTES, MAX_REFTABLE_BYTES, V2_LEN, V3_LEN_WRITTEN,
-    compatible, incompatible,
+    autoclear, compatible, incompatible,
 };
 use super::unit::{HostCluster, HostOffset, byte_count};
-use super::{entry, extension, feature};
+use super::{Files, OpenOptions, Qcow2, data_file, entry, extension, feature};
 use crate::device::{Event, Port, SECTOR_BYTES};
 use crate::error::{Error, Refused, Structure};
+use crate::image::Image;
 
 const SECTOR: usize = 512;
 
@@ -40,6 +41,26 @@ pub struct CreateOptions {
     pub extended_l2: bool,
     /// What lies beneath.
     pub backing: Option<Backing>,
+    /// The external file that guest data are to stand in, if they are; version 3 only.
+    pub data_file: Option<NewDataFile>,
+}
+
+/// The external data file of a new image, as it is recorded in the image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewDataFile {
+    /// Its name.
+    pub name: String,
+    /// What it is by itself.
+    pub content: DataFileContent,
+}
+
+/// What an external data file is by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum DataFileContent {
+    /// Clusters that mean something only to the image.
+    Clusters,
+    /// A raw image of the disk, at every moment. Nothing can lie beneath such a disk.
+    Raw,
 }
 
 /// How the guest data of a new image are to be encrypted.
@@ -99,12 +120,52 @@ impl Default for CreateOptions {
             encryption: None,
             extended_l2: false,
             backing: None,
+            data_file: None,
         }
     }
 }
 
-/// Makes `file` an empty image. What the file held before is cut off.
+/// Makes `file` an empty image, and `data` its external data file. What the files held before is cut off.
+///
+/// A raw data file is mapped from start to end. Power lost on the way leaves no image, or one that reads
+/// as zeroes, as its data file does.
+pub async fn create_with_data_file(
+    file: &Port,
+    data: &Port,
+    options: &CreateOptions,
+) -> Result<(), Error> {
+    validate(options)?;
+    let Some(data_file) = &options.data_file else {
+        return refuse("a data file was given for an image that has its data in itself".into());
+    };
+    // An older image in the file must not show the data file's new content.
+    let at = file.at(Event::None);
+    at.set_len(0).await?;
+    at.flush().await?;
+    data_file::create(data, options.virtual_bytes).await?;
+    create_image(file, options).await?;
+    if data_file.content == DataFileContent::Clusters || options.encryption.is_some() {
+        return Ok(());
+    }
+    let files = Files {
+        image: file.clone(),
+        data: Some(data.clone()),
+        backing: None,
+    };
+    let image = Qcow2::open_files(files, &OpenOptions::default(), &[]).await?;
+    image.map_new_data_file().await?;
+    image.close().await
+}
+
+/// Makes `file` an empty image that has its data in itself. What the file held before is cut off.
 pub async fn create(file: &Port, options: &CreateOptions) -> Result<(), Error> {
+    if options.data_file.is_some() {
+        return Err(Refused::NoDataFile.into());
+    }
+    create_image(file, options).await
+}
+
+async fn create_image(file: &Port, options: &CreateOptions) -> Result<(), Error> {
     let geometry = validate(options)?;
     let luks: &[u8] = match &options.encryption {
         Some(NewEncryption::Luks(bytes)) => bytes,
@@ -144,6 +205,7 @@ fn validate(options: &CreateOptions) -> Result<Geometry, Error> {
         encryption: _,
         extended_l2,
         ref backing,
+        ref data_file,
     } = *options;
     if !(2..=3).contains(&version) {
         return refuse(format!("version {version} is not 2 or 3"));
@@ -185,6 +247,9 @@ fn validate(options: &CreateOptions) -> Result<Geometry, Error> {
             geometry.cluster_bytes()
         ));
     }
+    if let Some(data_file) = data_file {
+        geometry = external(geometry, data_file, options)?;
+    }
     if let Some(backing) = backing {
         validate_backing(backing, options, geometry)?;
     }
@@ -206,6 +271,40 @@ fn extended(geometry: Geometry, version: u32) -> Result<Geometry, Error> {
     )
 }
 
+fn external(
+    geometry: Geometry,
+    data_file: &NewDataFile,
+    options: &CreateOptions,
+) -> Result<Geometry, Error> {
+    if options.version == 2 {
+        return refuse("version 2 has no external data files: use version 3".into());
+    }
+    if data_file.name.is_empty() {
+        return refuse("the name of a data file is not empty".into());
+    }
+    if data_file.content == DataFileContent::Raw && options.backing.is_some() {
+        return refuse(
+            "a raw external data file shows all of the disk: nothing can lie beneath it".into(),
+        );
+    }
+    if header_end(options, geometry) > geometry.cluster_len() {
+        return refuse(format!(
+            "a data file name of {} bytes does not fit the first cluster: use a shorter name or clusters of more than {} bytes",
+            data_file.name.len(),
+            geometry.cluster_bytes()
+        ));
+    }
+    Ok(geometry.with_external_data())
+}
+
+/// Where the extensions end in the first cluster.
+fn header_end(options: &CreateOptions, geometry: Geometry) -> usize {
+    let mut extensions_bytes = Vec::new();
+    let extensions = extensions(options, geometry, &Layout::default_of(geometry));
+    extension::encode(&extensions, &mut extensions_bytes);
+    header_len(options.version) + extensions_bytes.len()
+}
+
 fn validate_backing(
     backing: &Backing,
     options: &CreateOptions,
@@ -217,12 +316,7 @@ fn validate_backing(
             "a backing file name of {len} bytes is not within 1..={MAX_BACKING_NAME}"
         ));
     }
-    let mut before = Vec::new();
-    extension::encode(
-        &extensions(options, geometry, &Layout::default_of(geometry)),
-        &mut before,
-    );
-    let end = header_len(options.version) + before.len() + len;
+    let end = header_end(options, geometry) + len;
     if end > geometry.cluster_len() {
         return refuse(format!(
             "a backing file name of {len} bytes does not fit the first cluster: use a shorter name or clusters of more than {} bytes",
@@ -242,6 +336,7 @@ fn header(options: &CreateOptions, geometry: Geometry, layout: &Layout) -> Heade
     } else {
         0
     };
+    let content = options.data_file.as_ref().map(|file| file.content);
     Header {
         version: options.version,
         geometry,
@@ -259,9 +354,16 @@ fn header(options: &CreateOptions, geometry: Geometry, layout: &Layout) -> Heade
             incompatible::EXTENDED_L2
         } else {
             0
+        } | if geometry.has_external_data() {
+            incompatible::DATA_FILE
+        } else {
+            0
         },
         compatible: lazy,
-        autoclear: 0,
+        autoclear: match content {
+            Some(DataFileContent::Raw) => autoclear::RAW_DATA_FILE,
+            Some(DataFileContent::Clusters) | None => 0,
+        },
         encryption: options.encryption.as_ref().map(|new| match new {
             NewEncryption::Aes => Encryption::Aes,
             NewEncryption::Luks(bytes) => Encryption::Luks {
@@ -291,6 +393,12 @@ fn extensions(options: &CreateOptions, geometry: Geometry, layout: &Layout) -> V
         extensions.push(Extension {
             kind: extension::BACKING_FORMAT,
             data: backing.format.name().into(),
+        });
+    }
+    if let Some(data_file) = &options.data_file {
+        extensions.push(Extension {
+            kind: extension::DATA_FILE,
+            data: data_file.name.clone().into_bytes(),
         });
     }
     if let Some(NewEncryption::Luks(bytes)) = &options.encryption {

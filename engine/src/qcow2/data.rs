@@ -5,9 +5,10 @@
 
 use super::image::Qcow2;
 use super::order::Stamp;
-use super::unit::{HostOffset, mem_len};
+use super::unit::{HostOffset, byte_count, mem_len};
 use crate::device::Event;
 use crate::error::Error;
+use crate::image::Unmap;
 
 /// A stretch of guest data: where it stands and what the guest calls it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,7 +35,7 @@ impl Qcow2 {
         from: Place,
         into: &mut [u8],
     ) -> Result<(), Error> {
-        let file = self.order.file();
+        let file = self.order.data_file();
         into.copy_from_slice(&file.at(event).read(from.host.0, into.len()).await?);
         if let Some(crypto) = &self.crypto {
             crypto.decrypt(from, into);
@@ -44,10 +45,14 @@ impl Qcow2 {
 
     /// Writes guest data.
     pub(super) async fn write_data(&self, to: Place, mut data: Vec<u8>) -> Result<Stamp, Error> {
+        data.truncate(mem_len(self.room_at(to, byte_count(data.len()))));
+        if data.is_empty() {
+            return Ok(Stamp::default());
+        }
         if let Some(crypto) = &self.crypto {
             crypto.encrypt(to, &mut data);
         }
-        self.order.write(Event::WriteAio, to.host, data).await
+        self.order.write_data(Event::WriteAio, to.host, data).await
     }
 
     /// Makes guest data read as zeroes where they stand.
@@ -56,8 +61,23 @@ impl Qcow2 {
             // What the file has as zeroes would not read as zeroes.
             return self.write_data(at, vec![0; mem_len(len_bytes)]).await;
         }
+        let len_bytes = self.room_at(at, len_bytes);
+        if len_bytes == 0 {
+            return Ok(Stamp::default());
+        }
         self.order
-            .write_zeroes(Event::PwritevZero, at.host, len_bytes)
+            .zero_data(Event::PwritevZero, at.host, len_bytes, Unmap::Keep)
             .await
+    }
+
+    /// How much of a range may be written: an external data file does not outgrow the disk, whose last
+    /// cluster it need not hold as a whole.
+    fn room_at(&self, at: Place, len_bytes: u64) -> u64 {
+        if self.geometry.has_external_data() {
+            let end = self.virtual_bytes.get().max(self.growing_to.get());
+            len_bytes.min(end.saturating_sub(at.guest))
+        } else {
+            len_bytes
+        }
     }
 }

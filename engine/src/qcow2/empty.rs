@@ -12,13 +12,17 @@ use super::metadata::Metadata;
 use super::order::{Rule, Stamp};
 use super::unit::{HostOffset, byte_count, mem_len};
 use crate::device::Event;
-use crate::error::{BadImage, Error, Problem, Structure};
+use crate::error::{BadImage, Error, Problem, Refused, Structure};
 use crate::sync::Mode;
 
 impl Qcow2 {
     /// Makes every cluster unallocated. Before or after, and durable on return.
     pub(super) async fn make_empty(&self) -> Result<(), Error> {
         self.access.must_allow_writes()?;
+        if self.raw_data.get() {
+            let text = "a raw external data file is the disk: it cannot be emptied, only zeroed";
+            return Err(Refused::NotByFormat(text).into());
+        }
         let _all = self.claims.lock(0..u64::MAX, Mode::Exclusive).await;
         let mut metadata = self.metadata.lock().await;
         metadata.must_be_sound()?;
@@ -28,7 +32,12 @@ impl Qcow2 {
             return Ok(());
         }
         let old = metadata.switch_to_empty().await?;
-        metadata.release(&old).await
+        metadata.release(&old).await?;
+        if self.geometry.has_external_data() {
+            let len_bytes = self.order.data_file().len();
+            self.order.discard_data(HostOffset(0), len_bytes).await;
+        }
+        Ok(())
     }
 }
 

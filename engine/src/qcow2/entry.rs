@@ -177,8 +177,8 @@ impl L2Entry {
             (true, true) => Mapping::Zero {
                 reserve: Some((offset, copied(self.word))),
             },
-            (false, false) => Mapping::Unallocated,
-            (false, true) => Mapping::Data {
+            (false, false) if !self.is_first_of_data_file(geometry) => Mapping::Unallocated,
+            (false, _) => Mapping::Data {
                 offset,
                 copied: copied(self.word),
             },
@@ -187,13 +187,20 @@ impl L2Entry {
 
     fn decode_split(self, geometry: Geometry) -> Result<Mapping, BadEntry> {
         let parts = self.subclusters();
-        let homeless = self.word & OFFSET == 0 && parts.allocated != 0;
+        let nowhere = self.word & OFFSET == 0 && !self.is_first_of_data_file(geometry);
+        let homeless = nowhere && parts.allocated != 0;
         if parts.allocated & parts.zero != 0 || homeless {
             return Err(BadEntry::Bitmap(self.bitmap));
         }
         let offset = aligned(self.word & OFFSET, geometry)?;
-        let cluster = (offset.0 != 0).then_some((offset, copied(self.word)));
+        let cluster = (!nowhere).then_some((offset, copied(self.word)));
         Ok(Mapping::of_parts(cluster, parts))
+    }
+
+    /// Whether offset 0 means the first cluster of an external data file: COPIED, which is set on every
+    /// cluster there, tells that from no cluster at all.
+    fn is_first_of_data_file(self, geometry: Geometry) -> bool {
+        geometry.has_external_data() && self.word & (COPIED | OFFSET) == COPIED
     }
 
     fn subclusters(self) -> Subclusters {

@@ -8,6 +8,8 @@ use super::header::{Extension, Malformed};
 pub const END: u32 = 0;
 /// The format of the backing file, as text.
 pub const BACKING_FORMAT: u32 = 0xe279_2aca;
+/// The name of the external data file, as text.
+pub const DATA_FILE: u32 = 0x4441_5441;
 /// Names of feature bits.
 pub const FEATURE_NAMES: u32 = 0x6803_f857;
 /// Where the LUKS header stands.

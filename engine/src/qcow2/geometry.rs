@@ -8,6 +8,7 @@ pub struct Geometry {
     cluster_bits: u32,
     refcount_order: u32,
     extended_l2: bool,
+    external_data: bool,
 }
 
 /// Where a guest offset is mapped.
@@ -37,6 +38,7 @@ impl Geometry {
             cluster_bits,
             refcount_order,
             extended_l2: false,
+            external_data: false,
         })
     }
 
@@ -47,6 +49,21 @@ impl Geometry {
             extended_l2: true,
             ..self
         })
+    }
+
+    /// The same, with guest data in an external file: each cluster stands there at its guest offset, and
+    /// offset 0 is a place like any other. Specification: "External data file".
+    #[must_use]
+    pub fn with_external_data(self) -> Self {
+        Self {
+            external_data: true,
+            ..self
+        }
+    }
+
+    /// Whether guest data stand in an external file, where no refcounts count them.
+    pub fn has_external_data(self) -> bool {
+        self.external_data
     }
 
     /// The same with refcounts of another width, or `None` where that is not allowed.

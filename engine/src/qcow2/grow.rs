@@ -40,8 +40,10 @@ impl Qcow2 {
                 metadata.grow_l1(entries).await?;
             }
         }
-        self.hide_leftovers(old_bytes, virtual_bytes).await?;
-        self.hide_backing(old_bytes, virtual_bytes).await?;
+        self.growing_to.set(virtual_bytes);
+        let hidden = self.fill_new_part(old_bytes, virtual_bytes).await;
+        self.growing_to.set(0);
+        hidden?;
         let mut metadata = self.metadata.lock().await;
         metadata.write_back_all().await?;
         self.order
@@ -58,6 +60,15 @@ impl Qcow2 {
         self.virtual_bytes.set(virtual_bytes);
         self.order.barrier(Rule::AfterSize, written).await?;
         metadata.store_bitmaps().await
+    }
+
+    /// Makes what is added read as zeroes, in the data file too where there is one.
+    async fn fill_new_part(&self, old_bytes: u64, virtual_bytes: u64) -> Result<(), Error> {
+        if self.geometry.has_external_data() {
+            self.grow_data_file(old_bytes, virtual_bytes).await?;
+        }
+        self.hide_leftovers(old_bytes, virtual_bytes).await?;
+        self.hide_backing(old_bytes, virtual_bytes).await
     }
 
     /// Makes what is added read as zeroes where something is mapped already: in the cluster that the

@@ -237,6 +237,18 @@ impl Header {
             .map(|extension| extension.data.as_slice())
     }
 
+    /// The name of the external data file as it stands in the image, where guest data are in one and the
+    /// image names it.
+    pub fn data_file_name(&self) -> Option<&[u8]> {
+        self.extension(extension::DATA_FILE)
+            .filter(|_| self.geometry.has_external_data())
+    }
+
+    /// Whether the external data file is, by itself, a raw image of the guest's disk.
+    pub fn has_raw_data_file(&self) -> bool {
+        self.geometry.has_external_data() && self.autoclear & autoclear::RAW_DATA_FILE != 0
+    }
+
     /// Whether valid persistent bitmaps are in the image: a writer would have to keep them.
     pub fn has_bitmaps(&self) -> bool {
         self.autoclear & autoclear::BITMAPS != 0 && self.extension(extension::BITMAPS).is_some()
@@ -452,7 +464,13 @@ fn geometry(bytes: &[u8], version: u32) -> Result<Geometry, Malformed> {
             )
         }
     })?;
-    if v3_u64(bytes, version, 72) & incompatible::EXTENDED_L2 == 0 {
+    let features = v3_u64(bytes, version, 72);
+    let geometry = if features & incompatible::DATA_FILE == 0 {
+        geometry
+    } else {
+        geometry.with_external_data()
+    };
+    if features & incompatible::EXTENDED_L2 == 0 {
         return Ok(geometry);
     }
     geometry.with_extended_l2().ok_or_else(|| {
@@ -508,10 +526,11 @@ fn backing_name(
     Ok(Some(name.to_vec()))
 }
 
-/// Refuses what would be misread: external data, and what is not known at all.
+/// Refuses what would be misread.
 fn require_known_features(header: &Header) -> Result<(), Malformed> {
     let known = incompatible::DIRTY
         | incompatible::CORRUPT
+        | incompatible::DATA_FILE
         | incompatible::COMPRESSION_TYPE
         | incompatible::EXTENDED_L2;
     let unknown = header.incompatible & !known;

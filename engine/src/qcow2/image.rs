@@ -29,6 +29,10 @@ pub struct Qcow2 {
     pub(super) crypto: Option<Crypto>,
     pub(super) access: Access,
     pub(super) virtual_bytes: Cell<u64>,
+    /// The size that the disk is being grown to; 0 at other times.
+    pub(super) growing_to: Cell<u64>,
+    /// Whether the external data file is kept a raw image of the disk.
+    pub(super) raw_data: Cell<bool>,
     pub(super) planted: Planted,
     /// Whether guest writes set bits in a bitmap.
     pub(super) tracks: Cell<bool>,
@@ -141,6 +145,7 @@ impl Image for Qcow2 {
             Manage::Resize { virtual_bytes } => Box::pin(self.grow_disk(virtual_bytes)),
             Manage::Amend(amend) => Box::pin(self.amend(amend)),
             Manage::SetBacking(backing) => Box::pin(self.set_backing(backing)),
+            Manage::SetDataFile(change) => Box::pin(self.set_data_file(change)),
             Manage::MakeEmpty => Box::pin(self.make_empty()),
             Manage::SnapshotCreate(new) => Box::pin(self.create_snapshot(new)),
             Manage::SnapshotApply { snapshot } => {

@@ -1,5 +1,6 @@
 //! Looking mappings up, and changing them.
 
+use super::data_file;
 use super::entry::{Copied, L1Entry, L1Word, L2Entry, Mapping};
 use super::free::{Unlink, clusters_of};
 use super::metadata::Metadata;
@@ -36,8 +37,8 @@ impl Metadata {
         let slice = HostOffset(offset.0 + spot.slice);
         self.load_l2(slice).await?;
         let mut mappings = Vec::with_capacity(mem_len(count));
-        for index in spot.index..spot.index + mem_len(count) {
-            mappings.push(self.mapping(slice, index)?);
+        for (index, cluster) in (spot.index..spot.index + mem_len(count)).zip(first.0..) {
+            mappings.push(self.mapping(slice, index, GuestCluster(cluster))?);
         }
         Ok(mappings)
     }
@@ -82,12 +83,13 @@ impl Metadata {
         let table = self.own_table(spot.l1_index).await?;
         let slice = HostOffset(table.0 + spot.slice);
         self.load_l2(slice).await?;
+        let guest = |at: usize| GuestCluster(first.0 + byte_count(at));
         for at in 0..new.len() {
-            self.mapping(slice, spot.index + at)?;
+            self.mapping(slice, spot.index + at, guest(at))?;
         }
         for (at, mapping) in new.iter().enumerate() {
             let index = spot.index + at;
-            let old = self.mapping(slice, index)?;
+            let old = self.mapping(slice, index, guest(at))?;
             if old == *mapping {
                 continue;
             }
@@ -148,19 +150,28 @@ impl Metadata {
         })
     }
 
-    fn mapping(&mut self, slice: HostOffset, index: usize) -> Result<Mapping, Error> {
+    /// The mapping of a guest cluster, which stands at `index` in a slice.
+    fn mapping(
+        &mut self,
+        slice: HostOffset,
+        index: usize,
+        cluster: GuestCluster,
+    ) -> Result<Mapping, Error> {
         let entry = self.l2.slice(slice).entry(index, self.geometry);
-        entry.decode(self.geometry, self.version).map_err(|bad| {
-            let (structure, problem) = (Structure::L2Table, Problem::Entry(bad));
-            let index = Some(byte_count(index));
-            BadImage {
-                structure,
+        let bad = |problem| {
+            Error::from(BadImage {
+                structure: Structure::L2Table,
                 offset: slice.0,
-                index,
+                index: Some(byte_count(index)),
                 problem,
-            }
-            .into()
-        })
+            })
+        };
+        let mapping = entry.decode(self.geometry, self.version);
+        let mapping = mapping.map_err(|entry| bad(Problem::Entry(entry)))?;
+        match data_file::misplaced(self.geometry, mapping, cluster) {
+            None => Ok(mapping),
+            Some(problem) => Err(bad(Problem::Field(problem.into()))),
+        }
     }
 
     /// The L2 table of an L1 entry, made if there is none and copied if it is shared.
@@ -242,9 +253,12 @@ impl Metadata {
     }
 }
 
-/// The host clusters that a mapping refers to.
+/// The host clusters that a mapping refers to: of the image file, where refcounts count them.
 pub(super) fn host_clusters(metadata: &Metadata, mapping: Mapping) -> Option<(HostCluster, u64)> {
     let geometry = metadata.geometry;
+    if geometry.has_external_data() {
+        return None;
+    }
     match mapping {
         Mapping::Unallocated | Mapping::Zero { reserve: None } => None,
         Mapping::Zero {

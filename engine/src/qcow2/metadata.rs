@@ -285,6 +285,18 @@ impl Metadata {
             .await)
     }
 
+    /// The same for a write of guest data, which an external data file holds apart from all metadata.
+    pub(super) async fn guard_data(
+        &mut self,
+        offset: HostOffset,
+        len_bytes: u64,
+    ) -> Result<(), Error> {
+        if self.geometry.has_external_data() {
+            return Ok(());
+        }
+        self.guard(offset, len_bytes).await
+    }
+
     /// Marks the image corrupt and hands the reason back as an error.
     pub(super) async fn found_corrupt(&mut self, reason: BadImage) -> Error {
         self.corrupt = true;

@@ -57,6 +57,13 @@
 //!     cluster; and they are durable before the L2 entry that points to them, dirty bit or not: what is
 //!     half written does not decompress at all.
 //!
+//! 23. **Two files**: an external data file has a cache of its own. The data file is flushed before an
+//!     L2 entry exposes data in it, dirty bit or not, since what stood there may be anything; and a
+//!     guest flush covers both files. Nothing else relies on it.
+//! 24. **Raw data file**: what the mappings show and what the data file holds never differ. Zeroes are
+//!     written to the file, and clusters stay mapped. Where another program left a cluster unmapped,
+//!     or as zeroes, the file is zeroed there and the mapping is durable before the cluster changes.
+//!
 //! A flush that fails may have dropped what it was to make durable, and a later one would not tell.
 //! From then on nothing is allocated and no table is written back, barrier or not.
 //!
@@ -76,6 +83,7 @@ pub mod compress;
 pub mod create;
 mod crypto;
 mod data;
+mod data_file;
 mod empty;
 pub mod entry;
 pub mod extension;
@@ -106,4 +114,4 @@ pub use bitmap::{BitmapInfo, Standing};
 pub use crypto::Encryption;
 pub use header::probe;
 pub use image::Qcow2;
-pub use open::{CacheSizes, LazyRefcounts, OpenOptions};
+pub use open::{CacheSizes, Files, LazyRefcounts, OpenOptions};

@@ -19,7 +19,7 @@ use super::snapshot::Snapshots;
 use super::unit::{HostCluster, HostOffset, byte_count, mem_len};
 use crate::defect::Planted;
 use crate::device::{Event, Port};
-use crate::error::{BadImage, Error, Problem, Structure};
+use crate::error::{BadImage, Error, Problem, Refused, Structure};
 use crate::image::{Access, Image};
 use crate::luks::Secret;
 use crate::sync::{Mutex, RangeLock};
@@ -83,6 +83,18 @@ impl Default for OpenOptions {
     }
 }
 
+/// What an image is made of. The caller has opened all of it: no name from an image is followed here.
+pub struct Files {
+    /// The image file.
+    pub image: Port,
+    /// The external data file of an image whose header says that guest data are in one
+    /// ([`Header::data_file_name`] says which), and of no other. It may be written exactly where the image
+    /// may, and must be another file than the image.
+    pub data: Option<Port>,
+    /// What lies beneath.
+    pub backing: Option<Rc<dyn Image>>,
+}
+
 impl Qcow2 {
     /// Opens the image in `file` over its backing file, which the caller has opened.
     ///
@@ -96,24 +108,45 @@ impl Qcow2 {
         Self::open_with_secrets(file, backing, options, &[]).await
     }
 
-    /// The same where the guest's data may be encrypted. The first secret that opens a LUKS slot is
-    /// used; the legacy method takes the first of all, and cannot tell a wrong one.
+    /// The same where the guest's data may be encrypted.
     pub async fn open_with_secrets(
         file: Port,
         backing: Option<Rc<dyn Image>>,
         options: &OpenOptions,
         secrets: &[Secret],
     ) -> Result<Self, Error> {
+        let files = Files {
+            image: file,
+            data: None,
+            backing,
+        };
+        Self::open_files(files, options, secrets).await
+    }
+
+    /// The same where the guest's data may stand in an external data file, or be encrypted. The first
+    /// secret that opens a LUKS slot is used; the legacy method takes the first of all, and cannot tell a
+    /// wrong one.
+    pub async fn open_files(
+        files: Files,
+        options: &OpenOptions,
+        secrets: &[Secret],
+    ) -> Result<Self, Error> {
+        let Files {
+            image: file,
+            data,
+            backing,
+        } = files;
         if options.snapshot.is_some() {
             options.access.must_be_read_only()?;
         }
         let (mut header, mut sector0) = header::load(&file).await?;
+        header.must_fit(data.as_ref(), backing.as_ref())?;
         let crypto = Crypto::open(&file, &header, secrets).await?;
         if options.access == Access::ReadWrite {
             prepare_for_writing(&file, &header, options).await?;
             (header, sector0) = header::load(&file).await?;
         }
-        let order = Rc::new(Order::new(file, options.planted));
+        let order = Rc::new(Order::new(file, data, options.planted));
         if options.access == Access::ReadWrite {
             order.barrier(Rule::BeforeUse, order.latest()).await?;
         }
@@ -126,6 +159,8 @@ impl Qcow2 {
         }
         let virtual_bytes = metadata.virtual_bytes;
         let tracks = Cell::new(metadata.bitmaps.tracks());
+        // What is encrypted there is no image of the disk, whatever the header says.
+        let raw_data = header.has_raw_data_file() && crypto.is_none();
         Ok(Self {
             order,
             metadata: Mutex::new(metadata),
@@ -137,9 +172,28 @@ impl Qcow2 {
             crypto,
             access: options.access,
             virtual_bytes: Cell::new(virtual_bytes),
+            growing_to: Cell::new(0),
+            raw_data: Cell::new(raw_data),
             planted: options.planted,
             tracks,
         })
+    }
+}
+
+impl Header {
+    /// Refuses files that do not belong to an image with this header.
+    fn must_fit(&self, data: Option<&Port>, backing: Option<&Rc<dyn Image>>) -> Result<(), Error> {
+        let refuse = |text: &str| Err(Refused::Option(text.into()).into());
+        match (self.geometry.has_external_data(), data) {
+            (true, None) => Err(Refused::NoDataFile.into()),
+            (false, Some(_)) => {
+                refuse("a data file can only be given for images with an external data file")
+            }
+            (true, Some(_)) if self.has_raw_data_file() && backing.is_some() => {
+                refuse("a raw external data file shows all of the disk: nothing can lie beneath it")
+            }
+            (true, Some(_)) | (false, None) => Ok(()),
+        }
     }
 }
 

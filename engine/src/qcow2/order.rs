@@ -3,18 +3,39 @@
 //! Every write of the engine goes through `Order`, which numbers the writes as they complete. A
 //! flush covers the writes that had completed when it was submitted; a barrier therefore names the
 //! youngest write that it needs and costs nothing where a flush has covered that already.
+//!
+//! An external data file is another disk with a cache of its own: a flush of one file says nothing of
+//! the other. So there is an account for each, and a barrier flushes those that it needs and no other.
 
 use std::cell::Cell;
 
 use crate::defect::{Defect, Planted};
-use crate::device::{Event, Port};
+use crate::device::{Event, Port, Unmapped};
 use crate::error::{Error, Refused};
+use crate::image::Unmap;
 use crate::qcow2::unit::HostOffset;
 
-/// A write's place in the order of completions. The default stands before every write, also those
-/// of whoever had the file open before.
+/// A write's place in the order of completions, or that of the youngest of several writes: of those to
+/// the image file, and of those to the data file. The default stands before every write, also those of
+/// whoever had the files open before.
+///
+/// Only stamps of writes to the image file are compared: those that unlink something.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Stamp(u64);
+pub struct Stamp {
+    image: u64,
+    data: u64,
+}
+
+impl Stamp {
+    /// The youngest writes of both, in each file.
+    #[must_use]
+    pub fn max(self, other: Self) -> Self {
+        Self {
+            image: self.image.max(other.image),
+            data: self.data.max(other.data),
+        }
+    }
+}
 
 /// The rules of [`crate::qcow2`] that cost a barrier.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -71,6 +92,8 @@ pub enum Rule {
     BeforeEmptySwitch,
     /// Rule 15: the switch to the empty L1 table before what it unlinked is freed.
     AfterEmptySwitch,
+    /// Rule 24: the L2 entry that shows a cluster of a raw data file before the cluster changes.
+    BeforeRawData,
 }
 
 impl Rule {
@@ -94,6 +117,7 @@ impl Rule {
             Self::BeforeDowngrade => Some(Defect::DowngradeBeforeZeroes),
             Self::BeforeEmptySwitch => Some(Defect::EmptyBeforeTable),
             Self::AfterEmptySwitch => Some(Defect::EmptyFreesEarly),
+            Self::BeforeRawData => Some(Defect::RawDataBeforeLink),
             Self::BeforeRaise => Some(Defect::RaiseBeforeClaims),
             Self::BeforeSnapshotSwitch => Some(Defect::SnapshotSwitchEarly),
             Self::AfterSnapshotSwitch => Some(Defect::SnapshotNotFlushed),
@@ -106,63 +130,129 @@ impl Rule {
     }
 }
 
-/// The file, and what of it is durable.
+/// A file, and what of it is durable.
 #[derive(Debug)]
-pub(crate) struct Order {
+struct Account {
     file: Port,
-    planted: Planted,
     completed: Cell<u64>,
     durable: Cell<u64>,
+}
+
+impl Account {
+    /// A file of which nothing is known to be durable: whoever wrote it may have been killed before
+    /// the flush. All of that counts as one write, the youngest so far.
+    fn new(file: Port) -> Self {
+        Self {
+            file,
+            completed: Cell::new(1),
+            durable: Cell::new(0),
+        }
+    }
+
+    /// Numbers a write that was answered. One that failed may have been carried out in part: a later flush
+    /// must cover it too.
+    fn count(&self) -> u64 {
+        self.completed.set(self.completed.get() + 1);
+        self.completed.get()
+    }
+
+    fn is_durable(&self, number: u64) -> bool {
+        number <= self.durable.get()
+    }
+}
+
+/// The files of an image, and what of them is durable.
+#[derive(Debug)]
+pub(crate) struct Order {
+    image: Account,
+    /// The external data file, where there is one.
+    data: Option<Account>,
+    planted: Planted,
     distrusted: Cell<bool>,
 }
 
 impl Order {
-    /// A file of which nothing is known to be durable: whoever wrote it may have been killed before
-    /// the flush. All of that counts as one write, the youngest so far.
-    pub(crate) fn new(file: Port, planted: Planted) -> Self {
+    /// The files of an image: its own, and the one that guest data are in, where that is another.
+    pub(crate) fn new(file: Port, data: Option<Port>, planted: Planted) -> Self {
         Self {
-            file,
+            image: Account::new(file),
+            data: data.map(Account::new),
             planted,
-            completed: Cell::new(1),
-            durable: Cell::new(0),
             distrusted: Cell::new(false),
         }
     }
 
-    /// The file, for what changes nothing.
+    /// The image file, for what changes nothing.
     pub(crate) fn file(&self) -> &Port {
-        &self.file
+        &self.image.file
     }
 
-    /// Writes into the device's cache.
+    /// The file that guest data are in, for what changes nothing.
+    pub(crate) fn data_file(&self) -> &Port {
+        &self.data.as_ref().unwrap_or(&self.image).file
+    }
+
+    /// Writes into the image file's cache.
     pub(crate) async fn write(
         &self,
         event: Event,
         offset: HostOffset,
         data: Vec<u8>,
     ) -> Result<Stamp, Error> {
-        let outcome = self.file.at(event).write(offset.0, data).await;
-        // A write that failed may have been carried out in part: a later flush must cover it too.
+        let outcome = self.file().at(event).write(offset.0, data).await;
         let stamp = self.stamp();
         outcome?;
         Ok(stamp)
     }
 
-    /// Writes zeroes into the device's cache.
-    pub(crate) async fn write_zeroes(
+    /// Writes guest data into the cache of the file that they are in.
+    pub(crate) async fn write_data(
+        &self,
+        event: Event,
+        offset: HostOffset,
+        data: Vec<u8>,
+    ) -> Result<Stamp, Error> {
+        let outcome = self.data_file().at(event).write(offset.0, data).await;
+        let stamp = self.data_stamp();
+        outcome?;
+        Ok(stamp)
+    }
+
+    /// Writes zeroes in the place of guest data. Where `unmap` says so their space may be given back, as
+    /// far as that leaves nothing but zeroes or what was there.
+    pub(crate) async fn zero_data(
         &self,
         event: Event,
         offset: HostOffset,
         len_bytes: u64,
+        unmap: Unmap,
     ) -> Result<Stamp, Error> {
-        let outcome = self
-            .file
-            .at(event)
-            .write_zeroes(offset.0, len_bytes, false)
-            .await;
-        let stamp = self.stamp();
+        let file = self.data_file();
+        let unmap = unmap == Unmap::Allow && file.limits().unmapped == Unmapped::Zeroes;
+        let at = file.at(event);
+        let outcome = at.write_zeroes(offset.0, len_bytes, unmap).await;
+        let stamp = self.data_stamp();
         outcome?;
         Ok(stamp)
+    }
+
+    /// Makes the data file at least so long. What is added reads as zeroes.
+    pub(crate) async fn lengthen_data(&self, len_bytes: u64) -> Result<Stamp, Error> {
+        let file = self.data_file();
+        if file.len() >= len_bytes {
+            return Ok(Stamp::default());
+        }
+        let outcome = file.at(Event::None).set_len(len_bytes).await;
+        let stamp = self.data_stamp();
+        outcome?;
+        Ok(stamp)
+    }
+
+    /// Gives back the space of a range of the data file that nothing durable refers to. Advice.
+    pub(crate) async fn discard_data(&self, offset: HostOffset, len_bytes: u64) {
+        let at = self.data_file().at(Event::ClusterFree);
+        let _ = at.discard(offset.0, len_bytes).await;
+        self.data_stamp();
     }
 
     /// Writes through: durable on return.
@@ -172,18 +262,15 @@ impl Order {
         offset: HostOffset,
         data: Vec<u8>,
     ) -> Result<(), Error> {
-        let outcome = self.file.at(event).write_fua(offset.0, data).await;
+        let outcome = self.file().at(event).write_fua(offset.0, data).await;
         self.stamp();
         Ok(outcome?)
     }
 
     /// Gives a range's space back. Advice: a device that does not take it loses nothing.
     pub(crate) async fn discard(&self, offset: HostOffset, len_bytes: u64) {
-        let _ = self
-            .file
-            .at(Event::ClusterFree)
-            .discard(offset.0, len_bytes)
-            .await;
+        let at = self.file().at(Event::ClusterFree);
+        let _ = at.discard(offset.0, len_bytes).await;
         self.stamp();
     }
 
@@ -193,19 +280,35 @@ impl Order {
             return Ok(());
         }
         self.must_be_trusted()?;
-        if self.is_durable(needs) {
+        if let Some(data) = &self.data
+            && !self.skips_data_file(rule)
+        {
+            self.flush(data, needs.data).await?;
+        }
+        self.flush(&self.image, needs.image).await
+    }
+
+    /// Flushes a file unless its writes up to number `needs` are durable.
+    async fn flush(&self, account: &Account, needs: u64) -> Result<(), Error> {
+        if account.is_durable(needs) {
             return Ok(());
         }
-        let covers = self.completed.get();
-        if let Err(error) = self.file.at(Event::FlushToDisk).flush().await {
+        let covers = account.completed.get();
+        if let Err(error) = account.file.at(Event::FlushToDisk).flush().await {
             // What it was to make durable may be gone, and no later flush would tell.
             self.distrust();
             return Err(error.into());
         }
         // A flush that failed meanwhile may have dropped what this one covers.
         self.must_be_trusted()?;
-        self.durable.set(self.durable.get().max(covers));
+        account.durable.set(account.durable.get().max(covers));
         Ok(())
+    }
+
+    /// Whether a planted defect takes the data file for durable.
+    fn skips_data_file(&self, rule: Rule) -> bool {
+        rule == Rule::BeforeLink && self.planted.has(Defect::LinkBeforeDataFile)
+            || rule == Rule::GuestFlush && self.planted.has(Defect::FlushSkipsDataFile)
     }
 
     /// Makes every further barrier fail: what the file relies on is no longer known.
@@ -229,16 +332,32 @@ impl Order {
 
     /// Whether the writes up to `stamp` are durable.
     pub(crate) fn is_durable(&self, stamp: Stamp) -> bool {
-        stamp.0 <= self.durable.get()
+        let data = self.data.as_ref();
+        self.image.is_durable(stamp.image) && data.is_none_or(|data| data.is_durable(stamp.data))
     }
 
-    /// The youngest write.
+    /// The youngest writes.
     pub(crate) fn latest(&self) -> Stamp {
-        Stamp(self.completed.get())
+        Stamp {
+            image: self.image.completed.get(),
+            data: self.data.as_ref().map_or(0, |data| data.completed.get()),
+        }
     }
 
     fn stamp(&self) -> Stamp {
-        self.completed.set(self.completed.get() + 1);
-        self.latest()
+        Stamp {
+            image: self.image.count(),
+            data: 0,
+        }
+    }
+
+    fn data_stamp(&self) -> Stamp {
+        match &self.data {
+            Some(data) => Stamp {
+                image: 0,
+                data: data.count(),
+            },
+            None => self.stamp(),
+        }
     }
 }

@@ -81,7 +81,7 @@ impl Qcow2 {
     /// cluster. Nothing changes where one of them is not.
     pub async fn store(&self, offset: u64, clusters: Vec<Packed>) -> Result<(), Error> {
         self.access.must_allow_writes()?;
-        if self.crypto.is_some() {
+        if self.crypto.is_some() || self.geometry.has_external_data() {
             return Err(Refused::NoCompression.into());
         }
         let len_bytes = self.stored_len(offset, &clusters)?;

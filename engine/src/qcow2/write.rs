@@ -10,7 +10,7 @@ use super::image::Qcow2;
 use super::metadata::Metadata;
 use super::order::Stamp;
 use super::subcluster::{Split, Subclusters};
-use super::unit::{GuestCluster, HostOffset, byte_count, mem_len};
+use super::unit::{GuestCluster, HostCluster, HostOffset, byte_count, mem_len};
 use crate::defect::Defect;
 use crate::error::Error;
 use crate::sync::Mode;
@@ -36,6 +36,8 @@ enum Origin {
     New,
     /// Kept in reserve by the mapping that it replaces.
     Reserve,
+    /// In the external data file, where each guest cluster has its place and nothing is allocated.
+    DataFile,
 }
 
 impl Qcow2 {
@@ -78,6 +80,10 @@ impl Qcow2 {
         while done < data.len() {
             let here = offset + byte_count(done);
             done += match self.overwrite(here, &data[done..]).await? {
+                0 if self.raw_data.get() => {
+                    self.expose(here, byte_count(data.len() - done)).await?;
+                    0
+                }
                 0 => self.write_new(here, &data[done..]).await?,
                 written => written,
             };
@@ -98,7 +104,7 @@ impl Qcow2 {
                 return Ok(0);
             };
             let len = len.min(byte_count(data.len()));
-            metadata.guard(host, len).await?;
+            metadata.guard_data(host, len).await?;
             (host, mem_len(len))
         };
         let (host, len) = host;
@@ -176,7 +182,7 @@ impl Qcow2 {
         let mut old = metadata.mappings(first, clusters).await?;
         if let Some(offset) = reserve_of(old[0]) {
             metadata
-                .guard(offset, self.geometry.cluster_bytes())
+                .guard_data(offset, self.geometry.cluster_bytes())
                 .await?;
             let host = self.geometry.cluster_of(offset);
             let run = Run {
@@ -196,11 +202,20 @@ impl Qcow2 {
             .iter()
             .take_while(|mapping| needs_cluster(**mapping))
             .count();
-        let run = metadata.allocate(byte_count(new)).await?;
+        let (run, origin) = if self.geometry.has_external_data() {
+            let run = Run {
+                first: HostCluster(first.0),
+                count: byte_count(new),
+                content: Content::Stale,
+            };
+            (run, Origin::DataFile)
+        } else {
+            (metadata.allocate(byte_count(new)).await?, Origin::New)
+        };
         old.truncate(mem_len(run.count));
         Ok(Target {
             run,
-            origin: Origin::New,
+            origin,
             first,
             old,
         })

@@ -46,6 +46,9 @@ impl Qcow2 {
         unmap: Unmap,
         disk_bytes: u64,
     ) -> Result<(), Error> {
+        if self.raw_data.get() && !self.planted.has(Defect::RawZeroesByFlag) {
+            return self.zero_raw(offset, len_bytes, unmap).await;
+        }
         let end = offset + len_bytes;
         let whole = self.whole(self.geometry.subcluster_bytes(), offset..end, disk_bytes);
         let by_flag = self.version.get() >= 3 || self.backing.is_none();
@@ -70,6 +73,10 @@ impl Qcow2 {
         let range = offset..offset + len_bytes;
         let cluster_bytes = self.geometry.cluster_bytes();
         let whole = self.whole(cluster_bytes, range, self.virtual_bytes.get());
+        if self.raw_data.get() {
+            let len_bytes = whole.end.min(self.virtual_bytes.get()) - whole.start;
+            return self.zero_raw(whole.start, len_bytes, Unmap::Allow).await;
+        }
         self.change(&whole, Change::Discard).await
     }
 
@@ -137,6 +144,10 @@ impl Qcow2 {
             let old = metadata.mappings(first, end - cluster).await?;
             let new: Vec<Mapping> = old.iter().map(|old| self.changed(*old, change)).collect();
             if new != old {
+                drop(metadata);
+                self.unmap_data(first, &old, &new).await;
+                metadata = self.metadata.lock().await;
+                metadata.must_be_sound()?;
                 metadata.link(first, &new, Stamp::default()).await?;
             }
             cluster += byte_count(old.len());
@@ -204,7 +215,7 @@ impl Qcow2 {
                     copied: Copied::Yes,
                 } => {
                     let host = HostOffset(offset.0 + within);
-                    metadata.guard(host, len_bytes).await?;
+                    metadata.guard_data(host, len_bytes).await?;
                     Some(host)
                 }
                 Mapping::Unallocated

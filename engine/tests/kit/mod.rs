@@ -6,6 +6,8 @@
 )]
 #![allow(dead_code, reason = "every test file uses a part of this")]
 
+pub(crate) mod caches;
+
 use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Output};

@@ -133,6 +133,7 @@ fn may_be_refused(operation: Operation, error: &Error) -> bool {
         | Refused::ReadOnly
         | Refused::NoCompression
         | Refused::NotByFormat(_)
+        | Refused::NoDataFile
         | Refused::NoSecret
         | Refused::WrongSecret
         | Refused::Distrusted

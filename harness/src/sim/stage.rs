@@ -110,6 +110,7 @@ fn new_image(shape: &ImageShape) -> Result<Stage, StageError> {
             name: "backing".into(),
             format: backing.format,
         }),
+        data_file: None,
     };
     at_once(create::create(&port(&file), &options))?;
     if !shape.bitmaps.is_empty() {

@@ -68,7 +68,9 @@ pub(crate) fn errno_text(error: &Error) -> String {
             | Refused::Bitmap(_)
             | Refused::Option(_) => NOT_SUPPORTED,
             Refused::NoSuchSnapshot(_) => NO_ENTRY,
-            Refused::ReadOnly | Refused::NoSecret | Refused::WrongSecret => NOT_PERMITTED,
+            Refused::ReadOnly | Refused::NoDataFile | Refused::NoSecret | Refused::WrongSecret => {
+                NOT_PERMITTED
+            }
             Refused::TableFull(_) | Refused::RefcountOverflow => TOO_BIG,
         },
         Error::BadImage(_) => INPUT_OUTPUT,

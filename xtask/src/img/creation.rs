@@ -452,6 +452,7 @@ impl Creation {
             extended_l2: geometry.has_subclusters(),
             encryption: new_encryption(self, secrets)?,
             backing: self.backing()?,
+            data_file: None,
         })
     }
 

@@ -37,8 +37,13 @@ impl Metadata {
         } else {
             0
         };
-        if header.autoclear & !keep != 0 {
-            self.set_autoclear(header.autoclear & keep).await?;
+        let raw = if header.has_raw_data_file() {
+            autoclear::RAW_DATA_FILE
+        } else {
+            0
+        };
+        if header.autoclear & !(keep | raw) != 0 {
+            self.set_autoclear(header.autoclear & (keep | raw)).await?;
         }
         let stale = keep == 0 && header.extension(super::extension::BITMAPS).is_some();
         if stale {

@@ -266,7 +266,7 @@ impl Survey<'_> {
                 match entry.decode(header.geometry, header.version) {
                     Ok(mapping) => match mapping.parts() {
                         (Some((offset, _)), _) => L2Entry {
-                            word: self.with_copied(entry.word, offset),
+                            word: self.with_data_copied(entry.word, offset),
                             ..entry
                         },
                         (None, _) => entry,
@@ -293,6 +293,15 @@ impl Survey<'_> {
             .await?;
         }
         Ok(())
+    }
+
+    /// As [`Self::with_copied`], for guest data. In an external data file each cluster has one user.
+    fn with_data_copied(&self, word: u64, offset: HostOffset) -> u64 {
+        if self.header.geometry.has_external_data() {
+            word | COPIED
+        } else {
+            self.with_copied(word, offset)
+        }
     }
 
     fn with_copied(&self, word: u64, offset: HostOffset) -> u64 {

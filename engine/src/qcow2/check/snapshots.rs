@@ -28,6 +28,15 @@ impl Survey<'_> {
             return;
         }
         let offset = self.header.snapshots_offset.0;
+        if self.header.geometry.has_external_data() {
+            let place = Place {
+                structure: Structure::Header,
+                offset: 0,
+                index: 60,
+            };
+            let problem = "internal snapshots in an image with an external data file";
+            self.note_stuck(Kind::Field(problem), place);
+        }
         let structure = Structure::SnapshotTable;
         let mut pages = Pages::new(structure, offset, MAX_TABLE_BYTES);
         let mut at = 0;

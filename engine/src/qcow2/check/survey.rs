@@ -5,6 +5,8 @@
 //! Time and memory are linear in the length of the file: a table that many entries name is walked
 //! once, with its multiplicity.
 
+use std::collections::BTreeMap;
+
 use super::counts::Counts;
 use super::report::{CheckReport, Kind};
 use super::stored::Stored;
@@ -48,6 +50,9 @@ pub(super) struct Survey<'a> {
     /// The end of the furthest mapping beyond the end of the file that a lost extension explains;
     /// 0 where there is none.
     pub(super) lost_end: u64,
+    /// Where the guest's disk starts that each of its L2 tables maps, in images whose clusters have their
+    /// places in an external data file: the first cluster.
+    pub(super) mapped_from: BTreeMap<HostOffset, u64>,
     /// Ranges beyond the end of the file, as start and end, that something refers to and nothing
     /// explains.
     pub(super) wild: Vec<(u64, u64)>,
@@ -92,6 +97,7 @@ impl<'a> Survey<'a> {
             compressed_claims: Vec::new(),
             copied_in_doubt: false,
             lost_end: 0,
+            mapped_from: BTreeMap::new(),
             wild: Vec::new(),
         };
         survey.load_stored().await;

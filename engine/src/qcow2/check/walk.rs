@@ -5,10 +5,11 @@ use super::survey::{Place, Survey, Target};
 use crate::defect::Defect;
 use crate::device::Event;
 use crate::error::Structure;
+use crate::qcow2::data_file::misplaced;
 use crate::qcow2::entry::{BadEntry, Copied, L1Entry, L1Word, L2Entry, Mapping};
 use crate::qcow2::geometry::Geometry;
 use crate::qcow2::header::be_u64;
-use crate::qcow2::unit::{HostOffset, mem_len};
+use crate::qcow2::unit::{GuestCluster, HostOffset, mem_len};
 
 /// Whose L1 table names an L2 table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -88,6 +89,11 @@ impl Survey<'_> {
                     index,
                 };
                 let table = self.follow_l1(place, word, (tree, times));
+                let geometry = self.header.geometry;
+                if let Some(table) = table.filter(|_| geometry.has_external_data()) {
+                    self.mapped_from
+                        .insert(table, index * geometry.l2_entries());
+                }
                 tables.extend(table.map(|table| (table, tree, times)));
             }
         }
@@ -157,6 +163,9 @@ impl Survey<'_> {
         let (geometry, version) = (self.header.geometry, self.header.version);
         let decoded = self.decode_in_part(place, entry);
         match decoded {
+            Ok(mapping) if geometry.has_external_data() => {
+                self.follow_into_data_file(place, table, mapping);
+            }
             Ok(Mapping::Compressed(compressed)) => {
                 if entry.claims_copied() {
                     self.copied_in_doubt = true;
@@ -195,6 +204,22 @@ impl Survey<'_> {
         }
     }
 
+    /// Judges a mapping to an external data file, where no cluster has a refcount and each has its place.
+    fn follow_into_data_file(&mut self, place: Place, table: &mut Table, mapping: Mapping) {
+        let first = self.mapped_from.get(&table.offset).copied().unwrap_or(0);
+        let guest = GuestCluster(first + place.index);
+        if let Some(problem) = misplaced(self.header.geometry, mapping, guest) {
+            self.note_stuck(Kind::Field(problem), place);
+        }
+        if let (Some((offset, copied)), _) = mapping.parts() {
+            self.refer_cluster(place, table, offset.0);
+            if copied == Copied::No {
+                self.copied_in_doubt = true;
+                self.note(Kind::Copied { refcount: 1 }, place);
+            }
+        }
+    }
+
     /// What an entry says without the bits that it should not have, each kind of which is noted.
     fn decode_in_part(&mut self, place: Place, mut entry: L2Entry) -> Result<Mapping, BadEntry> {
         let (geometry, version) = (self.header.geometry, self.header.version);
@@ -221,7 +246,9 @@ impl Survey<'_> {
             }
             table.next_contiguous = offset + cluster_bytes;
         }
-        self.refer(place, Target::Guest, (offset, cluster_bytes), table.times);
+        if !self.header.geometry.has_external_data() {
+            self.refer(place, Target::Guest, (offset, cluster_bytes), table.times);
+        }
     }
 
     fn judge_copied(&mut self, place: Place, offset: HostOffset, copied: Copied) {

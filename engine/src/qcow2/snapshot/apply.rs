@@ -20,6 +20,7 @@ impl Qcow2 {
     /// Makes the guest's disk what it was when the snapshot was taken, its size included.
     pub(in crate::qcow2) async fn apply_snapshot(&self, id_or_name: &str) -> Result<(), Error> {
         self.access.must_allow_writes()?;
+        self.must_hold_its_data()?;
         let _all = self.claims.lock(0..u64::MAX, Mode::Exclusive).await;
         let mut metadata = self.metadata.lock().await;
         metadata.must_be_sound()?;

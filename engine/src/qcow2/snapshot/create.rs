@@ -21,6 +21,7 @@ impl Qcow2 {
     /// Takes a snapshot of the guest's disk, with the VM state that was written last.
     pub(in crate::qcow2) async fn create_snapshot(&self, new: NewSnapshot) -> Result<(), Error> {
         self.access.must_allow_writes()?;
+        self.must_hold_its_data()?;
         let _all = self.claims.lock(0..u64::MAX, Mode::Exclusive).await;
         let mut metadata = self.metadata.lock().await;
         metadata.must_be_sound()?;

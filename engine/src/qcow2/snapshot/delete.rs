@@ -11,6 +11,7 @@ impl Qcow2 {
     /// Deletes a snapshot.
     pub(in crate::qcow2) async fn delete_snapshot(&self, id_or_name: &str) -> Result<(), Error> {
         self.access.must_allow_writes()?;
+        self.must_hold_its_data()?;
         let _all = self.claims.lock(0..u64::MAX, Mode::Exclusive).await;
         let mut metadata = self.metadata.lock().await;
         metadata.must_be_sound()?;

@@ -85,7 +85,7 @@ impl Snapshots {
 /// The internal snapshots of the image with this header, in the order of the table. The image need not be
 /// open, nor decrypted.
 pub async fn list(file: Port, header: &Header) -> Result<Vec<Snapshot>, Error> {
-    let order = Order::new(file, Planted::NONE);
+    let order = Order::new(file, None, Planted::NONE);
     let (records, _) = table::read(&order, header).await?;
     let records = records.iter();
     Ok(records

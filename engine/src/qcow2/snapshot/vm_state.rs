@@ -19,6 +19,7 @@ impl Qcow2 {
     /// multiples of 512.
     pub async fn write_vm_state(&self, offset: u64, data: Vec<u8>) -> Result<(), Error> {
         self.access.must_allow_writes()?;
+        self.must_hold_its_data()?;
         let (start, end) = self.vm_state_range(offset, data.len())?;
         let _all = self.claims.lock(0..u64::MAX, Mode::Exclusive).await;
         {
