@@ -4,12 +4,13 @@
 //! blocks, L1 table, encryption header, with the same fields, extensions and L1 size. The first sector is written last,
 //! after a flush, so that a file either is a whole image or is none.
 
+use super::bounds::{MAX_L1_BYTES, MAX_REFTABLE_BYTES};
 use super::compress::Compression;
 use super::crypto::{self, Encryption};
 use super::geometry::Geometry;
 use super::header::{
-    Extension, Header, MAX_BACKING_NAME, MAX_L1_BYTES, MAX_REFTABLE_BYTES, V2_LEN, V3_LEN_WRITTEN,
-    autoclear, compatible, incompatible,
+    Extension, Header, MAX_BACKING_NAME, V2_LEN, V3_LEN_WRITTEN, autoclear, compatible,
+    incompatible,
 };
 use super::unit::{HostCluster, HostOffset, byte_count};
 use super::{Files, OpenOptions, Qcow2, data_file, entry, extension, feature};

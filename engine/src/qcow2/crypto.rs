@@ -7,6 +7,7 @@
 
 use zeroize::Zeroizing;
 
+use super::bounds::{Bounded, Extent};
 use super::data::Place;
 use super::extension;
 use super::geometry::Geometry;
@@ -31,8 +32,6 @@ pub enum Encryption {
     },
 }
 
-/// The longest LUKS header that is read: the key material of eight slots takes 2 MiB.
-const MAX_LUKS_BYTES: u64 = 16 << 20;
 const LEGACY_KEY_LEN: usize = 16;
 
 impl Encryption {
@@ -53,18 +52,17 @@ impl Encryption {
         };
         let offset = HostOffset(super::header::be_u64(data, 0));
         let len_bytes = super::header::be_u64(data, 8);
-        let sane = geometry.is_aligned(offset)
-            && offset.0 != 0
-            && offset.0 < 1 << 56
-            && (1..=MAX_LUKS_BYTES).contains(&len_bytes);
-        if sane {
-            Ok(Self::Luks { offset, len_bytes })
-        } else {
-            Err(format!(
-                "the encryption header of {len_bytes} bytes at {:#x} is unaligned or out of range",
-                offset.0
-            ))
+        if len_bytes == 0 {
+            return Err("the encryption header of 0 bytes holds nothing".into());
         }
+        Extent::new(Bounded::EncryptionHeader, (offset, len_bytes), geometry)
+            .map(|Extent { offset, len_bytes }| Self::Luks { offset, len_bytes })
+            .map_err(|excess| {
+                format!(
+                    "the encryption header of {len_bytes} bytes at {:#x} {excess}",
+                    offset.0
+                )
+            })
     }
 }
 

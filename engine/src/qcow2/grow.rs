@@ -1,5 +1,6 @@
 //! Making the guest's disk larger: a longer L1 table, then what the new part shows, then the size.
 
+use super::bounds::MAX_L1_BYTES;
 use super::entry::L1Word;
 use super::free::Unlink;
 use super::header::HeaderSector;
@@ -12,9 +13,6 @@ use crate::device::{Event, SECTOR_BYTES};
 use crate::error::{Error, Refused, Structure};
 use crate::image::Unmap;
 use crate::sync::Mode;
-
-/// QEMU's limit, so that both open the same images.
-const MAX_L1_BYTES: u64 = 32 << 20;
 
 impl Qcow2 {
     /// Makes the guest's disk `virtual_bytes` large. Before or after, whatever fails between.

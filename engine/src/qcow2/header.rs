@@ -8,6 +8,7 @@
 //! flag is one write of the file's first 512 bytes, which no disk tears. Bytes that it does not know
 //! stay as they are.
 
+use super::bounds::{Bounded, Extent, MAX_L1_BYTES, MAX_REFTABLE_BYTES};
 use super::compress::Compression;
 use super::crypto::Encryption;
 use super::unit::HostOffset;
@@ -26,10 +27,6 @@ const COMPRESSION_AT: usize = 104;
 /// `QFI\xfb`
 const MAGIC: [u8; 4] = [0x51, 0x46, 0x49, 0xfb];
 
-/// The largest L1 table, in bytes.
-pub const MAX_L1_BYTES: u64 = 32 << 20;
-/// The largest refcount table, in bytes.
-pub const MAX_REFTABLE_BYTES: u64 = 8 << 20;
 /// The most internal snapshots.
 pub const MAX_SNAPSHOTS: u32 = 65536;
 /// The longest name of a backing file, in bytes.
@@ -611,96 +608,61 @@ impl Header {
             ));
         }
         let cluster_bytes = self.geometry.cluster_bytes();
-        let tables = [
-            Table {
+        let claims = [
+            Claim {
+                what: Bounded::L1Table,
                 structure: Structure::L1Table,
                 field: 40,
-                offset: self.l1_offset.0,
-                bytes: self.l1_entries * 8,
-                limit: MAX_L1_BYTES,
+                place: (self.l1_offset, self.l1_entries * 8),
             },
-            Table {
+            Claim {
+                what: Bounded::RefcountTable,
                 structure: Structure::RefcountTable,
                 field: 48,
-                offset: self.reftable_offset.0,
-                bytes: self.reftable_clusters * cluster_bytes,
-                limit: MAX_REFTABLE_BYTES,
+                place: (self.reftable_offset, self.reftable_clusters * cluster_bytes),
             },
-            Table {
+            Claim {
+                what: Bounded::SnapshotTable,
                 structure: Structure::SnapshotTable,
                 field: 64,
-                offset: self.snapshots_offset.0,
-                bytes: u64::from(self.snapshot_count) * 40,
-                limit: u64::MAX,
+                place: (self.snapshots_offset, u64::from(self.snapshot_count) * 40),
             },
         ];
-        for (index, table) in tables.iter().enumerate() {
-            table.require_sane(self.geometry)?;
-            for other in &tables[..index] {
-                other.require_apart(table)?;
+        let mut before: Vec<(Structure, Extent)> = Vec::new();
+        for claim in claims.iter().filter(|claim| claim.place.1 > 0) {
+            let extent = claim.extent(self.geometry)?;
+            for (structure, other) in &before {
+                if other.overlaps(extent) {
+                    let text = format!("{} overlaps the {structure}", claim.structure);
+                    return Err(field(claim.field, &text));
+                }
             }
+            before.push((claim.structure, extent));
         }
         Ok(())
     }
 }
 
-/// A table that the header points to.
-struct Table {
+/// What the header says of a table's place.
+struct Claim {
+    what: Bounded,
     structure: Structure,
     field: u64,
-    offset: u64,
-    bytes: u64,
-    limit: u64,
+    place: (HostOffset, u64),
 }
 
-impl Table {
-    fn require_sane(&self, geometry: Geometry) -> Result<(), Malformed> {
-        let Self {
-            structure,
-            field: at,
-            offset,
-            bytes,
-            limit,
-        } = *self;
-        if bytes == 0 {
-            return Ok(());
-        }
-        if bytes > limit {
-            return Err(field(
-                at,
-                &format!("{structure} of {bytes} bytes, more than {limit}"),
-            ));
-        }
-        if !geometry.is_aligned(HostOffset(offset)) {
-            return Err(field(
-                at,
-                &format!("{structure} at {offset:#x} is not aligned to a cluster"),
-            ));
-        }
-        if offset == 0 {
-            return Err(field(at, &format!("{structure} overlaps the header")));
-        }
-        if offset > 1 << 56 {
-            return Err(field(
-                at,
-                &format!("{structure} at {offset:#x} is beyond any host offset"),
-            ));
-        }
-        Ok(())
-    }
-
-    fn require_apart(&self, other: &Self) -> Result<(), Malformed> {
-        let overlap = self.bytes > 0
-            && other.bytes > 0
-            && self.offset < other.offset + other.bytes
-            && other.offset < self.offset + self.bytes;
-        if overlap {
-            return Err(field(
-                other.field,
-                &format!("{} overlaps the {}", other.structure, self.structure),
-            ));
-        }
-        Ok(())
+impl Claim {
+    fn extent(&self, geometry: Geometry) -> Result<Extent, Malformed> {
+        Extent::new(self.what, self.place, geometry).map_err(|excess| {
+            let (offset, bytes) = self.place;
+            field(
+                self.field,
+                &format!(
+                    "{} of {bytes} bytes at {:#x} {excess}",
+                    self.structure, offset.0
+                ),
+            )
+        })
     }
 }
 

@@ -12,7 +12,6 @@
 //!    stead: the old content is not zero, or the new cluster may not read as zero. Without the dirty
 //!    bit the data are waited for always, since they also make the file long enough. Under a cipher no
 //!    unwritten cluster reads as zero: a new one is written whole, and waited for.
-//!    bit the data are waited for always, since they also make the file long enough.
 //!    With extended L2 entries this holds for each subcluster: what a cluster in use holds beneath a
 //!    subcluster that was not allocated may be anything, so such data are waited for always as well.
 //! 2. **Before an L1 entry**: the new L2 table that it points to is durable, with its refcount.
@@ -77,6 +76,7 @@
 mod alloc;
 mod amend;
 mod bitmap;
+pub mod bounds;
 mod cache;
 pub mod check;
 pub mod compress;

@@ -298,7 +298,8 @@ async fn load(
     };
     if options.access == Access::ReadWrite {
         metadata.bitmaps = Bitmaps::load(metadata.order.file(), header).await?;
-        metadata.bitmaps.require_writable()?;
+        let file_end = geometry.round_up(metadata.order.file().len());
+        metadata.bitmaps.require_writable(file_end)?;
         metadata.owners = owners(header, geometry, &metadata)?;
     }
     Ok(metadata)

@@ -3,6 +3,7 @@
 //! New blocks count themselves: they stand together at the start of the range that they count, which is
 //! free because nothing counted it before. So their allocation depends on no other block.
 
+use super::bounds::MAX_REFTABLE_BYTES;
 use super::entry::{self, ReftableWord};
 use super::free::Unlink;
 use super::header::HeaderSector;
@@ -11,9 +12,6 @@ use super::order::{Rule, Stamp};
 use super::unit::{HostCluster, HostOffset, byte_count, mem_len};
 use crate::device::{Event, SECTOR_BYTES};
 use crate::error::{Error, Refused, Structure};
-
-/// QEMU's limit, so that both open the same images.
-const MAX_REFTABLE_BYTES: u64 = 8 << 20;
 
 impl Metadata {
     /// Adds the refcount blocks of `count` table entries from `index` on, which have none, under rules

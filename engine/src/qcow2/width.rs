@@ -6,10 +6,11 @@
 
 use std::collections::BTreeSet;
 
+use super::bounds::MAX_REFTABLE_BYTES;
 use super::entry;
 use super::free::Unlink;
 use super::geometry::Geometry;
-use super::header::{HeaderSector, MAX_REFTABLE_BYTES};
+use super::header::HeaderSector;
 use super::metadata::Metadata;
 use super::order::Rule;
 use super::unit::{HostCluster, HostOffset, byte_count, mem_len};

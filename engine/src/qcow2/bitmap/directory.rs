@@ -3,6 +3,7 @@
 //! Specification: "Bitmaps extension", "Bitmap directory". Records that nobody here understands are
 //! kept as they are.
 
+use crate::qcow2::bounds::{Bounded, Extent, MAX_BITMAPS};
 use crate::qcow2::geometry::Geometry;
 use crate::qcow2::header::{be_u32, be_u64};
 use crate::qcow2::unit::HostOffset;
@@ -11,14 +12,8 @@ use crate::qcow2::unit::HostOffset;
 const RECORD_LEN: usize = 24;
 /// Bytes of the header extension.
 pub(super) const EXTENSION_LEN: usize = 24;
-/// The most bitmaps.
-pub(super) const MAX_BITMAPS: usize = 65535;
 /// The longest name, in bytes.
 pub(super) const MAX_NAME: usize = 1023;
-/// The largest directory, in bytes.
-const MAX_DIRECTORY_BYTES: u64 = 68 << 20;
-/// The largest bitmap, in bytes of its bits.
-pub(super) const MAX_STORED_BYTES: u64 = 512 << 20;
 /// Granularities that are served, as binary logarithms.
 pub(super) const GRANULARITY_BITS: std::ops::RangeInclusive<u32> = 9..=31;
 
@@ -48,26 +43,26 @@ pub(super) struct Record {
 }
 
 /// What is wrong with a directory.
-pub(super) type Problem = &'static str;
+pub(super) type Problem = String;
 
 impl Pointer {
     /// What the header extension says.
     pub(super) fn decode(data: &[u8], geometry: Geometry) -> Result<Self, Problem> {
         if data.len() != EXTENSION_LEN {
-            return Err("the bitmaps extension is not 24 bytes long");
+            return Err("the bitmaps extension is not 24 bytes long".into());
         }
-        let pointer = Self {
-            count: be_u32(data, 0),
-            len_bytes: be_u64(data, 8),
-            offset: HostOffset(be_u64(data, 16)),
-        };
-        let count = usize::try_from(pointer.count).expect("32 bits fit a length");
-        let sane = (1..=MAX_BITMAPS).contains(&count)
-            && pointer.len_bytes <= MAX_DIRECTORY_BYTES
-            && (1 << 9..=1 << 56).contains(&pointer.offset.0)
-            && geometry.is_aligned(pointer.offset);
-        sane.then_some(pointer)
-            .ok_or("the bitmaps extension is out of range")
+        let count = be_u32(data, 0);
+        if !(1..=MAX_BITMAPS).contains(&count) {
+            return Err(format!("{count} bitmaps are not within 1..={MAX_BITMAPS}"));
+        }
+        let place = (HostOffset(be_u64(data, 16)), be_u64(data, 8));
+        let extent = Extent::new(Bounded::BitmapDirectory, place, geometry)
+            .map_err(|excess| format!("the bitmap directory {excess}"))?;
+        Ok(Self {
+            count,
+            offset: extent.offset,
+            len_bytes: extent.len_bytes,
+        })
     }
 
     pub(super) fn encode(self) -> Vec<u8> {
@@ -160,7 +155,7 @@ pub(super) fn decode(bytes: &[u8], count: u32, geometry: Geometry) -> Result<Vec
     for _ in 0..count {
         let (head, body) = rest
             .split_at_checked(RECORD_LEN)
-            .ok_or("the directory ends before its last record")?;
+            .ok_or_else(|| "the directory ends before its last record".to_owned())?;
         let name_len = usize::from(head[18]) << 8 | usize::from(head[19]);
         let extra_len = usize::try_from(be_u32(head, 20)).expect("32 bits fit a length");
         let extra = body.get(..extra_len);
@@ -168,7 +163,7 @@ pub(super) fn decode(bytes: &[u8], count: u32, geometry: Geometry) -> Result<Vec
             .checked_add(name_len)
             .and_then(|end| body.get(extra_len..end));
         let (Some(extra), Some(name)) = (extra, name) else {
-            return Err("a record reaches beyond the end of the directory");
+            return Err("a record reaches beyond the end of the directory".into());
         };
         let record = Record {
             table_offset: HostOffset(be_u64(head, 0)),
@@ -179,14 +174,14 @@ pub(super) fn decode(bytes: &[u8], count: u32, geometry: Geometry) -> Result<Vec
             extra: extra.to_vec(),
             name: name.to_vec(),
         };
-        let placed = geometry.is_aligned(record.table_offset)
-            && (1 << 9..=1 << 56).contains(&record.table_offset.0)
-            && record.table_entries > 0;
-        if !placed || name.is_empty() || name.len() > MAX_NAME {
-            return Err("a record's table or name cannot be right");
+        if record.table_entries == 0 || name.is_empty() || name.len() > MAX_NAME {
+            return Err("a record has no table, or a name that cannot be right".into());
         }
+        let place = (record.table_offset, u64::from(record.table_entries) * 8);
+        Extent::new(Bounded::BitmapTable, place, geometry)
+            .map_err(|excess| format!("the table of a bitmap {excess}"))?;
         if !names.insert(name) {
-            return Err("two bitmaps have one name");
+            return Err("two bitmaps have one name".into());
         }
         rest = rest.get(record.len()..).unwrap_or(&[]);
         records.push(record);

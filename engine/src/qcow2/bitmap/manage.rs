@@ -5,16 +5,17 @@
 
 use std::rc::Rc;
 
-use super::directory::{GRANULARITY_BITS, MAX_BITMAPS, MAX_NAME, Record};
+use super::directory::{GRANULARITY_BITS, MAX_NAME, Record};
 use super::store::Run;
 use super::table::{self, entries_for};
 use super::{Bitmap, Content, Standing};
 use crate::error::{Error, Refused};
 use crate::manage::BitmapState;
 use crate::qcow2::bitmap::bits::Bits;
+use crate::qcow2::bounds::MAX_BITMAPS;
 use crate::qcow2::image::Qcow2;
 use crate::qcow2::metadata::Metadata;
-use crate::qcow2::unit::HostCluster;
+use crate::qcow2::unit::{HostCluster, mem_len};
 use crate::sync::Mode;
 
 /// An operation on the bitmaps of an image.
@@ -116,7 +117,7 @@ impl Metadata {
         if self.bitmaps.find(name).is_ok() {
             return refuse(format!("bitmap `{name}` exists already"));
         }
-        if self.bitmaps.list.len() >= MAX_BITMAPS {
+        if self.bitmaps.list.len() >= mem_len(MAX_BITMAPS.into()) {
             return refuse(format!("the image has {MAX_BITMAPS} bitmaps already"));
         }
         entries_for(self.geometry, bits, self.virtual_bytes)?;

@@ -181,7 +181,7 @@ impl Bitmaps {
             problem: Problem::Field(text.into()),
         };
         let pointer = Pointer::decode(data, header.geometry)
-            .map_err(|text| bad(Structure::HeaderExtension, 0, text))?;
+            .map_err(|text| bad(Structure::HeaderExtension, 0, &text))?;
         let at = pointer.offset.0;
         if at.saturating_add(pointer.len_bytes) > file.len() {
             let text = "the directory does not lie within the file";
@@ -192,7 +192,7 @@ impl Bitmaps {
             .read(at, mem_len(pointer.len_bytes))
             .await?;
         let records = directory::decode(&bytes, pointer.count, header.geometry)
-            .map_err(|text| bad(Structure::BitmapDirectory, at, text))?;
+            .map_err(|text| bad(Structure::BitmapDirectory, at, &text))?;
         Ok(Self {
             pointer: Some(pointer),
             list: records.into_iter().map(Bitmap::of).collect(),
@@ -200,8 +200,21 @@ impl Bitmaps {
         })
     }
 
-    /// Refuses to write an image that has a bitmap which the writing would make wrong.
-    pub(super) fn require_writable(&self) -> Result<(), Error> {
+    /// Refuses to write an image that has a bitmap which the writing would make wrong, or whose table lies
+    /// where the writing would put something else. `file_end` is the end of the file's last cluster.
+    pub(super) fn require_writable(&self, file_end: u64) -> Result<(), Error> {
+        for (structure, offset, len_bytes) in self.metadata() {
+            if offset.0 + len_bytes > file_end {
+                let file_bytes = file_end;
+                return Err(BadImage {
+                    structure,
+                    offset: offset.0,
+                    index: None,
+                    problem: Problem::BeyondEnd { file_bytes },
+                }
+                .into());
+            }
+        }
         let wronged = |bitmap: &Bitmap| {
             let record = &bitmap.record;
             bitmap.standing == Standing::Foreign && record.is_auto() && !record.is_in_use()

@@ -4,9 +4,10 @@
 //! its bits are clear, or set.
 
 use super::bits::{Bits, Stretch};
-use super::directory::{MAX_STORED_BYTES, Record};
+use super::directory::Record;
 use crate::device::{Event, Port};
 use crate::error::{BadImage, Error, Problem, Refused, Structure};
+use crate::qcow2::bounds::MAX_BITMAP_BYTES;
 use crate::qcow2::geometry::Geometry;
 use crate::qcow2::header::be_u64;
 use crate::qcow2::unit::{HostCluster, HostOffset, mem_len};
@@ -25,9 +26,9 @@ pub(super) fn entries_for(
     disk_bytes: u64,
 ) -> Result<u32, Error> {
     let stored = Bits::count_for(granularity_bits, disk_bytes).div_ceil(8);
-    if stored > MAX_STORED_BYTES {
+    if stored > MAX_BITMAP_BYTES {
         return Err(Refused::Option(format!(
-            "a bitmap of {stored} bytes is larger than {MAX_STORED_BYTES}: use a larger granularity"
+            "a bitmap of {stored} bytes is larger than {MAX_BITMAP_BYTES}: use a larger granularity"
         ))
         .into());
     }

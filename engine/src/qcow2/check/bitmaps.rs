@@ -3,20 +3,18 @@
 //! Specification: "Bitmaps". An extension without its autoclear bit is out of date: its clusters
 //! belong to nobody.
 
+use super::claims::{Claim, Table};
 use super::report::Kind;
 use super::snapshots::Pages;
 use super::survey::{Place, Survey, Target};
 use crate::device::Event;
 use crate::error::Structure;
+use crate::qcow2::bounds::{Bounded, Extent, MAX_BITMAPS};
 use crate::qcow2::extension::BITMAPS;
 use crate::qcow2::header::{be_u32, be_u64};
 use crate::qcow2::unit::HostOffset;
 
 const ENTRY_LEN: usize = 24;
-/// The most bitmaps.
-const MAX_BITMAPS: u32 = 65535;
-/// The largest directory, in bytes: what its entries with the longest names take.
-const MAX_DIRECTORY_BYTES: u64 = 68 << 20;
 /// Where a bitmap table entry says that a cluster's data stand.
 const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
 /// As much of a table is read at once.
@@ -42,20 +40,28 @@ impl Survey<'_> {
         }
         let count = be_u32(data, 0);
         let (len_bytes, offset) = (be_u64(data, 8), be_u64(data, 16));
-        let bad = count > MAX_BITMAPS || len_bytes > MAX_DIRECTORY_BYTES;
-        if bad || !self.may_start_at(offset) {
-            self.give_up(place, "the bitmaps extension is out of range");
-            return;
+        let claim = (HostOffset(offset), len_bytes);
+        let extent = Extent::new(Bounded::BitmapDirectory, claim, self.header.geometry);
+        match extent {
+            Ok(_) if count > MAX_BITMAPS => {
+                self.give_up(place, "there are more bitmaps than the format allows");
+            }
+            Ok(_) => {
+                self.refer(place, Target::Metadata, (offset, len_bytes), 1);
+                self.walk_directory(offset, len_bytes, count).await;
+            }
+            Err(excess) => {
+                self.complete = false;
+                self.note_stuck(Kind::Place(excess), place);
+            }
         }
-        self.refer(place, Target::Metadata, (offset, len_bytes), 1);
-        self.walk_directory(offset, len_bytes, count).await;
     }
 
     async fn walk_directory(&mut self, offset: u64, len_bytes: u64, count: u32) {
         let structure = Structure::BitmapDirectory;
         let mut pages = Pages::new(structure, offset, len_bytes);
         let mut at = 0;
-        let mut table_bytes = 0;
+        let mut claims = Vec::new();
         for index in 0..u64::from(count) {
             let place = Place {
                 structure,
@@ -64,9 +70,13 @@ impl Survey<'_> {
             };
             let Some(entry) = self.load(&mut pages, at, ENTRY_LEN).await else {
                 self.give_up(place, "the directory ends before this entry");
-                return;
+                break;
             };
-            let table = (be_u64(entry, 0), u64::from(be_u32(entry, 8)) * 8);
+            claims.push(Claim {
+                offset: HostOffset(be_u64(entry, 0)),
+                len_bytes: u64::from(be_u32(entry, 8)) * 8,
+                place,
+            });
             let name = usize::try_from(be_u32(entry, 16) & 0xffff).expect("it is small");
             let extra = usize::try_from(be_u32(entry, 20)).expect("32 bits fit a length");
             at = at
@@ -74,29 +84,30 @@ impl Survey<'_> {
                 .saturating_add(extra)
                 .saturating_add(7)
                 & !7;
-            table_bytes += table.1;
-            if !self.may_start_at(table.0) {
-                self.give_up(place, "its table is not aligned to a cluster");
-            } else if table_bytes > self.file_bytes {
-                self.give_up(place, "its table does not fit the file");
-            } else {
-                self.walk_bitmap(place, table).await;
-            }
+        }
+        for table in self.settle_claims(Bounded::BitmapTable, claims) {
+            self.walk_bitmap(table).await;
         }
     }
 
-    async fn walk_bitmap(&mut self, place: Place, (offset, len_bytes): (u64, u64)) {
-        self.refer(place, Target::Metadata, (offset, len_bytes), 1);
+    async fn walk_bitmap(&mut self, table: Table) {
+        let Table {
+            extent,
+            place,
+            times,
+        } = table;
+        let (offset, len_bytes) = (extent.offset.0, extent.len_bytes);
+        self.refer(place, Target::Metadata, (offset, len_bytes), times);
         let mut done = 0;
         while done < len_bytes.min(self.file_bytes.saturating_sub(offset)) {
             let piece = PIECE_BYTES.min(len_bytes - done);
-            self.walk_piece(offset, done, piece).await;
+            self.walk_piece((offset, times), done, piece).await;
             done += piece;
         }
     }
 
     /// Counts what a piece of a table names.
-    async fn walk_piece(&mut self, offset: u64, from: u64, len_bytes: u64) {
+    async fn walk_piece(&mut self, (offset, times): (u64, u32), from: u64, len_bytes: u64) {
         let structure = Structure::BitmapTable;
         let Some(bytes) = self
             .read(Event::None, structure, offset + from, len_bytes)
@@ -117,7 +128,7 @@ impl Survey<'_> {
             if word & !(OFFSET | allowed) != 0 || !self.may_start_at(data) {
                 self.note_stuck(Kind::Field("the bitmap table entry is not valid"), place);
             } else if data != 0 {
-                self.refer(place, Target::Metadata, (data, cluster_bytes), 1);
+                self.refer(place, Target::Metadata, (data, cluster_bytes), times);
             }
         }
     }

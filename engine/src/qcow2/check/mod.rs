@@ -5,6 +5,7 @@
 //! so that one later check finds nothing at all.
 
 mod bitmaps;
+mod claims;
 mod compare;
 mod counts;
 mod rebuild;

@@ -11,8 +11,9 @@ use super::survey::Survey;
 use crate::defect::Defect;
 use crate::device::Event;
 use crate::error::{Error, Refused, Structure};
+use crate::qcow2::bounds::MAX_REFTABLE_BYTES;
 use crate::qcow2::geometry::Geometry;
-use crate::qcow2::header::{HeaderSector, MAX_REFTABLE_BYTES};
+use crate::qcow2::header::HeaderSector;
 use crate::qcow2::unit::{HostCluster, HostOffset};
 
 /// Where the new structures go, in clusters.

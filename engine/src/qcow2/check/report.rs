@@ -4,6 +4,7 @@ use std::fmt;
 
 use crate::device::{Cause, DeviceError};
 use crate::error::Structure;
+use crate::qcow2::bounds::Excess;
 use crate::qcow2::entry::BadEntry;
 
 /// How many findings a report lists; the counts go on.
@@ -66,6 +67,8 @@ pub enum Kind {
         /// The number of references.
         references: u64,
     },
+    /// The table that an entry names cannot stand there, or not be so long.
+    Place(Excess),
     /// A field of a snapshot or of a bitmap that cannot be right.
     Field(&'static str),
     /// A range that the device could not read.
@@ -96,6 +99,7 @@ impl Kind {
             | Self::TooLow { .. }
             | Self::TooManyReferences { .. }
             | Self::SharedRefcounts { .. }
+            | Self::Place(_)
             | Self::Field(_) => Severity::Corruption,
         }
     }
@@ -145,6 +149,12 @@ impl fmt::Display for Finding {
                 f,
                 "{structure} at offset {offset:#x}, entry {index}: COPIED contradicts refcount {refcount}"
             ),
+            Kind::Place(excess) => {
+                write!(
+                    f,
+                    "{structure} at offset {offset:#x}, entry {index}: its table {excess}"
+                )
+            }
             Kind::Field(problem) => {
                 write!(
                     f,

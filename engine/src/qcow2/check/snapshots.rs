@@ -2,16 +2,16 @@
 //!
 //! Specification: "Snapshots".
 
+use super::claims::Claim;
 use super::report::Kind;
 use super::survey::{Place, Survey, Target};
 use super::walk::{Tables, Tree};
 use crate::device::Event;
 use crate::error::Structure;
-use crate::qcow2::header::MAX_L1_BYTES;
+use crate::qcow2::bounds::{Bounded, MAX_SNAPSHOT_TABLE_BYTES};
 use crate::qcow2::snapshot::table::{
-    ENTRY_LEN, Head, MAX_EXTRA_LEN, MAX_TABLE_BYTES, V3_EXTRA_LEN,
+    ENTRY_LEN, Head, MAX_EXTRA_LEN, V3_EXTRA_LEN,
 };
-use crate::qcow2::unit::HostOffset;
 
 /// A table of entries without a fixed length, read piece by piece.
 pub(super) struct Pages {
@@ -38,9 +38,9 @@ impl Survey<'_> {
             self.note_stuck(Kind::Field(problem), place);
         }
         let structure = Structure::SnapshotTable;
-        let mut pages = Pages::new(structure, offset, MAX_TABLE_BYTES);
+        let mut pages = Pages::new(structure, offset, MAX_SNAPSHOT_TABLE_BYTES);
         let mut at = 0;
-        let mut l1_tables = Vec::new();
+        let mut claims = Vec::new();
         for index in 0..u64::from(self.header.snapshot_count) {
             let place = Place {
                 structure,
@@ -60,21 +60,15 @@ impl Survey<'_> {
                 self.note_stuck(Kind::Field("extra data of version 3 are missing"), place);
             }
             at += head.entry_len();
-            l1_tables.push((head.l1_offset, u64::from(head.l1_entries) * 8, index));
+            claims.push(Claim {
+                offset: head.l1_offset,
+                len_bytes: u64::from(head.l1_entries) * 8,
+                place,
+            });
         }
-        l1_tables.sort_unstable();
-        let mut l1_bytes = 0;
-        // Nothing keeps all snapshots of a damaged image from naming the same table.
-        for group in l1_tables.chunk_by(|one, other| one.0 == other.0 && one.1 == other.1) {
-            let (l1_offset, len_bytes, index) = group[0];
-            let place = Place {
-                structure,
-                offset,
-                index,
-            };
-            l1_bytes += len_bytes;
-            let times = u32::try_from(group.len()).expect("snapshots are few");
-            self.walk_snapshot_l1(place, (l1_offset, len_bytes), times, l1_bytes, tables)
+        for table in self.settle_claims(Bounded::L1Table, claims) {
+            let place = (table.extent.offset, table.extent.len_bytes);
+            self.walk_l1(table.place, place, (Tree::Snapshot, table.times), tables)
                 .await;
         }
         let len_bytes = u64::try_from(at).expect("the table is bounded");
@@ -84,27 +78,6 @@ impl Survey<'_> {
             index: 64,
         };
         self.refer(place, Target::Metadata, (offset, len_bytes), 1);
-    }
-
-    async fn walk_snapshot_l1(
-        &mut self,
-        place: Place,
-        (offset, len_bytes): (HostOffset, u64),
-        times: u32,
-        all_bytes: u64,
-        tables: &mut Tables,
-    ) {
-        if !self.header.geometry.is_aligned(offset) || offset.0 > 1 << 56 {
-            self.give_up(place, "its L1 table is not aligned to a cluster");
-        } else if len_bytes > MAX_L1_BYTES {
-            self.give_up(place, "its L1 table is too large");
-        } else if all_bytes > self.file_bytes.saturating_mul(2) {
-            // Tables that overlap could be walked for ever.
-            self.give_up(place, "the L1 tables of snapshots overlap");
-        } else {
-            self.walk_l1(place, (offset, len_bytes), (Tree::Snapshot, times), tables)
-                .await;
-        }
     }
 
     /// Notes a fault behind which references may be hidden.

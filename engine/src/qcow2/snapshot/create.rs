@@ -1,11 +1,12 @@
 //! Taking a snapshot: a copy of the L1 table, and one more reference to everything behind it.
 
-use super::table::{self, KnownExtra, Record};
+use super::table::{KnownExtra, Record};
 use super::tree::Tree;
 use crate::defect::Defect;
 use crate::device::Event;
 use crate::error::{Error, Refused, Structure};
 use crate::manage::NewSnapshot;
+use crate::qcow2::bounds::MAX_SNAPSHOT_TABLE_BYTES;
 use crate::qcow2::entry::Mapping;
 use crate::qcow2::header::MAX_SNAPSHOTS;
 use crate::qcow2::image::Qcow2;
@@ -163,4 +164,4 @@ impl Metadata {
     }
 }
 
-const _: () = assert!(table::MAX_TABLE_BYTES >= 40 * 65536);
+const _: () = assert!(MAX_SNAPSHOT_TABLE_BYTES >= 40 * 65536);

@@ -16,8 +16,9 @@ mod tree;
 mod vm_state;
 
 use self::table::Record;
+use super::bounds::{Bounded, Extent, MAX_L1_BYTES, MAX_SNAPSHOT_TABLE_BYTES};
 use super::entry::L1Word;
-use super::header::{Header, MAX_L1_BYTES};
+use super::header::Header;
 use super::image::Qcow2;
 use super::metadata::Metadata;
 use super::order::{Order, Rule, Stamp};
@@ -130,34 +131,31 @@ impl Metadata {
     /// The L1 table of a snapshot, without COPIED: in a snapshot that says nothing.
     async fn snapshot_l1(&self, index: usize) -> Result<Vec<L1Word>, Error> {
         let record = &self.snapshots.records[index];
-        let len_bytes = u64::from(record.l1_entries) * 8;
-        let offset = record.l1_offset;
+        let place = (record.l1_offset, u64::from(record.l1_entries) * 8);
+        if place.1 == 0 {
+            return Ok(Vec::new());
+        }
         let file_bytes = self.order.file().len();
-        let problem = if len_bytes > MAX_L1_BYTES {
-            Problem::Field("the L1 table of the snapshot is longer than 32 MiB".into())
-        } else if !self.geometry.is_aligned(offset) {
-            Problem::Field("the L1 table of the snapshot is not aligned to a cluster".into())
-        } else if offset
-            .0
-            .checked_add(len_bytes)
-            .is_none_or(|end| end > file_bytes)
-        {
-            Problem::BeyondEnd { file_bytes }
-        } else {
-            let at = self.order.file().at(Event::None);
-            let bytes = at.read(offset.0, mem_len(len_bytes)).await?;
-            let words = bytes
-                .chunks_exact(8)
-                .map(|word| be_u64(word, 0) & !(1 << 63));
-            return Ok(words.map(L1Word).collect());
+        let extent = match Extent::new(Bounded::L1Table, place, self.geometry) {
+            Ok(extent) if extent.within(file_bytes) => Ok(extent),
+            Ok(_) => Err(Problem::BeyondEnd { file_bytes }),
+            Err(excess) => {
+                let text = format!("the L1 table of the snapshot {excess}");
+                Err(Problem::Field(text))
+            }
         };
-        Err(BadImage {
+        let extent = extent.map_err(|problem| BadImage {
             structure: Structure::SnapshotTable,
             offset: self.snapshots.table.0.0,
             index: Some(byte_count(index)),
             problem,
-        }
-        .into())
+        })?;
+        let at = self.order.file().at(Event::None);
+        let bytes = at.read(extent.offset.0, mem_len(extent.len_bytes)).await?;
+        let words = bytes
+            .chunks_exact(8)
+            .map(|word| be_u64(word, 0) & !(1 << 63));
+        Ok(words.map(L1Word).collect())
     }
 
     /// The size of the disk that a snapshot shows, which its L1 table must reach.
@@ -243,7 +241,7 @@ impl Metadata {
         if bytes.is_empty() {
             return Ok(None);
         }
-        if byte_count(bytes.len()) > table::MAX_TABLE_BYTES {
+        if byte_count(bytes.len()) > MAX_SNAPSHOT_TABLE_BYTES {
             return Err(Refused::TableFull(Structure::SnapshotTable).into());
         }
         self.write_new_clusters(Event::None, bytes).await.map(Some)

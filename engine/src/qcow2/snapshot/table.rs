@@ -5,6 +5,7 @@
 
 use crate::device::Event;
 use crate::error::{BadImage, Error, Problem, Structure};
+use crate::qcow2::bounds::MAX_SNAPSHOT_TABLE_BYTES;
 use crate::qcow2::header::{Header, be_u32, be_u64};
 use crate::qcow2::order::Order;
 use crate::qcow2::unit::{HostOffset, byte_count};
@@ -17,8 +18,6 @@ pub(in crate::qcow2) const MAX_EXTRA_LEN: usize = 1024;
 pub(in crate::qcow2) const V3_EXTRA_LEN: usize = 16;
 /// All that is known of the extra data: the instruction count besides.
 const KNOWN_EXTRA_LEN: usize = 24;
-/// The largest snapshot table, in bytes.
-pub(in crate::qcow2) const MAX_TABLE_BYTES: u64 = 64 << 20;
 
 /// An entry of the snapshot table.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -203,7 +202,7 @@ impl Pages<'_> {
             let have = byte_count(self.bytes.len());
             let here = self.offset + have;
             let file = self.order.file();
-            if have >= MAX_TABLE_BYTES {
+            if have >= MAX_SNAPSHOT_TABLE_BYTES {
                 return Err(self.bad(index, "the table is longer than 64 MiB"));
             }
             if here >= file.len() {

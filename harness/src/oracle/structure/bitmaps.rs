@@ -1,14 +1,15 @@
 //! The persistent bitmaps as the oracle reads them. Specification: "Bitmaps extension", "Bitmap
 //! directory", "Bitmap table", "Bitmap data".
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 
+use super::bounds::{Bounded, MAX_BITMAPS};
 use super::references::Collector;
 use super::{Finding, Owner, Scan};
 
 const EXTENSION: u64 = 0x2385_2875;
 const RECORD_BYTES: u64 = 24;
-const MAX_BITMAPS: u64 = 65535;
 const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
 const ALL_ONES: u64 = 1;
 const IN_USE: u64 = 1 << 0;
@@ -70,9 +71,11 @@ pub(super) fn collect(collector: &mut Collector, scan: &mut Scan<'_>) {
         number(scan, extension + 8, 8),
         number(scan, extension + 16, 8),
     );
-    let aligned = offset.is_multiple_of(scan.layout.cluster_bytes());
+    let cluster_bytes = scan.layout.cluster_bytes();
+    let admitted = Bounded::BitmapDirectory.admits(offset, len_bytes, cluster_bytes);
     let end = offset.saturating_add(len_bytes);
-    if !aligned || offset == 0 || count == 0 || count > MAX_BITMAPS || end > scan.image.len() {
+    let counted = (1..=MAX_BITMAPS).contains(&count);
+    if !admitted || offset == 0 || !counted || end > scan.image.len() {
         scan.report.find(Finding::Bitmap {
             index: 0,
             problem: "the directory is not where one can be",
@@ -82,8 +85,9 @@ pub(super) fn collect(collector: &mut Collector, scan: &mut Scan<'_>) {
     let clusters = len_bytes.div_ceil(scan.layout.cluster_bytes());
     collector.refer(scan, Owner::BitmapDirectory, offset, clusters);
     let mut at = offset;
+    let mut walked = BTreeSet::new();
     for index in 0..count {
-        match bitmap(collector, scan, index, at, end) {
+        match bitmap(collector, scan, index, at..end, &mut walked) {
             Ok(next) => at = next,
             Err(problem) => {
                 scan.report.find(Finding::Bitmap { index, problem });
@@ -122,13 +126,14 @@ fn number(scan: &Scan<'_>, at: u64, len: usize) -> u64 {
     u64::from_be_bytes(bytes)
 }
 
-/// Notes one bitmap and yields where the next one's record starts.
+/// Notes the bitmap whose record is the first in a range of the file, and yields where the next one's
+/// starts.
 fn bitmap(
     collector: &mut Collector,
     scan: &mut Scan<'_>,
     index: u64,
-    at: u64,
-    end: u64,
+    Range { start: at, end }: Range<u64>,
+    walked: &mut BTreeSet<u64>,
 ) -> Result<u64, &'static str> {
     if at + RECORD_BYTES > end {
         return Err("the directory ends before its record");
@@ -144,6 +149,10 @@ fn bitmap(
     }
     let mut name = vec![0; usize::try_from(name_bytes).expect("16 bits fit a length")];
     scan.image.read(name_at, &mut name);
+    // Nothing keeps every bitmap of a damaged image from naming one table.
+    if !walked.insert(table) {
+        return Err("its table is that of another bitmap");
+    }
     let mut stored = StoredBitmap {
         name,
         granule_sectors: 1 << (granularity_bits - 9),
@@ -165,8 +174,8 @@ fn read_table(
     stored: &mut StoredBitmap,
 ) -> Result<(), &'static str> {
     let cluster_bytes = scan.layout.cluster_bytes();
-    if !table.is_multiple_of(cluster_bytes) || table == 0 {
-        return Err("its table does not start at a cluster");
+    if !Bounded::BitmapTable.admits(table, entries * 8, cluster_bytes) || table == 0 {
+        return Err("its table is out of range");
     }
     let granules = scan
         .layout

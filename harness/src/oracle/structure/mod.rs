@@ -11,6 +11,7 @@
 //! the end of the file where the refcount table names a block for its range.
 
 mod bitmaps;
+mod bounds;
 mod finding;
 mod layout;
 mod refcounts;

@@ -1,5 +1,8 @@
 //! Who refers to which cluster of the file.
 
+use std::collections::BTreeSet;
+
+use super::bounds::Bounded;
 use super::{Finding, Layout, Mapped, Mapping, Owner, Scan, Snapshot, Table, Word, Words};
 
 const COPIED: u64 = 1 << 63;
@@ -7,8 +10,6 @@ const COMPRESSED: u64 = 1 << 62;
 const ZERO: u64 = 1;
 const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
 const REFTABLE_OFFSET: u64 = !0x1ff;
-const MAX_L1_ENTRIES: u64 = 4 << 20;
-const MAX_SNAPSHOT_TABLE_BYTES: u64 = 64 << 20;
 /// One table at thousands of indices maps no more clusters than this.
 const MAX_MAPPED_AGAIN: usize = 1 << 20;
 
@@ -132,10 +133,12 @@ impl Collector {
 
     fn snapshots(&mut self, scan: &mut Scan<'_>) {
         let start = scan.layout.snapshots_offset;
+        let max_bytes = Bounded::SnapshotTable.max_bytes(scan.layout.cluster_bytes());
         let mut at = start;
+        let mut walked = BTreeSet::from([scan.layout.l1_offset]);
         for index in 0..scan.layout.snapshot_count {
-            let problem = match self.snapshot(scan, index, at) {
-                Ok(end) if end - start <= MAX_SNAPSHOT_TABLE_BYTES => {
+            let problem = match self.snapshot(scan, index, at, &mut walked) {
+                Ok(end) if end - start <= max_bytes => {
                     at = end;
                     continue;
                 }
@@ -150,7 +153,13 @@ impl Collector {
     }
 
     /// Notes a snapshot's L1 table and yields where the next snapshot's entry starts.
-    fn snapshot(&mut self, scan: &mut Scan<'_>, index: u32, at: u64) -> Result<u64, &'static str> {
+    fn snapshot(
+        &mut self,
+        scan: &mut Scan<'_>,
+        index: u32,
+        at: u64,
+        walked: &mut BTreeSet<u64>,
+    ) -> Result<u64, &'static str> {
         if at >= scan.image.len() {
             return Err("its entry lies beyond the end of the file");
         }
@@ -159,13 +168,18 @@ impl Collector {
         let field = |from: usize, len: usize| u64_of(&head[from..from + len]);
         let (l1_offset, l1_entries) = (field(0, 8), field(8, 4));
         let (id_bytes, name_bytes, extra_bytes) = (field(12, 2), field(14, 2), field(36, 4));
-        if !l1_offset.is_multiple_of(scan.layout.cluster_bytes()) || l1_entries > MAX_L1_ENTRIES {
-            return Err("its L1 table is unaligned or too long");
+        let cluster_bytes = scan.layout.cluster_bytes();
+        if !Bounded::L1Table.admits(l1_offset, l1_entries * 8, cluster_bytes) {
+            return Err("its L1 table is out of range");
+        }
+        // Nothing keeps every snapshot of a damaged image from naming one table.
+        if l1_entries > 0 && !walked.insert(l1_offset) {
+            return Err("its L1 table is that of another snapshot, or of the disk");
         }
         scan.report
             .snapshots
             .push(Snapshot::read(scan.image, &scan.layout, &head, at));
-        let clusters = (l1_entries * 8).div_ceil(scan.layout.cluster_bytes());
+        let clusters = (l1_entries * 8).div_ceil(cluster_bytes);
         self.refer(scan, Owner::SnapshotL1Table(index), l1_offset, clusters);
         self.l1_entries(scan, Tree::Snapshot, l1_offset, l1_entries);
         Ok(at + (40 + extra_bytes + id_bytes + name_bytes).next_multiple_of(8))
