@@ -51,6 +51,9 @@ impl Pointer {
         if data.len() != EXTENSION_LEN {
             return Err("the bitmaps extension is not 24 bytes long".into());
         }
+        if be_u32(data, 4) != 0 {
+            return Err("the reserved field of the bitmaps extension is not zero".into());
+        }
         let count = be_u32(data, 0);
         if !(1..=MAX_BITMAPS).contains(&count) {
             return Err(format!("{count} bitmaps are not within 1..={MAX_BITMAPS}"));
@@ -185,6 +188,9 @@ pub(super) fn decode(bytes: &[u8], count: u32, geometry: Geometry) -> Result<Vec
         }
         rest = rest.get(record.len()..).unwrap_or(&[]);
         records.push(record);
+    }
+    if !rest.is_empty() {
+        return Err("the directory holds more than its bitmaps".into());
     }
     Ok(records)
 }

@@ -15,6 +15,8 @@ use crate::qcow2::header::{be_u32, be_u64};
 use crate::qcow2::unit::HostOffset;
 
 const ENTRY_LEN: usize = 24;
+/// Of a record: its content is out of date.
+const IN_USE: u32 = 1;
 /// Where a bitmap table entry says that a cluster's data stand.
 const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
 /// As much of a table is read at once.
@@ -34,8 +36,8 @@ impl Survey<'_> {
             offset: 0,
             index: BITMAPS.into(),
         };
-        if data.len() < ENTRY_LEN {
-            self.give_up(place, "the bitmaps extension is too short");
+        if data.len() != ENTRY_LEN || be_u32(data, 4) != 0 {
+            self.give_up(place, "the bitmaps extension is not what it must be");
             return;
         }
         let count = be_u32(data, 0);
@@ -43,8 +45,11 @@ impl Survey<'_> {
         let claim = (HostOffset(offset), len_bytes);
         let extent = Extent::new(Bounded::BitmapDirectory, claim, self.header.geometry);
         match extent {
-            Ok(_) if count > MAX_BITMAPS => {
-                self.give_up(place, "there are more bitmaps than the format allows");
+            Ok(_) if !(1..=MAX_BITMAPS).contains(&count) => {
+                self.give_up(
+                    place,
+                    "there are no bitmaps, or more than the format allows",
+                );
             }
             Ok(_) => {
                 self.refer(place, Target::Metadata, (offset, len_bytes), 1);
@@ -72,21 +77,50 @@ impl Survey<'_> {
                 self.give_up(place, "the directory ends before this entry");
                 break;
             };
+            let entry: [u8; ENTRY_LEN] = entry.try_into().expect("so many bytes were asked for");
+            let table_entries = be_u32(&entry, 8);
             claims.push(Claim {
-                offset: HostOffset(be_u64(entry, 0)),
-                len_bytes: u64::from(be_u32(entry, 8)) * 8,
+                offset: HostOffset(be_u64(&entry, 0)),
+                len_bytes: u64::from(table_entries) * 8,
                 place,
             });
-            let name = usize::try_from(be_u32(entry, 16) & 0xffff).expect("it is small");
-            let extra = usize::try_from(be_u32(entry, 20)).expect("32 bits fit a length");
+            self.judge_record(place, &entry);
+            let name = usize::try_from(be_u32(&entry, 16) & 0xffff).expect("it is small");
+            let extra = usize::try_from(be_u32(&entry, 20)).expect("32 bits fit a length");
             at = at
                 .saturating_add(ENTRY_LEN + name)
                 .saturating_add(extra)
                 .saturating_add(7)
                 & !7;
         }
+        let told = u64::try_from(claims.len()).expect("bitmaps are bounded") == u64::from(count);
+        if told && u64::try_from(at).is_ok_and(|at| at != len_bytes) {
+            let place = Place {
+                structure,
+                offset,
+                index: count.into(),
+            };
+            self.give_up(place, "the directory is not as long as its entries");
+        }
         for table in self.settle_claims(Bounded::BitmapTable, claims) {
             self.walk_bitmap(table).await;
+        }
+    }
+
+    /// A bitmap that is up to date, and of a kind that is known, has a table that fits the disk.
+    fn judge_record(&mut self, place: Place, entry: &[u8; ENTRY_LEN]) {
+        let (table_entries, flags) = (be_u32(entry, 8), be_u32(entry, 12));
+        let [kind, granularity_bits] = [entry[16], entry[17]];
+        let known = kind == 1 && (9..=31).contains(&granularity_bits);
+        if table_entries == 0 {
+            self.give_up(place, "it has no table");
+        } else if known && flags & IN_USE == 0 {
+            let bits = self.header.virtual_bytes.div_ceil(1 << granularity_bits);
+            let needed = self.header.geometry.clusters_for(bits.div_ceil(8));
+            if needed != u64::from(table_entries) {
+                let problem = "its table is not as long as the disk demands";
+                self.note_stuck(Kind::Field(problem), place);
+            }
         }
     }
 
