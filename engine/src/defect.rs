@@ -124,6 +124,10 @@ defects! {
     RebuildSwitchesEarly "rebuild-switches-early",
     /// Repair takes the last entry of each L2 table for unused.
     RepairMissesLastEntry "repair-misses-last-entry",
+    /// Repair leaves a snapshot table as it is whose entries say too little, and reports success.
+    RepairSkipsSnapshots "repair-skips-snapshots",
+    /// Repair of a snapshot table forgets the last snapshot.
+    RepairDropsSnapshot "repair-drops-snapshot",
     /// Repair does not lengthen a file whose last mapped clusters lie beyond its end.
     RepairKeepsShortFile "repair-keeps-short-file",
     /// A rewritten header is switched to before what lies behind its first sector is durable.

@@ -102,6 +102,10 @@ fn pins(defect: Defect) -> Pins {
             cluster_bits: Some(15),
             ..Pins::default()
         },
+        Defect::RepairSkipsSnapshots | Defect::RepairDropsSnapshot => Pins {
+            abandoned: Some(true),
+            ..with_snapshots()
+        },
         Defect::RebuildSwitchesEarly => Pins {
             abandoned: Some(true),
             ..Pins::default()
@@ -126,10 +130,7 @@ fn pins(defect: Defect) -> Pins {
         | Defect::SnapshotRaisesLate
         | Defect::SnapshotKeepsCopied
         | Defect::ApplyKeepsCopied
-        | Defect::SnapshotFreesEarly => Pins {
-            snapshots: Some(true),
-            ..Pins::default()
-        },
+        | Defect::SnapshotFreesEarly => with_snapshots(),
         Defect::BitmapMarkedLate
         | Defect::BitmapSwitchBeforeContent
         | Defect::BitmapNotFlushed
@@ -139,8 +140,7 @@ fn pins(defect: Defect) -> Pins {
         },
         Defect::BitmapForgetsSnapshot => Pins {
             bitmaps: Some(true),
-            snapshots: Some(true),
-            ..Pins::default()
+            ..with_snapshots()
         },
         Defect::LinkBeforeRefcounts
         | Defect::LinkBeforeData
@@ -170,6 +170,13 @@ fn pins(defect: Defect) -> Pins {
         | Defect::RawDataBeforeLink
         | Defect::RebaseBeforeFlush
         | Defect::CommitBeforeFlush => Pins::default(),
+    }
+}
+
+fn with_snapshots() -> Pins {
+    Pins {
+        snapshots: Some(true),
+        ..Pins::default()
     }
 }
 

@@ -32,6 +32,7 @@ impl Qcow2 {
             if self.version.get() < 3 && !metadata.snapshots.records.is_empty() {
                 return Err(Refused::ResizeWithSnapshots.into());
             }
+            metadata.snapshots_before_resize().await?;
             metadata.bitmaps_before_resize().await?;
             let entries = self.geometry.l1_entries_for(virtual_bytes);
             if entries > byte_count(metadata.l1.len()) {

@@ -150,7 +150,9 @@ impl Qcow2 {
         if options.access == Access::ReadWrite {
             order.barrier(Rule::BeforeUse, order.latest()).await?;
         }
-        let mut metadata = load(Rc::clone(&order), &header, sector0, options).await?;
+        let snapshots = Snapshots::load(&order, &header).await?;
+        let state = (options, snapshots);
+        let mut metadata = load(Rc::clone(&order), &header, sector0, state).await?;
         if options.access == Access::ReadWrite {
             metadata.settle_autoclear(&header).await?;
         }
@@ -233,11 +235,12 @@ async fn prepare_for_writing(
     Ok(())
 }
 
-async fn load(
+/// The tables of an image with these snapshots.
+pub(super) async fn load(
     order: Rc<Order>,
     header: &Header,
     sector0: HeaderSector,
-    options: &OpenOptions,
+    (options, snapshots): (&OpenOptions, Snapshots),
 ) -> Result<Metadata, Error> {
     let geometry = header.geometry;
     let file = order.file();
@@ -261,7 +264,6 @@ async fn load(
     } else {
         Refcounting::Strict
     };
-    let snapshots = Snapshots::load(&order, header).await?;
     let mut metadata = Metadata {
         order,
         planted: options.planted,

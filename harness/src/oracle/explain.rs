@@ -40,11 +40,17 @@ pub(super) fn imperfect(oracle: Oracle, when: &str, report: &StructureReport) ->
             "leaks",
             format!("{} refcounts are too high", report.leak_count),
         )
-    } else {
+    } else if report.copied_missing > 0 {
         let count = report.copied_missing;
         (
             "copied-missing",
             format!("{count} entries could claim COPIED and do not"),
+        )
+    } else {
+        let count = report.terse_snapshots;
+        (
+            "terse-snapshots",
+            format!("{count} snapshots leave out the size of their disk"),
         )
     };
     let site = report

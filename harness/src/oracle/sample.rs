@@ -123,6 +123,11 @@ impl Sample {
         self.long(self.offset(table), self.offset(l1));
         self.image
             .write(self.offset(table) + 8, &1_u32.to_be_bytes());
+        self.image
+            .write(self.offset(table) + 36, &16_u32.to_be_bytes());
+        let mut disk_bytes = [0; 8];
+        self.image.read(24, &mut disk_bytes);
+        self.image.write(self.offset(table) + 48, &disk_bytes);
         self.long(self.offset(l1), self.offset(Self::L2));
     }
 }

@@ -134,7 +134,11 @@ impl Small {
             self.with_shape(|shape| shape.packed.clear()),
             self.with_shape(|shape| shape.encryption = None),
             self.with_shape(|shape| shape.compression = Compression::Zlib),
-            self.with_shape(|shape| shape.abandoned = false),
+            self.with_shape(|shape| {
+                shape.abandoned = false;
+                shape.terse_snapshots = false;
+            }),
+            self.with_shape(|shape| shape.terse_snapshots = false),
             self.with_shape(|shape| shape.bitmaps.clear()),
             self.with_shape(|shape| shape.lazy_refcounts = false),
             self.with_shape(|shape| shape.geometry = with_bits(shape.geometry, None, Some(4))),

@@ -121,6 +121,9 @@ fn new_image(shape: &ImageShape) -> Result<Stage, StageError> {
     }
     let mut image = file.snapshot();
     outdate(&mut image, shape);
+    if shape.terse_snapshots {
+        shorten_snapshots(&mut image);
+    }
     if shape.abandoned {
         abandon(&mut image);
     }
@@ -285,6 +288,35 @@ fn past(shape: &ImageShape, snapshot: u32) -> Past {
         content: shape.snapshot_content(snapshot),
         virtual_bytes: shape.virtual_bytes,
     }
+}
+
+/// Takes the extra data out of every entry of the snapshot table. Specification: "Header", bytes 60 to 71;
+/// "Snapshots".
+fn shorten_snapshots(image: &mut PageImage) {
+    let number = |bytes: &[u8]| {
+        let digits = bytes.iter();
+        digits.fold(0, |value: u64, byte| value << 8 | u64::from(*byte))
+    };
+    let header = image.read_vec(60, 12);
+    let (count, table) = (number(&header[..4]), number(&header[4..]));
+    let mut short = Vec::new();
+    let mut at = table;
+    for _ in 0..count {
+        let mut head = image.read_vec(at, 40);
+        let extra_bytes = number(&head[36..]);
+        let names_bytes = number(&head[12..14]) + number(&head[14..16]);
+        let names = image.read_vec(at + 40 + extra_bytes, mem_len(names_bytes));
+        head[36..].fill(0);
+        short.extend([head, names].concat());
+        short.resize(short.len().next_multiple_of(8), 0);
+        at += (40 + extra_bytes + names_bytes).next_multiple_of(8);
+    }
+    short.resize(mem_len(at - table), 0);
+    image.write(table, &short);
+}
+
+fn mem_len(bytes: u64) -> usize {
+    usize::try_from(bytes).expect("the table of a few snapshots is short")
 }
 
 /// What is left of an image whose dirty bit reached the disk, and no refcount after it.

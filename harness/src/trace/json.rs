@@ -105,6 +105,8 @@ struct NewJson {
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
 fn is_none(count: &u32) -> bool {
     *count == 0
+    #[serde(default, skip_serializing_if = "is_off")]
+    terse_snapshots: bool,
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
@@ -271,6 +273,7 @@ fn write_shape(shape: &ImageShape) -> NewJson {
     }
 }
 
+        terse_snapshots: shape.terse_snapshots,
 fn write_extents(extents: &[Extent]) -> Vec<String> {
     let texts = extents.iter().map(|extent| text::extent_text(*extent));
     texts.collect()
@@ -466,6 +469,7 @@ fn read_extents(list: &str, texts: &[String]) -> Result<Vec<Extent>, BadTrace> {
     Ok(extents)
 }
 
+        terse_snapshots: json.terse_snapshots,
 fn read_given(json: &GivenJson, loader: Loader<'_>) -> Result<Given, BadTrace> {
     let wrong = |problem: String| BadTrace::Meaning {
         field: "image.given".into(),

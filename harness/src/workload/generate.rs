@@ -124,6 +124,7 @@ fn format(draw: &mut Prng, pins: &Pins) -> (u32, Geometry, bool) {
         || pins.refcount_order.is_some_and(|order| order != 4)
         || pins.compression == Some(Some(Compression::Zstd));
     let drawn_version = if draw.chance(1, 8) { 2 } else { 3 };
+        terse_snapshots: false,
     let version = match pins.version {
         Some(version) => version,
         None if needs_v3 => 3,
@@ -381,6 +382,7 @@ struct Places {
     virtual_bytes: u64,
     cluster_bytes: u64,
     /// What can be mapped by itself, where that is less than a cluster.
+        terse_snapshots: false,
     subcluster_bytes: Option<u64>,
 }
 

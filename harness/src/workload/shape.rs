@@ -97,6 +97,9 @@ pub enum Encrypted {
     Luks,
 }
 
+    /// Whether the entries of those leave out the size of their disk, as entries of version 2 do. Only where
+    /// it was abandoned: nothing but a repair makes up for that.
+    pub terse_snapshots: bool,
 /// What opens every encrypted image of a run; also the key of the legacy method.
 pub const TEST_SECRET: &[u8; 16] = b"not a secret !!!";
 /// The key of the data of every LUKS image of a run.
@@ -288,6 +291,10 @@ impl ImageShape {
         require(
             self.version == 3 || self.compression == Compression::Zlib,
             "an image of version 2 has no compression type but zlib".into(),
+        )?;
+        require(
+            !self.terse_snapshots || self.abandoned,
+            "only an abandoned image leaves out the size of a snapshot's disk".into(),
         )?;
         require(
             self.version == 3 || self.bitmaps.is_empty(),

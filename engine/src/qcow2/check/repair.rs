@@ -9,7 +9,9 @@
 //! 4. a rebuild writes into clusters that neither the image nor its old refcount structures use, and
 //!    the header switches to it in one sector, after a flush;
 //! 5. COPIED follows once the refcounts are durable;
-//! 6. the dirty and corrupt bits go last, after a flush, and only when nothing is left to say.
+//! 6. a snapshot table whose entries say too little or too much gives way to another by a switch, as it
+//!    does when a snapshot is taken, once refcounts and COPIED are right;
+//! 7. the dirty and corrupt bits go last, after a flush, and only when nothing is left to say.
 
 use super::report::{CheckReport, Tally};
 use super::survey::Survey;
@@ -19,6 +21,7 @@ use crate::device::{DeviceError, Event, Port, SECTOR_BYTES};
 use crate::error::Error;
 use crate::qcow2::entry::{Copied, L1Entry, L1Word, L2Entry, Mapping, refcount, set_refcount};
 use crate::qcow2::header::{self, HeaderSector, be_u64, incompatible};
+use crate::qcow2::snapshot::rewrite_table;
 use crate::qcow2::unit::{HostOffset, mem_len};
 
 const SECTOR: usize = 512;
@@ -56,11 +59,17 @@ pub(super) async fn repair_all(file: &Port, planted: Planted) -> Result<CheckRep
         first.get_or_insert_with(|| std::mem::take(&mut survey.report));
         match work {
             Work::Nothing => break,
-            Work::Entries | Work::Counts if in_vain => break,
+            Work::Entries | Work::Counts | Work::Snapshots if in_vain => break,
             Work::Entries => survey.drop_unaligned_reserves().await?,
+            Work::Snapshots => match rewrite_table(file, &header, sector, planted).await {
+                Ok(()) => {}
+                // Nothing was written on an image that is not to be written on.
+                Err(Error::BadImage(_) | Error::Unsupported(_) | Error::Refused(_)) => break,
+                Err(Error::Device(error)) => return Err(error.into()),
+            },
             Work::Counts => {
                 survey.repair(&mut sector).await?;
-                if survey.stuck == 0 {
+                if survey.stuck == 0 && survey.ill_said == 0 {
                     remaining = Tally::default();
                     break;
                 }
@@ -79,8 +88,10 @@ enum Work {
     Nothing,
     /// L2 entries go first: they decide what is referenced.
     Entries,
-    /// Everything else.
+    /// Refcounts, COPIED, the length of the file, and the bits in the header.
     Counts,
+    /// The snapshot table, which needs room, and so refcounts that are right.
+    Snapshots,
 }
 
 /// Frees what nothing refers to, and leaves everything else as it is. Refcount structures that need a
@@ -108,13 +119,19 @@ pub(super) async fn repair_leaks(mut survey: Survey<'_>) -> Result<CheckReport, 
 
 impl Survey<'_> {
     fn work(&self) -> Work {
-        let wrong = self.fixable() > 0 || self.report.found.leaks > 0;
+        let wrong = self.fixable() > self.ill_said || self.report.found.leaks > 0;
         let marked = self.is_marked() && self.is_curable();
         if !self.unaligned_reserves.is_empty() {
             // What they refer to may even be what keeps the rest from being counted.
             Work::Entries
         } else if self.complete && (wrong || marked) {
             Work::Counts
+        } else if self.ill_said > 0
+            && self.complete
+            && self.stuck == 0
+            && self.report.check_errors == 0
+        {
+            Work::Snapshots
         } else {
             Work::Nothing
         }
@@ -150,7 +167,7 @@ impl Survey<'_> {
 
     /// Whether nothing is left once everything that can be repaired is.
     fn is_curable(&self) -> bool {
-        self.complete && self.stuck == 0 && self.report.check_errors == 0
+        self.complete && self.stuck == 0 && self.ill_said == 0 && self.report.check_errors == 0
     }
 
     pub(super) async fn flush(&self) -> Result<(), DeviceError> {

@@ -6,12 +6,11 @@ use super::claims::Claim;
 use super::report::Kind;
 use super::survey::{Place, Survey, Target};
 use super::walk::{Tables, Tree};
+use crate::defect::Defect;
 use crate::device::Event;
 use crate::error::Structure;
 use crate::qcow2::bounds::{Bounded, MAX_SNAPSHOT_TABLE_BYTES};
-use crate::qcow2::snapshot::table::{
-    ENTRY_LEN, Head, MAX_EXTRA_LEN, V3_EXTRA_LEN,
-};
+use crate::qcow2::snapshot::table::{ENTRY_LEN, Head, MAX_EXTRA_LEN, V3_EXTRA_LEN};
 
 /// A table of entries without a fixed length, read piece by piece.
 pub(super) struct Pages {
@@ -52,12 +51,14 @@ impl Survey<'_> {
                 break;
             };
             let head = Head::decode(entry);
-            if head.extra_len > MAX_EXTRA_LEN {
-                self.give_up(place, "it has too much extra data");
+            if self.load(&mut pages, at, head.entry_len()).await.is_none() {
+                self.give_up(place, "the table ends within this entry");
                 break;
             }
-            if self.header.version >= 3 && head.extra_len < V3_EXTRA_LEN {
-                self.note_stuck(Kind::Field("extra data of version 3 are missing"), place);
+            if head.extra_len > MAX_EXTRA_LEN {
+                self.note_ill_said(place, "it has too much extra data");
+            } else if self.header.version >= 3 && head.extra_len < V3_EXTRA_LEN {
+                self.note_ill_said(place, "extra data of version 3 are missing");
             }
             at += head.entry_len();
             claims.push(Claim {
@@ -78,6 +79,15 @@ impl Survey<'_> {
             index: 64,
         };
         self.refer(place, Target::Metadata, (offset, len_bytes), 1);
+    }
+
+    /// Notes an entry whose meaning is plain, and which says too little or too much.
+    fn note_ill_said(&mut self, place: Place, problem: &'static str) {
+        if self.planted.has(Defect::RepairSkipsSnapshots) {
+            return;
+        }
+        self.ill_said += 1;
+        self.note(Kind::Field(problem), place);
     }
 
     /// Notes a fault behind which references may be hidden.

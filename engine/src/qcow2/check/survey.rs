@@ -33,6 +33,8 @@ pub(super) struct Survey<'a> {
     pub(super) complete: bool,
     /// Corruptions that no repair can undo.
     pub(super) stuck: u64,
+    /// Entries of the snapshot table that say too little or too much: a new table undoes that.
+    pub(super) ill_said: u64,
     /// The most references that a cluster has, those to the refcount structures left out: a rebuild
     /// takes these away.
     pub(super) most_references: u32,
@@ -90,6 +92,7 @@ impl<'a> Survey<'a> {
             stored: Stored::none(geometry),
             complete: true,
             stuck: 0,
+            ill_said: 0,
             most_references: 0,
             rebuild: false,
             wrong_blocks: Vec::new(),

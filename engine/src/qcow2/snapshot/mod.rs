@@ -11,11 +11,14 @@ mod apply;
 mod create;
 mod delete;
 pub(in crate::qcow2) mod expand;
+mod restate;
 pub(in crate::qcow2) mod table;
 mod tree;
 mod vm_state;
 
-use self::table::Record;
+pub(super) use self::restate::rewrite_table;
+
+use self::table::{Record, Surplus};
 use super::bounds::{Bounded, Extent, MAX_L1_BYTES, MAX_SNAPSHOT_TABLE_BYTES};
 use super::entry::L1Word;
 use super::header::Header;
@@ -61,7 +64,12 @@ pub(super) struct Snapshots {
 impl Snapshots {
     /// The snapshot table of an image.
     pub(super) async fn load(order: &Order, header: &Header) -> Result<Self, Error> {
-        let (records, len_bytes) = table::read(order, header).await?;
+        Self::load_with(order, header, Surplus::Refused).await
+    }
+
+    /// The same, with a choice of what becomes of extra data that are too long.
+    async fn load_with(order: &Order, header: &Header, surplus: Surplus) -> Result<Self, Error> {
+        let (records, len_bytes) = table::read(order, header, surplus).await?;
         Ok(Self {
             records,
             table: (header.snapshots_offset, len_bytes),
@@ -87,7 +95,7 @@ impl Snapshots {
 /// open, nor decrypted.
 pub async fn list(file: Port, header: &Header) -> Result<Vec<Snapshot>, Error> {
     let order = Order::new(file, None, Planted::NONE);
-    let (records, _) = table::read(&order, header).await?;
+    let (records, _) = table::read(&order, header, Surplus::Refused).await?;
     let records = records.iter();
     Ok(records
         .map(|one| shown(one, header.virtual_bytes))

@@ -19,6 +19,15 @@ pub(in crate::qcow2) const V3_EXTRA_LEN: usize = 16;
 /// All that is known of the extra data: the instruction count besides.
 const KNOWN_EXTRA_LEN: usize = 24;
 
+/// What becomes of extra data that are longer than the format allows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::qcow2) enum Surplus {
+    /// The table is refused.
+    Refused,
+    /// The end is left out.
+    Dropped,
+}
+
 /// An entry of the snapshot table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::qcow2) struct Record {
@@ -166,6 +175,7 @@ pub(in crate::qcow2) fn encode(records: &[Record]) -> Vec<u8> {
 pub(in crate::qcow2) async fn read(
     order: &Order,
     header: &Header,
+    surplus: Surplus,
 ) -> Result<(Vec<Record>, u64), Error> {
     let mut records = Vec::new();
     let mut pages = Pages {
@@ -177,11 +187,14 @@ pub(in crate::qcow2) async fn read(
     let mut at = 0;
     for index in 0..u64::from(header.snapshot_count) {
         let head = Head::decode(pages.load(index, at, ENTRY_LEN).await?);
-        if head.extra_len > MAX_EXTRA_LEN {
-            return Err(pages.bad(index, "the entry has too much extra data"));
+        if head.extra_len > MAX_EXTRA_LEN && surplus == Surplus::Refused {
+            let text = "the entry has too much extra data: repair everything to cut it off";
+            return Err(pages.bad(index, text));
         }
         let entry = pages.load(index, at, head.entry_len()).await?;
-        records.push(Record::decode(head, entry));
+        let mut record = Record::decode(head, entry);
+        record.extra.truncate(MAX_EXTRA_LEN);
+        records.push(record);
         at += head.entry_len();
     }
     Ok((records, byte_count(at)))

@@ -92,6 +92,8 @@ pub struct StructureReport {
     pub low_count: u64,
     /// How many entries could claim COPIED and do not.
     pub copied_missing: u64,
+    /// How many snapshots leave out what version 3 says of each, the size of its disk among it.
+    pub terse_snapshots: u64,
     /// The first [`StructureReport::KEPT`] refcounts that differ from their references.
     pub miscounts: Vec<Miscount>,
     /// Every guest cluster of the disk with a mapping of its own, ascending.
@@ -122,6 +124,7 @@ impl StructureReport {
             && self.leak_count == 0
             && self.low_count == 0
             && self.copied_missing == 0
+            && self.terse_snapshots == 0
             && !self.dirty()
             && !self.corrupt()
     }

@@ -179,6 +179,9 @@ impl Collector {
         scan.report
             .snapshots
             .push(Snapshot::read(scan.image, &scan.layout, &head, at));
+        if scan.layout.version >= 3 && extra_bytes < 16 {
+            scan.report.terse_snapshots += 1;
+        }
         let clusters = (l1_entries * 8).div_ceil(cluster_bytes);
         self.refer(scan, Owner::SnapshotL1Table(index), l1_offset, clusters);
         self.l1_entries(scan, Tree::Snapshot, l1_offset, l1_entries);
