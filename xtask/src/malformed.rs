@@ -14,19 +14,21 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
+use engine::defect::Planted;
 use engine::device::PageImage;
-use harness::malformed::{Specimens, examine};
+use harness::malformed::{Problem, Report, Specimens, examine};
 use harness::workload::pin::Pins;
 use rustix::process::{Resource, Rlimit, setrlimit};
+use rustix::time::{ClockId, Timespec, clock_gettime};
 
 use crate::{Ending, Refusal};
 
 /// What one image may take in memory, above what the program has anyway.
 const MEMORY_BYTES: u64 = 256 << 20;
-/// What one image may take in time.
+/// What one image may take in time, of its process's own: others may be at work on the machine.
 const TIME: Duration = Duration::from_secs(1);
 /// A child that is silent for so long is stopped. More than one image may take: a machine may be busy.
 const SILENCE: Duration = Duration::from_secs(20);
@@ -55,6 +57,68 @@ pub(crate) struct Malformed {
     /// Do the work of child number K of N
     #[arg(long, hide = true, value_name = "K/N")]
     child: Option<String>,
+    /// Misbehave at one image, so that a test can see it noticed
+    #[arg(long, hide = true, value_enum, default_value_t = Plant::Nothing)]
+    plant: Plant,
+}
+
+/// What goes wrong on purpose at image 1.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum Plant {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// It takes more memory than one may.
+    Memory,
+    /// It takes more time than one may.
+    Time,
+    /// It says that a panic was caught.
+    Problem,
+}
+
+impl Plant {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Nothing => "nothing",
+            Self::Memory => "memory",
+            Self::Time => "time",
+            Self::Problem => "problem",
+        }
+    }
+
+    fn take(self, index: u64, examine: impl FnOnce() -> Report) -> Report {
+        let mut report = examine();
+        match self {
+            Self::Memory if index == 1 => {
+                let bytes = usize::try_from(2 * MEMORY_BYTES).expect("it fits the address space");
+                std::hint::black_box(vec![1u8; bytes]);
+            }
+            Self::Time if index == 1 => {
+                let began = CpuTime::now();
+                while began.elapsed() <= TIME {}
+            }
+            Self::Problem if index == 1 => report.problems.push(Problem::Restless),
+            Self::Nothing | Self::Memory | Self::Time | Self::Problem => {}
+        }
+        report
+    }
+}
+
+/// A moment of this thread's own time, which stands still while others have the processor.
+#[derive(Clone, Copy, Debug)]
+struct CpuTime(Duration);
+
+impl CpuTime {
+    fn now() -> Self {
+        let Timespec { tv_sec, tv_nsec } = clock_gettime(ClockId::ThreadCPUTime);
+        let seconds = u64::try_from(tv_sec).expect("a thread's time is not negative");
+        let nanoseconds = u64::try_from(tv_nsec).expect("nanoseconds are not negative");
+        Self(Duration::from_secs(seconds) + Duration::from_nanos(nanoseconds))
+    }
+
+    fn elapsed(self) -> Duration {
+        Self::now().0.saturating_sub(self.0)
+    }
 }
 
 /// What children say, a line each.
@@ -118,8 +182,8 @@ impl Malformed {
             keep(&specimen.image, path)
                 .map_err(|error| Refusal::new(format!("{}: {error}", path.display())))?;
         }
-        let began = Instant::now();
-        let report = examine(&specimen.image);
+        let began = CpuTime::now();
+        let report = examine(&specimen.image, Planted::NONE);
         println!(
             "opened: {}, for writing: {}, repaired: {}, compared: {} bytes, {:?}",
             report.opened,
@@ -152,8 +216,10 @@ impl Malformed {
             let specimen = specimens.get(index);
             writeln!(out, "begins {index}").map_err(broken)?;
             out.flush().map_err(broken)?;
-            let began = Instant::now();
-            let report = examine(&specimen.image);
+            let began = CpuTime::now();
+            let report = self
+                .plant
+                .take(index, || examine(&specimen.image, Planted::NONE));
             let micros = began.elapsed().as_micros();
             for problem in &report.problems {
                 let text = problem.to_string().replace('\n', " ");
@@ -220,6 +286,7 @@ impl Malformed {
             .args(["--images", &self.images.to_string()])
             .args(["--options", &self.options])
             .args(["--child", &format!("{from}/{step}")])
+            .args(["--plant", self.plant.name()])
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()

@@ -4,6 +4,7 @@
 
 use std::cell::RefCell;
 
+use engine::defect::Planted;
 use harness::malformed::{Specimens, examine};
 use harness::workload::pin::Pins;
 use libfuzzer_sys::fuzz_target;
@@ -14,7 +15,7 @@ thread_local! {
 
 fuzz_target!(|data: &[u8]| {
     let specimen = SPECIMENS.with_borrow_mut(|specimens| specimens.chosen_by(data));
-    let report = examine(&specimen.image);
+    let report = examine(&specimen.image, Planted::NONE);
     assert!(
         report.problems.is_empty(),
         "{:?} after {:?}",

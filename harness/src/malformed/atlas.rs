@@ -37,6 +37,24 @@ pub enum Group {
     Encryption,
 }
 
+impl Group {
+    /// Every group.
+    pub const ALL: [Self; 12] = [
+        Self::Header,
+        Self::Extension,
+        Self::BackingName,
+        Self::L1,
+        Self::L2,
+        Self::RefcountTable,
+        Self::RefcountBlock,
+        Self::Snapshot,
+        Self::SnapshotL1,
+        Self::Bitmap,
+        Self::BitmapTable,
+        Self::Encryption,
+    ];
+}
+
 impl fmt::Display for Group {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -76,6 +94,10 @@ pub struct Atlas {
     pub cluster_bytes: u64,
     /// The length of the file.
     pub file_bytes: u64,
+    /// Where the header extensions end: the offset of their end marker.
+    pub extensions_end: Option<u64>,
+    /// Where extensions must end at the latest: at the backing file's name, or at the end of cluster 0.
+    pub extensions_limit: u64,
 }
 
 /// No more entries of one table are taken down: the rest is like them.
@@ -153,6 +175,11 @@ impl Atlas {
             fields: Vec::new(),
             cluster_bytes: 1 << cluster_bits,
             file_bytes: image.len(),
+            extensions_end: None,
+            extensions_limit: match number(image, 8, 8) {
+                0 => 1 << cluster_bits,
+                name => name,
+            },
         };
         let version_3 = number(image, 4, 4) >= 3;
         let fixed = if version_3 { 105 } else { 72 };
@@ -164,7 +191,7 @@ impl Atlas {
         atlas.note_words(
             Group::BackingName,
             number(image, 8, 8),
-            number(image, 16, 4) / 8,
+            number(image, 16, 4).div_ceil(8),
         );
         let l1 = (number(image, 40, 8), number(image, 36, 4));
         atlas.note_tables(image, Group::L1, l1, Group::L2);
@@ -174,6 +201,11 @@ impl Atlas {
         atlas.note_snapshots(image);
         atlas.fields.sort_by_key(|field| field.group);
         Some(atlas)
+    }
+
+    /// Where the header's fixed fields stand.
+    pub fn header_offsets() -> impl Iterator<Item = u64> {
+        HEADER.iter().map(|(offset, _)| *offset)
     }
 
     /// The groups that have fields, each with the range of its fields.
@@ -233,9 +265,10 @@ impl Atlas {
             self.note(Group::Extension, at, 4);
             self.note(Group::Extension, at + 4, 4);
             if kind == 0 {
+                self.extensions_end = Some(at);
                 return;
             }
-            self.note_words(Group::Extension, at + 8, len.div_ceil(8).min(32));
+            self.note_words(Group::Extension, at + 8, len.div_ceil(8).min(64));
             if kind == BITMAPS {
                 self.note_bitmaps(image, at + 8);
             }

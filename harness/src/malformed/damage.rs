@@ -75,6 +75,15 @@ pub enum Change {
         /// Its length now.
         to: u64,
     },
+    /// A header extension was added behind the others.
+    Extension {
+        /// Where it starts.
+        offset: u64,
+        /// Its type.
+        kind: u32,
+        /// The length that it claims, in bytes.
+        len_bytes: u32,
+    },
     /// A cluster was overwritten with another of the file's, with zeroes, or with noise.
     Cluster {
         /// Where it starts.
@@ -104,6 +113,14 @@ impl fmt::Display for Change {
                 field.group, field.offset, field.len_bytes
             ),
             Self::Length { to } => write!(f, "the file becomes {to} bytes long"),
+            Self::Extension {
+                offset,
+                kind,
+                len_bytes,
+            } => write!(
+                f,
+                "an extension {kind:#x} of {len_bytes} bytes is added at {offset:#x}"
+            ),
             Self::Cluster { offset, with } => match with {
                 Filling::CopyOf(other) => {
                     write!(f, "the cluster at {offset:#x} becomes that at {other:#x}")
@@ -122,6 +139,7 @@ pub fn damage(image: &mut PageImage, atlas: &Atlas, draw: &mut impl Draw) -> Vec
         .map(|_| match draw.below(16) {
             0 => change_length(image, atlas, draw),
             1 | 2 => change_cluster(image, atlas, draw),
+            3 => add_extension(image, atlas, draw),
             _ => change_field(image, atlas, draw),
         })
         .collect()
@@ -206,6 +224,50 @@ fn change_cluster(image: &mut PageImage, atlas: &Atlas, draw: &mut impl Draw) ->
     Change::Cluster { offset, with }
 }
 
+/// The extensions of the format, one that nobody knows, and the incompatible bit that goes with it.
+/// Specification: "Header extensions".
+const EXTENSIONS: [(u32, u64); 6] = [
+    (0x4441_5441, 1 << 2),
+    (0x2385_2875, 0),
+    (0x0537_be77, 0),
+    (0x6803_f857, 0),
+    (0xe279_2aca, 0),
+    (0x1234_5678, 1 << 40),
+];
+
+/// Adds an extension that the image does without, now and then with its feature bit. Where there is no
+/// room it overwrites what follows.
+fn add_extension(image: &mut PageImage, atlas: &Atlas, draw: &mut impl Draw) -> Change {
+    let (kind, incompatible) = EXTENSIONS[pick(draw, EXTENSIONS.len())];
+    let offset = atlas.extensions_end.unwrap_or(104);
+    let room = atlas.extensions_limit.saturating_sub(offset + 16);
+    let len = draw.below(room.clamp(1, 64));
+    let claimed = match draw.below(4) {
+        0 => draw.bits() & 0xffff_ffff,
+        _ => len,
+    };
+    let len_bytes = u32::try_from(claimed).expect("32 bits are left");
+    let data: Vec<u8> = (0..len.div_ceil(8))
+        .flat_map(|_| draw.bits().to_be_bytes())
+        .collect();
+    let record = [
+        kind.to_be_bytes().to_vec(),
+        len_bytes.to_be_bytes().to_vec(),
+        data,
+        vec![0; 8],
+    ];
+    image.write(offset, &record.concat());
+    if number(image, 4, 4) >= 3 && draw.below(2) == 0 {
+        let bits = number(image, 72, 8) | incompatible;
+        image.write(72, &bits.to_be_bytes());
+    }
+    Change::Extension {
+        offset,
+        kind,
+        len_bytes,
+    }
+}
+
 fn pick(draw: &mut impl Draw, len: usize) -> usize {
     let bound = u64::try_from(len).expect("a length fits 64 bits");
     usize::try_from(draw.below(bound)).expect("less than a length")
@@ -217,11 +279,55 @@ fn mask(field: Field) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
+    use crate::malformed::Specimens;
+    use crate::workload::pin::Pins;
+
+    /// Every kind of field is damaged, every field of the header, of a snapshot, of a bitmap and of an
+    /// encryption header among them, and every other kind of change happens.
+    #[test]
+    fn nothing_of_the_format_is_left_alone() {
+        let mut specimens = Specimens::new(7, Pins::default());
+        let mut groups = BTreeSet::new();
+        let mut header = BTreeSet::new();
+        let mut extensions = BTreeSet::new();
+        let mut others = BTreeSet::new();
+        for index in 0..6000 {
+            for change in specimens.get(index).changes {
+                match change {
+                    Change::Field { field, .. } => {
+                        groups.insert(field.group);
+                        if field.group == Group::Header {
+                            header.insert(field.offset);
+                        }
+                    }
+                    Change::Extension { kind, .. } => {
+                        extensions.insert(kind);
+                    }
+                    Change::Length { .. } => {
+                        others.insert("length");
+                    }
+                    Change::Cluster { with, .. } => {
+                        others.insert(match with {
+                            Filling::CopyOf(_) => "copy",
+                            Filling::Zeroes => "zeroes",
+                            Filling::Noise => "noise",
+                        });
+                    }
+                }
+            }
+        }
+        assert_eq!(groups.len(), Group::ALL.len(), "{groups:?}");
+        assert_eq!(header, Atlas::header_offsets().collect());
+        assert_eq!(extensions, EXTENSIONS.map(|(kind, _)| kind).into());
+        assert_eq!(others, ["length", "copy", "zeroes", "noise"].into());
+    }
 
     #[test]
     fn a_fuzzer_reaches_every_number_below_a_bound() {
-        let reached: std::collections::BTreeSet<u64> = (0..=u8::MAX)
+        let reached: BTreeSet<u64> = (0..=u8::MAX)
             .map(|byte| FuzzBytes(&[byte]).below(7))
             .collect();
         assert_eq!(reached, (0..7).collect());

@@ -3,15 +3,19 @@
 use std::fmt;
 use std::ops::Range;
 
-use engine::device::{PageImage, drive};
+use engine::defect::Planted;
+use engine::device::{PageImage, Port, drive};
 use engine::error::Error;
 use engine::image::{Access, Image};
+use engine::luks::Secret;
 use engine::qcow2::check::{self, CheckOptions, CheckReport, Repair};
 use engine::qcow2::{OpenOptions, Qcow2};
 
+use super::atlas::number;
 use crate::caught::{Panic, catch};
 use crate::oracle::structure::{StructureReport, walk};
 use crate::oracle::view::{GuestView, merge};
+use crate::sim::stage::secrets;
 use crate::subject::Metered;
 use crate::workload::ops::{Operation, OperationId};
 use crate::workload::perform::perform;
@@ -78,15 +82,61 @@ impl fmt::Display for Problem {
 
 /// Puts an image without backing file through reading, checking, repairing and writing, each on a
 /// copy of its own.
-pub fn examine(image: &PageImage) -> Report {
+///
+/// `planted` is a defect of the engine, for whoever wants to see that it is noticed.
+pub fn examine(image: &PageImage, planted: Planted) -> Report {
     let mut report = Report::default();
     let found = walk(image);
-    read_only(image, &found, &mut report);
+    let subject = Subject {
+        planted,
+        secrets: affordable_secrets(image, &found),
+    };
+    read_only(image, &found, &subject, &mut report);
     for repair in [Repair::None, Repair::Leaks, Repair::All] {
-        check_and_repair(image, repair, &mut report);
+        check_and_repair(image, (repair, planted), &mut report);
     }
-    write(image, &mut report);
+    write(image, &subject, &mut report);
     report
+}
+
+/// The engine as it is used here.
+struct Subject {
+    planted: Planted,
+    secrets: Vec<Secret>,
+}
+
+impl Subject {
+    async fn open(&self, port: Port, access: Access) -> Result<Qcow2, Error> {
+        let options = OpenOptions {
+            access,
+            planted: self.planted,
+            ..OpenOptions::default()
+        };
+        Qcow2::open_with_secrets(port, None, &options, &self.secrets).await
+    }
+}
+
+/// What opens the images of a run, unless to try it takes long: how long is for the header to say, and
+/// so for whoever wrote it. Specification: "LUKS1 On-Disk Format Specification", the partition header.
+fn affordable_secrets(image: &PageImage, found: &StructureReport) -> Vec<Secret> {
+    const MAX_ITERATIONS: u64 = 1 << 14;
+    const SLOTS_AT: u64 = 208;
+    const SLOT_BYTES: u64 = 48;
+    let place = found.layout.map(|layout| layout.encryption_header);
+    let iterations = match place {
+        Some((offset, len_bytes)) if len_bytes > 0 => {
+            let digest = number(image, offset + 164, 4);
+            let slots =
+                (0..8).map(|slot| number(image, offset + SLOTS_AT + slot * SLOT_BYTES + 4, 4));
+            slots.fold(digest, u64::saturating_add)
+        }
+        Some(_) | None => 0,
+    };
+    if iterations > MAX_ITERATIONS {
+        Vec::new()
+    } else {
+        secrets().to_vec()
+    }
 }
 
 /// Lets `work` loose on a copy of the image, and hands the copy back with its result.
@@ -94,7 +144,7 @@ fn attempt<T, F: Future<Output = Result<T, Error>>>(
     task: &'static str,
     image: &PageImage,
     report: &mut Report,
-    work: impl FnOnce(engine::device::Port) -> F,
+    work: impl FnOnce(Port) -> F,
 ) -> (Option<Result<T, Error>>, PageImage) {
     let disk = Metered::new(image);
     let outcome = match catch(|| drive(work(disk.port()))) {
@@ -111,15 +161,11 @@ fn attempt<T, F: Future<Output = Result<T, Error>>>(
     (outcome, disk.current())
 }
 
-fn read_only(image: &PageImage, found: &StructureReport, report: &mut Report) {
+fn read_only(image: &PageImage, found: &StructureReport, subject: &Subject, report: &mut Report) {
     let view = GuestView::new(image, found, None);
     let mut reads = Vec::new();
     let (outcome, _) = attempt("reading", image, report, async |port| {
-        let options = OpenOptions {
-            access: Access::ReadOnly,
-            ..OpenOptions::default()
-        };
-        let open = Qcow2::open(port, None, &options).await?;
+        let open = subject.open(port, Access::ReadOnly).await?;
         for range in places(open.virtual_bytes(), view.as_ref()) {
             let len = usize::try_from(range.end - range.start).expect("a read is bounded");
             if let Ok(data) = open.read(range.start, len).await {
@@ -156,18 +202,19 @@ fn places(virtual_bytes: u64, view: Option<&GuestView<'_>>) -> Vec<Range<u64>> {
     merge(ranges, virtual_bytes)
 }
 
-fn check_and_repair(image: &PageImage, repair: Repair, report: &mut Report) {
+fn check_and_repair(image: &PageImage, how: (Repair, Planted), report: &mut Report) {
+    let (repair, _) = how;
     let task = match repair {
         Repair::None => "checking",
         Repair::Leaks => "repairing leaks",
         Repair::All => "repairing",
     };
-    let (outcome, after) = attempt(task, image, report, async |port| run(&port, repair).await);
+    let (outcome, after) = attempt(task, image, report, async |port| run(&port, how).await);
     let (Some(Ok(first)), Repair::All) = (outcome, repair) else {
         return;
     };
     let (outcome, again) = attempt("repairing again", &after, report, async |port| {
-        run(&port, repair).await
+        run(&port, (repair, Planted::NONE)).await
     });
     if again.content_hash() != after.content_hash() {
         report.problems.push(Problem::Restless);
@@ -184,14 +231,14 @@ fn check_and_repair(image: &PageImage, repair: Repair, report: &mut Report) {
     }
 }
 
-async fn run(port: &engine::device::Port, repair: Repair) -> Result<CheckReport, Error> {
-    check::check(port, repair, &CheckOptions::default()).await
+async fn run(port: &Port, (repair, planted): (Repair, Planted)) -> Result<CheckReport, Error> {
+    check::check(port, repair, &CheckOptions { planted }).await
 }
 
 /// Opens for writing and uses the disk; requests that fail do so one by one.
-fn write(image: &PageImage, report: &mut Report) {
+fn write(image: &PageImage, subject: &Subject, report: &mut Report) {
     let (outcome, _) = attempt("writing", image, report, async |port| {
-        let open = Qcow2::open(port, None, &OpenOptions::default()).await?;
+        let open = subject.open(port, Access::ReadWrite).await?;
         let end = open.virtual_bytes();
         let cluster = open.geometry().cluster_bytes();
         for (id, operation) in (0..).zip(operations(end, cluster)) {
@@ -231,4 +278,27 @@ fn operations(end: u64, cluster: u64) -> Vec<Operation> {
         Operation::Grow { virtual_bytes },
         write(at(0, cluster)),
     ]
+}
+
+#[cfg(all(test, feature = "defects"))]
+mod tests {
+    use engine::defect::Defect;
+
+    use super::*;
+    use crate::malformed::Specimens;
+    use crate::workload::pin::Pins;
+
+    /// How many of so many damaged images show a problem of an engine with this defect.
+    fn noticed(planted: Planted) -> usize {
+        let mut specimens = Specimens::new(1, Pins::default());
+        let problems = (0..400).map(|index| examine(&specimens.get(index).image, planted).problems);
+        problems.filter(|problems| !problems.is_empty()).count()
+    }
+
+    #[test]
+    fn a_repair_that_leaves_something_is_noticed_and_a_sound_one_is_not() {
+        assert_eq!(noticed(Planted::NONE), 0);
+        assert!(noticed(Planted::one(Defect::RepairSkipsLast)) > 0);
+        assert!(noticed(Planted::one(Defect::RepairMissesLastEntry)) > 0);
+    }
 }

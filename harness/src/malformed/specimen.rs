@@ -10,10 +10,13 @@ use crate::prng::Prng;
 use crate::sim::stage::Stage;
 use crate::workload::generate;
 use crate::workload::pin::Pins;
-use crate::workload::shape::Start;
+use crate::workload::shape::{Encrypted, Start};
 
 /// So many images in a row are made from one sound image.
 const PER_BASE: u64 = 32;
+/// One sound image in so many is encrypted with LUKS, where the options leave that open: campaigns have
+/// fewer, since each takes long.
+const PER_LUKS: u64 = 16;
 /// A fuzzer chooses among so many sound images, and so many are kept.
 const KEPT: u64 = 64;
 
@@ -80,7 +83,11 @@ impl Specimens {
     /// mapped reads zero then, by the engine and by the oracle.
     fn draw_base(&self, number: u64) -> Base {
         let prng = self.prng.fork_indexed("base", number);
-        let start = generate::scenario(&prng, &self.pins).image;
+        let mut pins = self.pins;
+        if number.is_multiple_of(PER_LUKS) {
+            pins.encryption.get_or_insert(Some(Encrypted::Luks));
+        }
+        let start = generate::scenario(&prng, &pins).image;
         let stage = match &start {
             Start::New(_) => Stage::prepare(&start),
             Start::Given(_) => unreachable!("drawn scenarios start with new images"),
