@@ -1,8 +1,8 @@
 //! What the bitmaps of an image must and may say after a power loss.
 //!
 //! A bitmap covers *spans* of the history: from the operation that enabled, created or cleared it to the
-//! one that disabled it. Operations on bitmaps, growth and reopening are never in flight beside anything
-//! else, so that every write lies before, within or after a span. An operation that was in flight at the
+//! one that disabled it. A write that is in flight beside one of these may be noted, and need not be; all others
+//! lie before, within or after a span. Operations on bitmaps follow one another. An operation that was in flight at the
 //! cut, or failed, may or may not have happened: there is more than one *list* then.
 
 use std::ops::Range;
@@ -36,6 +36,14 @@ struct Touch {
     kind: Kind,
 }
 
+impl Touch {
+    /// Whether it may have taken effect after what another operation, submitted at `stored`, stored.
+    fn may_follow(&self, stored: Moment) -> bool {
+        let beside = self.completed.is_none_or(|(ended, _)| ended > stored);
+        self.submitted > stored || (self.submitted < stored && beside)
+    }
+}
+
 /// What a change of the guest's disk asks of bitmaps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
@@ -67,15 +75,50 @@ struct Known {
 /// A stretch of the history whose changes a bitmap covers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Span {
-    from: Moment,
-    until: Option<Moment>,
+    from: Window,
+    until: Option<Window>,
     /// Granules of the bitmaps that the bits came through.
     granules: Vec<u64>,
 }
 
+/// From when to when an operation was in flight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Window {
+    submitted: Moment,
+    /// When it was answered, whatever the answer.
+    ended: Option<Moment>,
+}
+
+impl Window {
+    const START: Self = Self {
+        submitted: Moment(0),
+        ended: Some(Moment(0)),
+    };
+
+    fn of(happening: &Happening) -> Self {
+        Self {
+            submitted: happening.submitted,
+            ended: happening.completed.map(|(at, _)| at),
+        }
+    }
+}
+
 impl Span {
+    /// Whether all of a change lies within.
     fn contains(&self, touch: &Touch) -> bool {
-        touch.submitted > self.from && self.until.is_none_or(|until| touch.submitted < until)
+        let ended = touch.completed.map(|(at, _)| at);
+        self.from.ended.is_some_and(|from| touch.submitted > from)
+            && self
+                .until
+                .is_none_or(|until| ended.is_some_and(|ended| ended < until.submitted))
+    }
+
+    /// Whether a part of a change may lie within.
+    fn meets(&self, touch: &Touch) -> bool {
+        let ended = touch.completed.map(|(at, _)| at);
+        let begins = ended.is_none_or(|ended| ended > self.from.submitted);
+        let ends = self.until.and_then(|until| until.ended);
+        begins && ends.is_none_or(|until| touch.submitted < until)
     }
 
     fn widened(&self, sectors: &Range<u64>) -> Range<u64> {
@@ -99,12 +142,12 @@ impl Known {
             spans: Vec::new(),
         };
         if stored.enabled {
-            known.open(Moment(0));
+            known.open(Window::START);
         }
         known
     }
 
-    fn open(&mut self, from: Moment) {
+    fn open(&mut self, from: Window) {
         self.spans.push(Span {
             from,
             until: None,
@@ -112,7 +155,7 @@ impl Known {
         });
     }
 
-    fn close(&mut self, until: Moment) {
+    fn close(&mut self, until: Window) {
         for span in &mut self.spans {
             span.until.get_or_insert(until);
         }
@@ -194,7 +237,7 @@ impl History {
             let done = matches!(happening.completed, Some((at, Answer::Done)) if at <= cut);
             let mut after: Vec<List> = lists
                 .iter()
-                .filter_map(|list| applied(list, *change, happening.submitted))
+                .filter_map(|list| applied(list, *change, Window::of(happening)))
                 .collect();
             if !done {
                 after.append(&mut lists);
@@ -207,7 +250,7 @@ impl History {
 }
 
 /// The list after a change; `None` where the change is none for it.
-fn applied(list: &List, operation: BitmapOperation, at: Moment) -> Option<List> {
+fn applied(list: &List, operation: BitmapOperation, at: Window) -> Option<List> {
     let BitmapOperation { number, change } = operation;
     let name = bitmap_name(number).into_bytes();
     let index = list.iter().position(|known| known.name == name);
@@ -388,7 +431,7 @@ impl Case<'_> {
         let stored = stored.map(|(submitted, _)| *submitted).max();
         self.history.touches.iter().any(|touch| {
             touch.submitted <= cut
-                && stored.is_none_or(|stored| touch.submitted > stored)
+                && stored.is_none_or(|stored| touch.may_follow(stored))
                 && (known.enabled || matches!(touch.kind, Kind::Grown | Kind::Restored))
         })
     }
@@ -447,26 +490,29 @@ impl Case<'_> {
         }
     }
 
-    /// Whether what a sector holds cannot have stood there at `from`, when nothing was in flight.
-    fn is_new(&self, sector: u64, from: Moment) -> bool {
+    /// Whether what a sector holds cannot have stood there at any moment of `from`.
+    fn is_new(&self, sector: u64, from: Window) -> bool {
+        let Some(after) = from.ended else {
+            return false;
+        };
         let ledger = self.expectation.ledger();
         match (self.value)(sector) {
             SectorValue::Stamp {
                 writer: Writer::Operation(id),
                 ..
-            } => ledger.submission(id).is_some_and(|at| at > from),
+            } => ledger.submission(id).is_some_and(|at| at > after),
             SectorValue::Zero => {
                 let mut before = ledger
                     .entries_of(sector)
                     .iter()
-                    .filter(|entry| entry.submitted < from)
+                    .filter(|entry| entry.submitted < after)
                     .peekable();
                 if before.peek().is_none() {
                     return ledger.initial().value(sector) != SectorValue::Zero;
                 }
                 before.all(|entry| {
                     entry.effect == Effect::Stamp
-                        && matches!(entry.completed, Some((_, Answer::Done)))
+                        && matches!(entry.completed, Some((at, Answer::Done)) if at < from.submitted)
                 })
             }
             SectorValue::Stamp { .. } | SectorValue::Other(_) => false,
@@ -480,7 +526,7 @@ impl Case<'_> {
         };
         let mut allowed: Vec<Range<u64>> = known.held.iter().map(widened).collect();
         for touch in self.touches() {
-            let spans = known.spans.iter().filter(|span| span.contains(touch));
+            let spans = known.spans.iter().filter(|span| span.meets(touch));
             allowed.extend(spans.map(|span| span.widened(&touch.sectors)));
         }
         allowed.sort_unstable_by_key(|range| range.start);

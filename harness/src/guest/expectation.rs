@@ -435,10 +435,11 @@ fn restored(ledger: &Ledger, sector: u64, entries: &[Entry], origin: Origin) -> 
             pasts: vec![past],
             ..Legal::default()
         },
-        // All that was asked before had been answered by then.
+        // What was in flight beside it may be in it or not, as with a read.
         Origin::Taken(turn) => {
-            let taken = ledger.turns[turn].submitted;
-            gather(ledger, sector, entries, Some(taken), taken).1
+            let turn = &ledger.turns[turn];
+            let taken = turn.completed.map_or(Moment(u64::MAX), |(at, _)| at);
+            gather(ledger, sector, entries, Some(turn.submitted), taken).1
         }
     }
 }

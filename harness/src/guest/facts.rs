@@ -1,6 +1,6 @@
 //! What the image says of itself: legal before or after each change of it, never between.
 //!
-//! Changes are made alone, with nothing else in flight, and are durable once answered. So after a power
+//! Changes are made one after the other, and are durable once answered. So after a power
 //! loss the header says what the last answered change made of it, or what a change that was under way
 //! makes of it, step by step.
 

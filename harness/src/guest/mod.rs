@@ -7,8 +7,8 @@
 //! before the cut writes it; a discard writes zeroes and may also have done nothing. A candidate is
 //! *superseded*, and illegal, where a write that must be durable was submitted after the candidate's
 //! operation had ended. A write must be durable if it completed before the submission of a flush that
-//! completed at or before the cut; a reopening, a growth of the disk and an operation on bitmaps count as
-//! flushes. What failed may
+//! completed at or before the cut; a reopening, a growth of the disk, and an operation on bitmaps or snapshots
+//! count as flushes. What failed may
 //! or may not have happened, and supersedes nothing; nor does a discard.
 //!
 //! Reads during the run are held to the same rule, with "completed before the read was submitted" in the
@@ -245,9 +245,13 @@ impl Ledger {
                     self.resize(happening, self.size_of(origin));
                 }
                 if let Some((completed, Answer::Done)) = happening.completed {
-                    // It is durable itself, and all before it.
+                    // Who goes back is durable itself, with all before it: nothing else is in flight.
+                    let submitted = match origin {
+                        Some(_) => Moment(completed.0 + 1),
+                        None => happening.submitted,
+                    };
                     self.flushes.push(Barrier {
-                        submitted: Moment(completed.0 + 1),
+                        submitted,
                         completed,
                     });
                 }

@@ -1,7 +1,8 @@
 //! Snapshots in a guest's history: which exist, and what each holds.
 //!
-//! Taking, applying and deleting a snapshot wait for everything in flight, and are durable when they are
-//! answered. So a snapshot holds what the disk held between the operations before it and those after.
+//! Taking, applying and deleting a snapshot are durable when they are answered, one after the other.
+//! Applying one waits for everything in flight. A snapshot that is taken holds what the disk held at some moment
+//! between question and answer: of each operation in flight meanwhile, what was there before or what it wrote.
 
 use super::{Answer, Content, Happening, Ledger, Moment};
 use crate::workload::ops::Operation;

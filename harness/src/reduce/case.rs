@@ -8,7 +8,7 @@ use engine::qcow2::geometry::Geometry;
 
 use crate::minimise::{Shrink, without_stretches};
 use crate::workload::ops::Operation;
-use crate::workload::shape::{Extent, ImageShape, Scenario, Start};
+use crate::workload::shape::{Extent, ImageShape, Management, Scenario, Start};
 
 const SECTOR: u64 = 512;
 
@@ -104,6 +104,12 @@ impl Small {
                     ..self.with(|scenario| scenario.concurrency = concurrency)
                 });
             }
+        }
+        if self.scenario.management == Management::Overlapping {
+            simpler.push(Self {
+                fresh: true,
+                ..self.with(|scenario| scenario.management = Management::Alone)
+            });
         }
         let len = self.choices.len();
         let shorter = [0, len / 2, len.saturating_sub(1)];

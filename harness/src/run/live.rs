@@ -69,6 +69,7 @@ pub fn live(case: &Case) -> Result<Life, StageError> {
         opener: Box::new(opener),
         operations: &case.scenario.operations,
         concurrency: case.scenario.concurrency,
+        management: case.scenario.management,
         budget_steps: budget_steps(&case.scenario),
     }
     .live(&mut *chooser);

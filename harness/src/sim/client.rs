@@ -72,6 +72,25 @@ impl Client {
         self.image.borrow().is_some()
     }
 
+    /// The operations that were submitted and not answered.
+    pub(super) fn in_flight(&self) -> impl Iterator<Item = Operation> {
+        let log = self.log.borrow();
+        let open = |happening: &&Happening| happening.completed.is_none();
+        let operations: Vec<_> = log
+            .history
+            .iter()
+            .filter(open)
+            .map(|it| it.operation)
+            .collect();
+        operations.into_iter()
+    }
+
+    /// The size of the disk at present, in bytes; 0 where no image is open.
+    pub(super) fn disk_bytes(&self) -> u64 {
+        let image = self.image.borrow();
+        image.as_ref().map_or(0, |image| image.virtual_bytes())
+    }
+
     /// Notes the submission of the next operation; the future carries it out.
     pub(super) fn submit(
         self: Rc<Self>,

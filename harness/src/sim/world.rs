@@ -16,6 +16,7 @@ use super::client::{Client, Failure, Log, Opener, Read};
 use super::executor::Executor;
 use crate::caught::{Panic, catch};
 use crate::workload::ops::{Answer, Happening, Operation};
+use crate::workload::shape::Management;
 
 /// What a world is made of.
 pub struct World<'a> {
@@ -29,6 +30,8 @@ pub struct World<'a> {
     pub operations: &'a [Operation],
     /// How many operations may be in flight at once.
     pub concurrency: usize,
+    /// Whether operations on the image as a whole are among them.
+    pub management: Management,
     /// After so many steps a world that has not ended counts as one that never will.
     pub budget_steps: u64,
 }
@@ -80,6 +83,7 @@ impl World<'_> {
             disks: self.disks,
             operations: self.operations,
             concurrency: self.concurrency.max(1),
+            management: self.management,
             submitted: 0,
             choices: Vec::new(),
             steps: 0,
@@ -99,6 +103,7 @@ struct Life<'a> {
     disks: Vec<Rc<VolatileDisk>>,
     operations: &'a [Operation],
     concurrency: usize,
+    management: Management,
     submitted: usize,
     choices: Vec<u32>,
     steps: u64,
@@ -136,7 +141,6 @@ impl Life<'_> {
         }
     }
 
-    /// Reopening, growing and all management wait for what is in flight, and all that follows waits for them.
     fn may_submit(&self) -> bool {
         let Some(next) = self.operations.get(self.submitted) else {
             return false;
@@ -145,10 +149,44 @@ impl Life<'_> {
             return false;
         }
         let last = self.submitted.checked_sub(1).map(|at| self.operations[at]);
-        if is_barrier(*next) || last.is_some_and(is_barrier) {
-            self.executor.unfinished() == 0
-        } else {
-            self.executor.unfinished() < self.concurrency
+        let alone = |operation| self.manners(operation) == Manners::Alone;
+        if alone(*next) || last.is_some_and(alone) {
+            return self.executor.unfinished() == 0;
+        }
+        let managed = self
+            .client
+            .in_flight()
+            .find(|operation| self.manners(*operation) == Manners::OneAtATime);
+        let fits = match (self.manners(*next), managed) {
+            (_, None) => true,
+            (Manners::Free, Some(_)) => next
+                .range()
+                .is_none_or(|range| range.end() <= self.client.disk_bytes()),
+            (Manners::OneAtATime | Manners::Alone, Some(_)) => false,
+        };
+        fits && self.executor.unfinished() < self.concurrency
+    }
+
+    fn manners(&self, operation: Operation) -> Manners {
+        match operation {
+            Operation::Empty | Operation::SnapshotApply { .. } | Operation::Reopen => {
+                Manners::Alone
+            }
+            Operation::Grow { .. }
+            | Operation::Amend(_)
+            | Operation::Rename { .. }
+            | Operation::SnapshotCreate { .. }
+            | Operation::SnapshotDelete { .. }
+            | Operation::Bitmap(_) => match self.management {
+                Management::Alone => Manners::Alone,
+                Management::Overlapping => Manners::OneAtATime,
+            },
+            Operation::Read { .. }
+            | Operation::Write { .. }
+            | Operation::WriteCompressed { .. }
+            | Operation::WriteZeroes { .. }
+            | Operation::Discard { .. }
+            | Operation::Flush => Manners::Free,
         }
     }
 
@@ -236,24 +274,15 @@ impl Life<'_> {
     }
 }
 
-fn is_barrier(operation: Operation) -> bool {
-    match operation {
-        Operation::Grow { .. }
-        | Operation::Amend(_)
-        | Operation::Rename { .. }
-        | Operation::Empty
-        | Operation::SnapshotCreate { .. }
-        | Operation::SnapshotApply { .. }
-        | Operation::SnapshotDelete { .. }
-        | Operation::Bitmap(_)
-        | Operation::Reopen => true,
-        Operation::Read { .. }
-        | Operation::Write { .. }
-        | Operation::WriteCompressed { .. }
-        | Operation::WriteZeroes { .. }
-        | Operation::Discard { .. }
-        | Operation::Flush => false,
-    }
+/// What an operation is in flight beside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Manners {
+    /// Any other that is not alone.
+    Free,
+    /// Those that are free.
+    OneAtATime,
+    /// It waits for what is in flight, and all that follows waits for it.
+    Alone,
 }
 
 fn fold_recording(digest: &mut Xxh3, recording: &Recording) {

@@ -17,7 +17,8 @@ use serde::{Deserialize, Serialize};
 use super::text::{self, BadText};
 use super::{BadTrace, Crash, Cut, Expected, Loader, MAJOR, MINOR, Then, Trace, bytes};
 use crate::workload::shape::{
-    Backing, CacheShape, Encrypted, Extent, Given, ImageShape, Scenario, Start, backing_format,
+    Backing, CacheShape, Encrypted, Extent, Given, ImageShape, Management, Scenario, Start,
+    backing_format,
 };
 
 const FORMAT: &str = "qrash-trace";
@@ -46,6 +47,8 @@ struct TraceJson {
     caches: CachesJson,
     operations: Vec<String>,
     concurrency: usize,
+    #[serde(default, skip_serializing_if = "is_off")]
+    overlap: bool,
     #[serde(default)]
     choices: String,
     contract: String,
@@ -76,6 +79,10 @@ enum ImageJson {
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a field of the format"
+)]
 struct NewJson {
     version: u32,
     cluster_bytes: u64,
@@ -98,6 +105,8 @@ struct NewJson {
     abandoned: bool,
     #[serde(default, skip_serializing_if = "is_none")]
     snapshots: u32,
+    #[serde(default, skip_serializing_if = "is_off")]
+    terse_snapshots: bool,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     bitmaps: Vec<String>,
 }
@@ -105,8 +114,6 @@ struct NewJson {
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
 fn is_none(count: &u32) -> bool {
     *count == 0
-    #[serde(default, skip_serializing_if = "is_off")]
-    terse_snapshots: bool,
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
@@ -232,6 +239,7 @@ pub(super) fn write(trace: &Trace) -> String {
             .map(|operation| text::operation_text(*operation))
             .collect(),
         concurrency: scenario.concurrency,
+        overlap: scenario.management == Management::Overlapping,
         choices: text::choices_text(&trace.choices),
         contract: scenario.contract.name().into(),
         faults: scenario.faults.iter().map(write_fault).collect(),
@@ -265,6 +273,7 @@ fn write_shape(shape: &ImageShape) -> NewJson {
         packed: write_extents(&shape.packed),
         abandoned: shape.abandoned,
         snapshots: shape.snapshots,
+        terse_snapshots: shape.terse_snapshots,
         bitmaps: shape
             .bitmaps
             .iter()
@@ -273,7 +282,6 @@ fn write_shape(shape: &ImageShape) -> NewJson {
     }
 }
 
-        terse_snapshots: shape.terse_snapshots,
 fn write_extents(extents: &[Extent]) -> Vec<String> {
     let texts = extents.iter().map(|extent| text::extent_text(*extent));
     texts.collect()
@@ -398,6 +406,11 @@ fn read_scenario(json: &TraceJson, loader: Loader<'_>) -> Result<Scenario, BadTr
         },
         operations,
         concurrency: json.concurrency,
+        management: if json.overlap {
+            Management::Overlapping
+        } else {
+            Management::Alone
+        },
         contract: known("contract", &json.contract, Contract::from_name)?,
         faults,
         defect: match &json.defect {
@@ -456,6 +469,7 @@ fn read_shape(json: &NewJson) -> Result<ImageShape, BadTrace> {
         packed: read_extents("packed", &json.packed)?,
         abandoned: json.abandoned,
         snapshots: json.snapshots,
+        terse_snapshots: json.terse_snapshots,
         bitmaps,
     })
 }
@@ -469,7 +483,6 @@ fn read_extents(list: &str, texts: &[String]) -> Result<Vec<Extent>, BadTrace> {
     Ok(extents)
 }
 
-        terse_snapshots: json.terse_snapshots,
 fn read_given(json: &GivenJson, loader: Loader<'_>) -> Result<Given, BadTrace> {
     let wrong = |problem: String| BadTrace::Meaning {
         field: "image.given".into(),

@@ -19,7 +19,7 @@ use super::ops::{BitmapChange, BitmapOperation, Operation};
 use super::pin::{Pins, Room};
 use super::shape::{
     Backing, BitmapShape, BitmapStanding, CacheShape, Encrypted, Extent, Given, ImageShape,
-    Scenario, Start,
+    Management, Scenario, Start,
 };
 use crate::prng::Prng;
 
@@ -82,9 +82,19 @@ fn around(prng: &Prng, pins: &Pins, image: Start, operations: Vec<Operation>) ->
         caches: caches(&mut prng.fork("caches")),
         operations,
         concurrency,
+        management: management(&mut prng.fork("management"), pins),
         contract: Contract::default(),
         faults: Vec::new(),
         defect: None,
+    }
+}
+
+fn management(draw: &mut Prng, pins: &Pins) -> Management {
+    let drawn = draw.chance(1, 2);
+    if pins.overlap.unwrap_or(drawn) {
+        Management::Overlapping
+    } else {
+        Management::Alone
     }
 }
 
@@ -114,6 +124,7 @@ fn image(draw: &mut Prng, pins: &Pins) -> ImageShape {
         packed,
         abandoned: version == 3 && pins.abandoned.unwrap_or(drawn_abandoned),
         snapshots: 0,
+        terse_snapshots: false,
         bitmaps,
     }
 }
@@ -124,7 +135,6 @@ fn format(draw: &mut Prng, pins: &Pins) -> (u32, Geometry, bool) {
         || pins.refcount_order.is_some_and(|order| order != 4)
         || pins.compression == Some(Some(Compression::Zstd));
     let drawn_version = if draw.chance(1, 8) { 2 } else { 3 };
-        terse_snapshots: false,
     let version = match pins.version {
         Some(version) => version,
         None if needs_v3 => 3,
@@ -372,6 +382,7 @@ fn tight_image(draw: &mut Prng, pins: &Pins, room: Room) -> ImageShape {
         packed: Vec::new(),
         abandoned: false,
         snapshots: 0,
+        terse_snapshots: false,
         bitmaps: bitmaps(draw, 3, virtual_bytes, pins),
     }
 }
@@ -382,7 +393,6 @@ struct Places {
     virtual_bytes: u64,
     cluster_bytes: u64,
     /// What can be mapped by itself, where that is less than a cluster.
-        terse_snapshots: false,
     subcluster_bytes: Option<u64>,
 }
 

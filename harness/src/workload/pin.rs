@@ -27,6 +27,8 @@ pub struct Pins {
     pub virtual_bytes: Option<u64>,
     /// How many operations may be in flight at once.
     pub concurrency: Option<usize>,
+    /// Whether operations on the image as a whole are in flight beside the guest's.
+    pub overlap: Option<bool>,
     /// How many operations a workload has.
     pub operations: Option<usize>,
     /// How much room the refcount structures have left.
@@ -107,7 +109,7 @@ impl std::error::Error for BadPin {}
 /// The options that exist, for messages and help.
 pub const OPTIONS: &str = "version=2|3, cluster_size=512..2M, refcount_bits=1|2|4|8|16|32|64, \
      lazy_refcounts=on|off, extended_l2=on|off, \
-     backing=raw|qcow2|none, size=BYTES, concurrency=1.., operations=1.., \
+     backing=raw|qcow2|none, size=BYTES, concurrency=1.., overlap=on|off, operations=1.., \
      room=any|block|table, abandoned=on|off, manage=on|off|amend|rename|empty, \
      compression=zlib|zstd|off, snapshots=on|off, bitmaps=on|off, encrypt=aes|luks|off";
 
@@ -163,6 +165,9 @@ impl Pins {
                 let named = Managed::NAMES.iter().find(|(name, _)| *name == value);
                 let (_, managed) = named.ok_or_else(|| wrong("on, off, amend, rename or empty"))?;
                 self.manage = Some(*managed);
+            }
+            "overlap" => {
+                self.overlap = Some(switch(value).ok_or_else(|| wrong("on or off"))?);
             }
             "snapshots" => {
                 self.snapshots = Some(switch(value).ok_or_else(|| wrong("on or off"))?);

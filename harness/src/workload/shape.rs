@@ -30,12 +30,25 @@ pub struct Scenario {
     pub operations: Vec<Operation>,
     /// How many operations may be in flight at once; at least 1.
     pub concurrency: usize,
+    /// Whether operations on the image as a whole are in flight beside the guest's.
+    pub management: Management,
     /// What the disk may do at a power loss.
     pub contract: Contract,
     /// Which requests of the image's disk go wrong.
     pub faults: Vec<Rule>,
     /// The defect planted in the engine, if any.
     pub defect: Option<Defect>,
+}
+
+/// How operations on the image as a whole go with those of the guest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Management {
+    /// They wait for everything in flight, and all that follows waits for them.
+    #[default]
+    Alone,
+    /// Growing, amending, renaming, and operations on bitmaps and snapshots are in flight beside the
+    /// guest's; one at a time. What moves the disk to other content as a whole stays alone.
+    Overlapping,
 }
 
 /// The image that a run starts with.
@@ -84,6 +97,9 @@ pub struct ImageShape {
     /// How many snapshots were taken while it was filled: the first after a part of `filled`, the next
     /// after more of it. They have the numbers from 0 up.
     pub snapshots: u32,
+    /// Whether the entries of those leave out the size of their disk, as entries of version 2 do. Only where
+    /// it was abandoned: nothing but a repair makes up for that.
+    pub terse_snapshots: bool,
     /// The bitmaps that it has, in order; made before the ranges were filled. Version 3 only.
     pub bitmaps: Vec<BitmapShape>,
 }
@@ -97,9 +113,6 @@ pub enum Encrypted {
     Luks,
 }
 
-    /// Whether the entries of those leave out the size of their disk, as entries of version 2 do. Only where
-    /// it was abandoned: nothing but a repair makes up for that.
-    pub terse_snapshots: bool,
 /// What opens every encrypted image of a run; also the key of the legacy method.
 pub const TEST_SECRET: &[u8; 16] = b"not a secret !!!";
 /// The key of the data of every LUKS image of a run.
@@ -279,6 +292,10 @@ impl ImageShape {
             self.snapshots <= MAX_SNAPSHOTS,
             format!("{} snapshots: at most {MAX_SNAPSHOTS}", self.snapshots),
         )?;
+        require(
+            !self.terse_snapshots || self.abandoned,
+            "only an abandoned image leaves out the size of a snapshot's disk".into(),
+        )?;
         if let Some(backing) = self.backing {
             require(
                 backing.virtual_bytes.is_multiple_of(512),
@@ -291,10 +308,6 @@ impl ImageShape {
         require(
             self.version == 3 || self.compression == Compression::Zlib,
             "an image of version 2 has no compression type but zlib".into(),
-        )?;
-        require(
-            !self.terse_snapshots || self.abandoned,
-            "only an abandoned image leaves out the size of a snapshot's disk".into(),
         )?;
         require(
             self.version == 3 || self.bitmaps.is_empty(),

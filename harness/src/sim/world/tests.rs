@@ -114,6 +114,7 @@ fn live(operations: &[Operation], flaw: Flaw, chooser: &mut dyn Chooser) -> Live
         opener: Box::new(Plain { port, flaw }),
         operations,
         concurrency: 3,
+        management: Management::Alone,
         budget_steps: 1000,
     }
     .live(chooser)
