@@ -12,7 +12,7 @@ use engine::image::{Image, Unmap};
 use engine::manage::Manage;
 use engine::qcow2::create::{CreateOptions, create};
 use engine::qcow2::{LazyRefcounts, OpenOptions, Qcow2};
-use kit::{Ram, call, have, must, run, text};
+use kit::{Ram, call, have, must, run, same_in_qemu, text};
 
 const CLUSTER_BITS: [u32; 5] = [9, 10, 12, 16, 21];
 
@@ -79,10 +79,7 @@ fn qemu_img_finds_our_images_clean_and_reads_the_same() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
-    let (ours, raw) = (
-        folder.path().join("ours.qcow2"),
-        folder.path().join("model.raw"),
-    );
+    let ours = folder.path().join("ours.qcow2");
     for cluster_bits in CLUSTER_BITS {
         for refcount_order in 0..=6 {
             for version in [2, 3] {
@@ -111,25 +108,8 @@ fn qemu_img_finds_our_images_clean_and_reads_the_same() {
                 disk.work(cluster);
                 run(disk.image.close()).unwrap();
                 drop((disk.image, port));
-                std::fs::write(&raw, &disk.model).unwrap();
                 let case = format!("{options:?} {lazy:?}");
-                let check = call("qemu-img", &["check", text(&ours)]);
-                let said = String::from_utf8_lossy(&check.stdout).into_owned();
-                assert_eq!(check.status.code(), Some(0), "{case}: {said}");
-                let compare = call(
-                    "qemu-img",
-                    &[
-                        "compare",
-                        "-F",
-                        "raw",
-                        "-f",
-                        "qcow2",
-                        text(&ours),
-                        text(&raw),
-                    ],
-                );
-                let said = String::from_utf8_lossy(&compare.stdout).into_owned();
-                assert_eq!(compare.status.code(), Some(0), "{case}: {said}");
+                same_in_qemu(&ours, &disk.model, &case);
             }
         }
     }
@@ -190,20 +170,7 @@ fn what_qemu_io_wrote_reads_back_here_and_may_be_overwritten() {
             model[middle..middle + 1024].fill(9);
             run(image.close()).unwrap();
             ram.save(&theirs);
-            std::fs::write(&raw, &model).unwrap();
-            must("qemu-img", &["check", text(&theirs)]);
-            must(
-                "qemu-img",
-                &[
-                    "compare",
-                    "-f",
-                    "qcow2",
-                    "-F",
-                    "raw",
-                    text(&theirs),
-                    text(&raw),
-                ],
-            );
+            same_in_qemu(&theirs, &model, &options);
         }
     }
 }
@@ -214,10 +181,7 @@ fn qemu_img_repairs_an_image_that_we_left_dirty() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
-    let (ours, raw) = (
-        folder.path().join("dirty.qcow2"),
-        folder.path().join("model.raw"),
-    );
+    let ours = folder.path().join("dirty.qcow2");
     for cluster_bits in CLUSTER_BITS {
         let ram = Ram::empty();
         let cluster = 1 << cluster_bits;
@@ -231,24 +195,10 @@ fn qemu_img_repairs_an_image_that_we_left_dirty() {
         disk.work(cluster);
         run(disk.image.flush()).unwrap();
         ram.save(&ours);
-        std::fs::write(&raw, &disk.model).unwrap();
         let before = must("qemu-img", &["info", text(&ours)]);
         assert!(before.contains("cleanly shut down: no"), "{before}");
         must("qemu-img", &["check", "-r", "all", text(&ours)]);
-        let after = must("qemu-img", &["check", text(&ours)]);
-        assert!(after.contains("No errors"), "{after}");
-        must(
-            "qemu-img",
-            &[
-                "compare",
-                "-f",
-                "qcow2",
-                "-F",
-                "raw",
-                text(&ours),
-                text(&raw),
-            ],
-        );
+        same_in_qemu(&ours, &disk.model, &format!("{options:?}"));
     }
 }
 
@@ -258,10 +208,7 @@ fn opening_repairs_an_image_that_a_killed_qemu_io_left_dirty() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
-    let (theirs, raw) = (
-        folder.path().join("killed.qcow2"),
-        folder.path().join("model.raw"),
-    );
+    let theirs = folder.path().join("killed.qcow2");
     for cluster_bits in CLUSTER_BITS {
         let options = format!("cluster_size={},lazy_refcounts=on", 1 << cluster_bits);
         must(
@@ -293,20 +240,6 @@ fn opening_repairs_an_image_that_a_killed_qemu_io_left_dirty() {
         let mut model = vec![0; 8 << 20];
         model[..100 << 10].fill(1);
         model[5 << 20..(5 << 20) + (300 << 10)].fill(2);
-        std::fs::write(&raw, &model).unwrap();
-        let after = must("qemu-img", &["check", text(&theirs)]);
-        assert!(after.contains("No errors"), "{after}");
-        must(
-            "qemu-img",
-            &[
-                "compare",
-                "-f",
-                "qcow2",
-                "-F",
-                "raw",
-                text(&theirs),
-                text(&raw),
-            ],
-        );
+        same_in_qemu(&theirs, &model, &options);
     }
 }

@@ -93,6 +93,25 @@ pub(crate) fn must(program: &str, arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
+/// `qemu-img` finds nothing to say against an image, and the disk that it shows is `model`.
+pub(crate) fn same_in_qemu(image: &Path, model: &[u8], case: &str) {
+    let said = call("qemu-img", &["check", "-f", "qcow2", text(image)]);
+    assert_eq!(said.status.code(), Some(0), "{case}: {said:?}");
+    shows_in_qemu(image, model, case);
+}
+
+/// The disk that an image shows in `qemu-img` is `model`, though another may hold it open.
+pub(crate) fn shows_in_qemu(image: &Path, model: &[u8], case: &str) {
+    let raw = image.with_extension("model");
+    std::fs::write(&raw, model).unwrap();
+    let formats = ["compare", "-U", "-f", "qcow2", "-F", "raw"];
+    let said = call(
+        "qemu-img",
+        &[&formats[..], &[text(image), text(&raw)]].concat(),
+    );
+    assert_eq!(said.status.code(), Some(0), "{case}: {said:?}");
+}
+
 /// A path as an argument.
 pub(crate) fn text(path: &Path) -> &str {
     path.to_str().unwrap()
