@@ -1,9 +1,9 @@
 //! Committing: what an overlay holds goes into the image beneath it.
 
-use super::{Progress, STEP_BYTES, Watch, is_zero};
+use super::{Progress, STEP_BYTES, Watch};
 use crate::defect::{Defect, Planted};
 use crate::error::Error;
-use crate::image::{Image, StatusKind, Unmap};
+use crate::image::{Image, StatusKind, Unmap, is_zero};
 use crate::manage::Manage;
 use crate::qcow2::unit::mem_len;
 

@@ -43,10 +43,6 @@ async fn content(image: Option<&dyn Image>, offset: u64, len_bytes: u64) -> Resu
     Ok(data)
 }
 
-fn is_zero(data: &[u8]) -> bool {
-    data.iter().all(|byte| *byte == 0)
-}
-
 /// The ranges of `data` that differ from `other`, in bytes, of whole pieces of `unit` bytes.
 fn differences(data: &[u8], other: &[u8], unit: u64) -> Vec<std::ops::Range<u64>> {
     let mut ranges: Vec<std::ops::Range<u64>> = Vec::new();

@@ -1,10 +1,10 @@
 //! Putting an overlay over another image without changing what it shows.
 
-use super::{Progress, STEP_BYTES, Watch, content, differences, is_zero};
+use super::{Progress, STEP_BYTES, Watch, content, differences};
 use crate::defect::{Defect, Planted};
 use crate::device::SECTOR_BYTES;
 use crate::error::Error;
-use crate::image::{Image, StatusKind, Unmap};
+use crate::image::{Image, StatusKind, Unmap, is_zero};
 use crate::manage::{BackingName, Manage};
 use crate::qcow2::unit::{byte_count, mem_len};
 

@@ -13,8 +13,9 @@ use std::io::{self, ErrorKind, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::Path;
 
+use rustix::buffer::spare_capacity;
 use rustix::fs::{FallocateFlags, fallocate, seek};
-use rustix::io::Errno;
+use rustix::io::{Errno, pread};
 
 use super::{
     Cause, Completion, Device, DeviceError, Extent, ExtentKind, Limits, Op, OpKind, Outcome, Reply,
@@ -32,6 +33,9 @@ pub struct FileDevice {
     len: Cell<u64>,
     /// What the first failed flush said.
     lost: Cell<Option<Cause>>,
+    /// Where the data that a search found last start and end: some file systems walk over all that follows
+    /// to find that end, which is too much for every small piece of it.
+    data: Cell<(u64, u64)>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,6 +78,7 @@ impl FileDevice {
             mode,
             len,
             lost: Cell::new(None),
+            data: Cell::new((0, 0)),
         })
     }
 
@@ -97,6 +102,10 @@ impl FileDevice {
     }
 
     fn change(&self, op: &Op, end: u64) -> Result<(), Cause> {
+        match op.kind() {
+            OpKind::Read | OpKind::Write | OpKind::Flush => {}
+            OpKind::WriteZeroes | OpKind::Discard | OpKind::SetLen => self.data.set((0, 0)),
+        }
         match op {
             Op::Read { .. } => Ok(()),
             Op::Write { offset, data, fua } => {
@@ -124,16 +133,16 @@ impl FileDevice {
 
     /// What lies beyond the end is zero.
     fn read(&self, offset: u64, len_bytes: usize) -> Result<Vec<u8>, Cause> {
-        let mut data = vec![0; len_bytes];
-        let mut done = 0;
-        while done < len_bytes {
-            match self.file.read_at(&mut data[done..], offset + to_u64(done)) {
+        let mut data = Vec::with_capacity(len_bytes);
+        while data.len() < len_bytes {
+            let here = offset + to_u64(data.len());
+            match pread(&self.file, spare_capacity(&mut data), here) {
                 Ok(0) => break,
-                Ok(count) => done += count,
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => return Err(cause(&error)),
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(errno) => return Err(Cause::Os(errno.raw_os_error())),
             }
         }
+        data.resize(len_bytes, 0);
         Ok(data)
     }
 
@@ -236,10 +245,18 @@ impl Device for FileDevice {
             kind,
             len_bytes: end - offset,
         };
+        let (start, end) = self.data.get();
+        if (start..end).contains(&offset) {
+            return found(ExtentKind::Data, end);
+        }
         match seek(&self.file, rustix::fs::SeekFrom::Data(offset)) {
             Ok(data) if data > offset => found(ExtentKind::Hole, data.min(self.len.get())),
             Ok(_) => match seek(&self.file, rustix::fs::SeekFrom::Hole(offset)) {
-                Ok(hole) if hole > offset => found(ExtentKind::Data, hole.min(self.len.get())),
+                Ok(hole) if hole > offset => {
+                    let end = hole.min(self.len.get());
+                    self.data.set((offset, end));
+                    found(ExtentKind::Data, end)
+                }
                 Ok(_) | Err(_) => unknown,
             },
             Err(Errno::NXIO) => found(ExtentKind::Hole, self.len.get()),

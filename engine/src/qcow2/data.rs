@@ -35,12 +35,23 @@ impl Qcow2 {
         from: Place,
         into: &mut [u8],
     ) -> Result<(), Error> {
-        let file = self.order.data_file();
-        into.copy_from_slice(&file.at(event).read(from.host.0, into.len()).await?);
-        if let Some(crypto) = &self.crypto {
-            crypto.decrypt(from, into);
-        }
+        into.copy_from_slice(&self.read_whole(event, from, into.len()).await?);
         Ok(())
+    }
+
+    /// Reads guest data into a buffer of their own.
+    pub(super) async fn read_whole(
+        &self,
+        event: Event,
+        from: Place,
+        len_bytes: usize,
+    ) -> Result<Vec<u8>, Error> {
+        let at = self.order.data_file().at(event);
+        let mut data = at.read(from.host.0, len_bytes).await?;
+        if let Some(crypto) = &self.crypto {
+            crypto.decrypt(from, &mut data);
+        }
+        Ok(data)
     }
 
     /// Writes guest data.

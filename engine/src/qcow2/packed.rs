@@ -97,7 +97,7 @@ impl Qcow2 {
             done += match next {
                 Packed::Compressed(_) => self.store_compressed(at, &clusters[done..]).await?,
                 Packed::Plain(data) => {
-                    self.write_claimed(at.0 << self.geometry.cluster_bits(), data)
+                    self.write_claimed(at.0 << self.geometry.cluster_bits(), data.clone())
                         .await?;
                     1
                 }

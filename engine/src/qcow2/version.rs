@@ -136,7 +136,7 @@ impl Qcow2 {
             drop(metadata);
             let most = STEP_BYTES.max(self.geometry.cluster_bytes());
             let len = (count << bits).min(most).min(written_bytes - start);
-            self.write_claimed(start, &vec![0; mem_len(len)]).await?;
+            self.write_claimed(start, vec![0; mem_len(len)]).await?;
             from = GuestCluster(first.0 + self.geometry.clusters_for(len));
         }
     }

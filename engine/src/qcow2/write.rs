@@ -26,6 +26,15 @@ struct Target {
     old: Vec<Mapping>,
 }
 
+/// Data on their way. Who writes all of them in one request takes the buffer itself: data may be much, and
+/// every copy takes about as long as a disk in memory takes to write them.
+struct Rest {
+    data: Vec<u8>,
+    /// Bytes that were taken.
+    done: usize,
+    left: usize,
+}
+
 /// The bytes that a step fills, from the start of its first cluster on: whole subclusters.
 type Fill = Range<u64>;
 
@@ -45,73 +54,72 @@ impl Qcow2 {
     pub(super) async fn write_range(&self, offset: u64, data: Vec<u8>) -> Result<(), Error> {
         self.access.must_allow_writes()?;
         self.must_contain(offset, byte_count(data.len()))?;
-        let mut done = 0;
+        let mut rest = Rest::from(data);
         {
             let _claim = self
-                .claim(offset, byte_count(data.len()), Mode::Shared)
+                .claim(offset, byte_count(rest.left), Mode::Shared)
                 .await;
-            self.record_change(offset, byte_count(data.len())).await?;
-            while done < data.len() {
-                match self
-                    .overwrite(offset + byte_count(done), &data[done..])
-                    .await?
-                {
-                    0 => break,
-                    written => done += written,
+            self.record_change(offset, byte_count(rest.left)).await?;
+            while rest.left > 0 {
+                let here = offset + byte_count(rest.done);
+                if self.overwrite(here, &mut rest).await? == Overwritten::Nothing {
+                    break;
                 }
             }
         }
-        if done == data.len() {
+        if rest.left == 0 {
             return Ok(());
         }
-        let offset = offset + byte_count(done);
+        let here = offset + byte_count(rest.done);
         let _claim = self
-            .claim(offset, byte_count(data.len() - done), Mode::Exclusive)
+            .claim(here, byte_count(rest.left), Mode::Exclusive)
             .await;
         // Bitmaps may have been cleared between the two claims.
-        self.record_change(offset, byte_count(data.len() - done))
-            .await?;
-        self.write_claimed(offset, &data[done..]).await
+        self.record_change(here, byte_count(rest.left)).await?;
+        self.write_rest(offset, rest).await
     }
 
     /// Writes a range that the caller has claimed for itself.
-    pub(super) async fn write_claimed(&self, offset: u64, data: &[u8]) -> Result<(), Error> {
-        let mut done = 0;
-        while done < data.len() {
-            let here = offset + byte_count(done);
-            done += match self.overwrite(here, &data[done..]).await? {
-                0 if self.raw_data.get() => {
-                    self.expose(here, byte_count(data.len() - done)).await?;
-                    0
+    pub(super) async fn write_claimed(&self, offset: u64, data: Vec<u8>) -> Result<(), Error> {
+        self.write_rest(offset, Rest::from(data)).await
+    }
+
+    /// Writes what is left of the data that start at `offset`.
+    async fn write_rest(&self, offset: u64, mut rest: Rest) -> Result<(), Error> {
+        while rest.left > 0 {
+            let here = offset + byte_count(rest.done);
+            match self.overwrite(here, &mut rest).await? {
+                Overwritten::Some => {}
+                Overwritten::Nothing if self.raw_data.get() => {
+                    self.expose(here, byte_count(rest.left)).await?;
                 }
-                0 => self.write_new(here, &data[done..]).await?,
-                written => written,
-            };
+                Overwritten::Nothing => self.write_new(here, &mut rest).await?,
+            }
         }
         Ok(())
     }
 
-    /// Overwrites in place as much as the mapping allows, and says how much that was.
-    async fn overwrite(&self, offset: u64, data: &[u8]) -> Result<usize, Error> {
+    /// Overwrites in place as much as the mapping allows.
+    async fn overwrite(&self, offset: u64, rest: &mut Rest) -> Result<Overwritten, Error> {
         let within = self.geometry.within(offset);
-        let clusters = self.geometry.clusters_for(within + byte_count(data.len()));
+        let clusters = self.geometry.clusters_for(within + byte_count(rest.left));
         let first = GuestCluster(offset >> self.geometry.cluster_bits());
         let host = {
             let mut metadata = self.metadata.lock().await;
             metadata.must_be_sound()?;
             let mappings = metadata.mappings(first, clusters).await?;
             let Some((host, len)) = self.in_place(&mappings, within) else {
-                return Ok(0);
+                return Ok(Overwritten::Nothing);
             };
-            let len = len.min(byte_count(data.len()));
+            let len = len.min(byte_count(rest.left));
             metadata.guard_data(host, len).await?;
             (host, mem_len(len))
         };
         let (host, len) = host;
         let guest = offset;
-        self.write_data(Place { host, guest }, data[..len].to_vec())
+        self.write_data(Place { host, guest }, rest.take(len))
             .await?;
-        Ok(len)
+        Ok(Overwritten::Some)
     }
 
     /// The adjacent bytes of the file that may be overwritten, from `within` the first mapping on.
@@ -142,11 +150,11 @@ impl Qcow2 {
         run
     }
 
-    /// Writes into clusters that nothing links yet, then links them. Says how much was written.
-    async fn write_new(&self, offset: u64, data: &[u8]) -> Result<usize, Error> {
+    /// Writes into clusters that nothing links yet, then links them.
+    async fn write_new(&self, offset: u64, rest: &mut Rest) -> Result<(), Error> {
         let within = self.geometry.within(offset);
         let wanted =
-            within + byte_count(data.len()).min(STEP_BYTES.max(self.geometry.cluster_bytes()));
+            within + byte_count(rest.left).min(STEP_BYTES.max(self.geometry.cluster_bytes()));
         let first = GuestCluster(offset >> self.geometry.cluster_bits());
         let target = {
             let mut metadata = self.metadata.lock().await;
@@ -154,9 +162,9 @@ impl Qcow2 {
                 .await?
         };
         let room = target.run.count * self.geometry.cluster_bytes() - within;
-        let len = mem_len(room.min(byte_count(data.len())));
+        let len = mem_len(room.min(byte_count(rest.left)));
         let fill = self.fill_of(&target, within..within + byte_count(len));
-        let data = &data[..len];
+        let data = rest.take(len);
         let written = match self.write_target(&target, &fill, within, data).await {
             Ok(written) => written,
             Err(error) => {
@@ -168,7 +176,7 @@ impl Qcow2 {
             self.abandon(&target).await;
             return Err(error);
         }
-        Ok(len)
+        Ok(())
     }
 
     /// Chooses the clusters that the data go to, for as many guest clusters as stand together.
@@ -246,7 +254,7 @@ impl Qcow2 {
         target: &Target,
         fill: &Fill,
         within: u64,
-        data: &[u8],
+        data: Vec<u8>,
     ) -> Result<Stamp, Error> {
         let start = Place {
             host: self.geometry.offset_of(target.run.first),
@@ -261,12 +269,12 @@ impl Qcow2 {
                 && self.unwritten_reads_zero()
                 && target.old.iter().all(|old| self.reads_zero(*old));
         if bare {
-            return self.write_data(start.plus(within), data.to_vec()).await;
+            return self.write_data(start.plus(within), data).await;
         }
         let mut bytes = vec![0; mem_len(fill.end - fill.start)];
         let (head, rest) = bytes.split_at_mut(mem_len(within - fill.start));
         let (body, tail) = rest.split_at_mut(data.len());
-        body.copy_from_slice(data);
+        body.copy_from_slice(&data);
         if !head.is_empty() {
             self.old_content(target.first, target.old[0], fill.start, head)
                 .await?;
@@ -354,6 +362,37 @@ impl Qcow2 {
                 parts.allocated == 0 && (parts.zero == Subclusters::ALL || self.backing.is_none())
             }
         }
+    }
+}
+
+/// Whether a mapping allowed to overwrite anything in place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Overwritten {
+    Nothing,
+    Some,
+}
+
+impl From<Vec<u8>> for Rest {
+    fn from(data: Vec<u8>) -> Self {
+        Self {
+            left: data.len(),
+            data,
+            done: 0,
+        }
+    }
+}
+
+impl Rest {
+    /// Takes the next `len` bytes.
+    fn take(&mut self, len: usize) -> Vec<u8> {
+        let part = if len == self.data.len() {
+            std::mem::take(&mut self.data)
+        } else {
+            self.data[self.done..self.done + len].to_vec()
+        };
+        self.done += len;
+        self.left -= len;
+        part
     }
 }
 

@@ -233,7 +233,7 @@ impl Qcow2 {
                     .map(drop)
             }
             None => {
-                self.write_claimed(offset, &vec![0; mem_len(len_bytes)])
+                self.write_claimed(offset, vec![0; mem_len(len_bytes)])
                     .await
             }
         }

@@ -30,7 +30,7 @@ impl Qcow2 {
                 metadata.grow_l1(entries).await?;
             }
         }
-        self.write_claimed(start, &data).await
+        self.write_claimed(start, data).await
     }
 
     /// Reads VM state: of the snapshot that was applied last, or that the image was opened at.
