@@ -53,6 +53,57 @@ fn what_is_committed_is_in_the_backing_file_and_no_longer_above() {
 }
 
 #[test]
+fn what_all_images_above_a_base_hold_goes_into_it() {
+    if !img_kit::have_qemu() {
+        return;
+    }
+    for (middle, options, code) in [
+        ("2M", &["-b", "low"][..], 0),
+        ("2M", &["-d", "-b", "./low"], 0),
+        ("2M", &["-b", "middle"], 0),
+        ("2M", &["-q", "-r", "1G", "-b", "low"], 0),
+        // The image between them is the shortest, and hides what the lowest has behind its end.
+        ("1M", &["-b", "low"], 0),
+        ("2M", &["-b", "top"], 1),
+        ("2M", &["-b", "missing"], 1),
+        ("2M", &["-r", "much", "-b", "low"], 1),
+    ] {
+        let pair = Pair::new();
+        pair.given("qemu-img", &["create", "-q", "-f", "qcow2", "low", "2M"]);
+        for (name, beneath, size) in [("middle", "low", middle), ("top", "middle", "3M")] {
+            let over = ["-b", beneath, "-F", "qcow2", name, size];
+            pair.given(
+                "qemu-img",
+                &[&["create", "-q", "-f", "qcow2"], &over[..]].concat(),
+            );
+        }
+        for (name, command) in [
+            ("low", "write -P 1 0 2M"),
+            ("middle", "write -P 2 64k 128k"),
+            ("middle", "write -z 512k 64k"),
+            ("top", "write -P 3 100k 70k"),
+            ("top", "write -P 4 2500k 64k"),
+        ] {
+            pair.given("qemu-io", &["-f", "qcow2", "-c", command, name]);
+        }
+        pair.given("qemu-img", &["convert", "-O", "raw", "top", "before"]);
+        let ended = pair.same(&[&["commit"], options, &["top"]].concat());
+        assert_eq!(ended.code, Some(code), "{options:?}: {ended:?}");
+        for name in ["low", "middle", "top"] {
+            let theirs = pair.folder(Who::Qemu).join(name);
+            let arguments = ["compare", name, theirs.to_str().unwrap()];
+            let compared = pair.run_qemu_here(Who::Ours, &arguments);
+            assert_eq!(compared.code, Some(0), "{options:?}: {name}: {compared:?}");
+            let check = pair.run_qemu_here(Who::Ours, &["check", name]);
+            assert_eq!(check.code, Some(0), "{name}: {check:?}");
+        }
+        let before = ["compare", "-F", "raw", "top", "before"];
+        let compared = pair.run_qemu_here(Who::Ours, &before);
+        assert_eq!(compared.code, Some(0), "{options:?}: {compared:?}");
+    }
+}
+
+#[test]
 fn commit_refuses_what_qemu_img_refuses() {
     if !img_kit::have_qemu() {
         return;

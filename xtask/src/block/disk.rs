@@ -9,7 +9,7 @@ use std::rc::Rc;
 
 use engine::device::SECTOR_BYTES;
 use engine::error::{Error, Refused};
-use engine::image::{Image, StatusKind, Unmap};
+use engine::image::{Image, StatusKind, Unmap, is_zero};
 use engine::sync::{Mode, RangeLock};
 
 use super::{CacheMode, Format, Node};
@@ -194,7 +194,7 @@ impl Disk {
         let len = to_usize(outer.end - outer.start);
         let mut whole = self.0.image.read(outer.start, len).await?;
         let part = &mut whole[to_usize(start - outer.start)..to_usize(end - outer.start)];
-        if part.iter().all(|byte| *byte == 0) {
+        if is_zero(part) {
             return Ok(());
         }
         part.fill(0);

@@ -95,6 +95,8 @@ pub(crate) struct Node {
     pub(crate) header: Option<Header>,
     /// The image, where it was asked for.
     image: Option<Rc<dyn Image>>,
+    /// The same, where it is qcow2.
+    pub(crate) qcow2: Option<Rc<Qcow2>>,
     /// What lies beneath, where it was asked for and there is something.
     pub(crate) backing: Option<Rc<Node>>,
     /// When written data must be on the medium.
@@ -123,7 +125,7 @@ impl Node {
         let beneath: Rc<dyn Image> = Rc::clone(self.image());
         let defaults = OpenOptions::default();
         let opened = Qcow2::open(port.clone(), Some(beneath), &defaults);
-        let image = at_once(opened).map_err(|error| failed(&error))?;
+        let qcow2 = Rc::new(at_once(opened).map_err(|error| failed(&error))?);
         Ok(Self {
             filename: self.filename.clone(),
             format: Format::Qcow2,
@@ -132,7 +134,8 @@ impl Node {
                 ..self.file.clone()
             },
             header: Some(header),
-            image: Some(Rc::new(image)),
+            image: Some(qcow2.clone()),
+            qcow2: Some(qcow2),
             cache: self.cache,
             backing: Some(Rc::new(self)),
         })
@@ -206,6 +209,7 @@ impl Opener<'_> {
             header: read_header(format, &file.port, &start)?,
             file,
             image: None,
+            qcow2: None,
             backing: None,
             cache: self.opening.cache,
         };
@@ -216,10 +220,10 @@ impl Opener<'_> {
                 self.key(spec, &node)?;
                 node.backing = self.open_backing(spec, &node, depth)?;
             }
-            Depth::Alone => node.image = Some(self.open_image(spec, &node, access)?),
+            Depth::Alone => self.open_image(spec, &mut node, access)?,
             Depth::Chain => {
                 node.backing = self.open_backing(spec, &node, Depth::Chain)?;
-                node.image = Some(self.open_image(spec, &node, access)?);
+                self.open_image(spec, &mut node, access)?;
             }
         }
         Ok(node)
@@ -298,15 +302,12 @@ impl Opener<'_> {
         Ok(Some(Rc::new(opened.map_err(failed)?)))
     }
 
-    fn open_image(
-        &self,
-        spec: &Spec,
-        node: &Node,
-        access: Access,
-    ) -> Result<Rc<dyn Image>, Failure> {
+    fn open_image(&self, spec: &Spec, node: &mut Node, access: Access) -> Result<(), Failure> {
         let key = self.key(spec, node)?;
         match node.format {
-            Format::Raw => Ok(Rc::new(Raw::open(node.file.port.clone(), access))),
+            Format::Raw => {
+                node.image = Some(Rc::new(Raw::open(node.file.port.clone(), access)));
+            }
             Format::Qcow2 => {
                 let options = OpenOptions {
                     access,
@@ -327,9 +328,12 @@ impl Opener<'_> {
                     &options,
                     key.as_slice(),
                 ));
-                Ok(Rc::new(opened.map_err(|error| qcow2_failure(&error))?))
+                let qcow2 = Rc::new(opened.map_err(|error| qcow2_failure(&error))?);
+                node.image = Some(qcow2.clone());
+                node.qcow2 = Some(qcow2);
             }
         }
+        Ok(())
     }
 }
 

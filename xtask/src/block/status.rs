@@ -52,10 +52,20 @@ impl Content {
 /// How many images of a chain are asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reach {
-    /// The top one: what it does not have is [`Content::Nothing`].
-    Top,
+    /// So many from the top, at least one: what none of them has is [`Content::Nothing`].
+    Images(u64),
     /// All of them.
     Chain,
+}
+
+impl Reach {
+    /// Whether what lies beneath the image at this depth is asked.
+    fn goes_below(self, depth: u64) -> bool {
+        match self {
+            Self::Images(count) => depth + 1 < count,
+            Self::Chain => true,
+        }
+    }
 }
 
 /// What the disk is made of from `start` on, up to `max_bytes`, within its size.
@@ -87,7 +97,7 @@ pub(crate) fn status(
         match stretch.content {
             Content::Data => look_below(here, &mut stretch),
             Content::Nothing => {
-                let beneath = here.backing.as_deref().filter(|_| reach == Reach::Chain);
+                let beneath = here.backing.as_deref().filter(|_| reach.goes_below(depth));
                 let there = beneath.map_or(0, |node| node.virtual_bytes().saturating_sub(start));
                 if let Some(beneath) = beneath
                     && there > 0

@@ -1,8 +1,10 @@
-//! `commit`: what an image holds goes into its backing file.
+//! `commit`: what an image holds goes into its backing file, or into one further down.
 //!
 //! The backing file has it all, durably, before the image is made empty: whenever the power fails, the
-//! image shows the same disk.
+//! image shows the same disk. Into an image further down goes what all images above it hold, and they keep
+//! it: what lies between shows less than it did, where the lowest now shows more.
 
+use std::fs;
 use std::rc::Rc;
 
 use engine::error::Error;
@@ -11,6 +13,7 @@ use engine::manage::Manage;
 
 use super::copy::{Blank, Packing, Salvage, Target};
 use super::getopt::{Parsed, flag, value};
+use super::pace::Pace;
 use super::progress::{Progress, Shown};
 use super::{Command, Stop, misuse, open_named, print, secrets, sizes, spec_of};
 use crate::block::failure::engine_text;
@@ -32,9 +35,9 @@ pub(super) const COMMAND: Command = Command {
         value(
             Some('b'),
             "base",
-            "an image further down; not supported yet",
+            "the image to commit to, further down; FILENAME stays as it is",
         ),
-        value(Some('r'), "rate", "bytes a second; no limit is kept yet"),
+        value(Some('r'), "rate", "bytes written a second, at most"),
         value(None, "object", "a secret that options refer to"),
     ],
     run,
@@ -45,7 +48,7 @@ fn run(parsed: &Parsed) -> Result<u8, Stop> {
         return Err(misuse("commit", "Expecting one image file name"));
     };
     let cache = CacheMode::of_target(parsed.get("cache").unwrap_or("writeback"))?;
-    sizes::option(parsed, "rate", "rate limit")?;
+    let rate = sizes::option(parsed, "rate", "rate limit")?.unwrap_or(0);
     let secrets = secrets(parsed)?;
     let opening = Opening {
         access: Access::ReadWrite,
@@ -55,14 +58,18 @@ fn run(parsed: &Parsed) -> Result<u8, Stop> {
         secrets: &secrets,
     };
     let top = open_named(name, &spec_of(name, parsed)?, &opening)?;
-    if parsed.has("base") {
-        return Err(Failure::new("Committing to a base (-b) is not supported yet").into());
-    }
-    let Some(beneath) = &top.backing else {
-        return Err(Failure::new("Image does not have a backing file").into());
+    let (above, images) = match parsed.get("base") {
+        Some(base) => above_base(name, &top, base)?,
+        None if top.backing.is_none() => {
+            return Err(Failure::new("Image does not have a backing file").into());
+        }
+        None => (&top, 1),
     };
-    let spec = top.backing_spec()?;
-    let Some(spec) = spec.filter(|spec| spec.file == beneath.file.spec) else {
+    let spec = above.backing_spec()?;
+    let Some(spec) = spec.filter(|spec| {
+        let beneath = above.backing.as_ref();
+        beneath.is_some_and(|node| node.file.spec == spec.file)
+    }) else {
         return Err(Failure::new(
             "Committing to another backing file than the one that the image names is not supported yet",
         )
@@ -71,8 +78,23 @@ fn run(parsed: &Parsed) -> Result<u8, Stop> {
     let base = open_named(&spec.called, &spec, &opening)?;
     let shown = Shown::when(parsed.has("progress") && !parsed.has("quiet"));
     let mut progress = Progress::start(shown, top.virtual_bytes(), 1);
-    copy_down(&top, &base, cache, &mut progress)?;
-    if !parsed.has("drop") {
+    let virtual_bytes = top.virtual_bytes();
+    if virtual_bytes > base.virtual_bytes() {
+        manage(&base, Manage::Resize { virtual_bytes })?;
+    }
+    let mut copy = Target {
+        image: Rc::clone(base.image()),
+        cache,
+        blank: Blank::Beneath { images },
+        sparse_bytes: 0,
+        packing: Packing::Plain,
+        pace: Pace::new(rate),
+        salvage: Salvage::No,
+        progress: &mut progress,
+    };
+    copy.take(&top, 0)?;
+    copy.finish()?;
+    if !parsed.has("drop") && !parsed.has("base") {
         manage(&top, Manage::MakeEmpty)?;
     }
     at_once(top.image().close()).map_err(|error| failed(&error))?;
@@ -83,27 +105,21 @@ fn run(parsed: &Parsed) -> Result<u8, Stop> {
     Ok(0)
 }
 
-fn copy_down(
-    top: &Node,
-    base: &Node,
-    cache: CacheMode,
-    progress: &mut Progress,
-) -> Result<(), Stop> {
-    let virtual_bytes = top.virtual_bytes();
-    if virtual_bytes > base.virtual_bytes() {
-        manage(base, Manage::Resize { virtual_bytes })?;
+/// The image of the chain of `top` that lies next above `base`, and how many images there are down to it.
+fn above_base<'a>(name: &str, top: &'a Node, base: &str) -> Result<(&'a Node, u64), Failure> {
+    let path = fs::canonicalize(base).ok();
+    let (mut above, mut images) = (top, 1);
+    while let Some(beneath) = above.backing.as_deref() {
+        let here = fs::canonicalize(&beneath.file.path).ok();
+        if beneath.filename == base || here.is_some() && here == path {
+            return Ok((above, images));
+        }
+        above = beneath;
+        images += 1;
     }
-    let mut copy = Target {
-        image: Rc::clone(base.image()),
-        cache,
-        blank: Blank::Beneath,
-        sparse_bytes: 0,
-        packing: Packing::Plain,
-        salvage: Salvage::No,
-        progress,
-    };
-    copy.take(top, 0)?;
-    copy.finish()
+    Err(Failure(format!(
+        "Did not find '{base}' in the backing chain of '{name}'"
+    )))
 }
 
 fn manage(node: &Node, operation: Manage) -> Result<(), Failure> {

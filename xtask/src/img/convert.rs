@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
+use std::rc::Rc;
 
 use engine::image::Access;
 
@@ -9,6 +10,8 @@ use super::copy::{Blank, Packing, Salvage, Target};
 use super::create::{is_invalid_list, new_creation};
 use super::creation::{Creation, local_path};
 use super::getopt::{Parsed, flag, value};
+use super::pace::Pace;
+use super::pack::Packer;
 use super::progress::{Progress, Shown};
 use super::{Command, Stop, open_named, secrets, sharing, sizes, snapshot};
 use crate::block::secret::Secrets;
@@ -70,8 +73,12 @@ pub(super) const COMMAND: Command = Command {
             "force-share",
             "others may write the sources meanwhile",
         ),
-        value(Some('r'), "rate", "bytes a second; no limit is kept yet"),
-        value(Some('m'), "parallel", "requests in flight, 1 to 16"),
+        value(Some('r'), "rate", "bytes written a second, at most"),
+        value(
+            Some('m'),
+            "parallel",
+            "pieces compressed at a time, 1 to 16",
+        ),
         flag(
             Some('C'),
             "copy-range-offloading",
@@ -90,6 +97,7 @@ pub(super) const COMMAND: Command = Command {
 
 fn run(parsed: &Parsed) -> Result<u8, Stop> {
     let sparse_bytes = check_options(parsed)?;
+    let rate = sizes::option(parsed, "rate", "rate limit")?.unwrap_or(0);
     let cache = CacheMode::of_target(parsed.get("target-cache").unwrap_or("unsafe"))?;
     let [sources @ .., target_name] = parsed.operands.as_slice() else {
         return Err(Failure::new("Must specify image file name").into());
@@ -114,11 +122,12 @@ fn run(parsed: &Parsed) -> Result<u8, Stop> {
         1,
     );
     let mut copy = Target {
-        image: std::rc::Rc::clone(target.image()),
+        image: Rc::clone(target.image()),
         cache,
         blank: blank(parsed),
         sparse_bytes,
-        packing: packing(parsed, &target, &sources)?,
+        packing: packing(parsed, &target, &sources, cache)?,
+        pace: Pace::new(rate),
         salvage: if parsed.has("salvage") {
             Salvage::Yes
         } else {
@@ -165,7 +174,6 @@ fn check_options(parsed: &Parsed) -> Result<u64, Stop> {
             }
         }
     }
-    sizes::option(parsed, "rate", "rate limit")?;
     if let Some(list) = parsed
         .all("target-options")
         .find(|list| is_invalid_list(list))
@@ -321,7 +329,7 @@ fn blank(parsed: &Parsed) -> Blank {
         .all("target-options")
         .any(|list| list.contains("backing_file="));
     if parsed.has("backing") || options_name_backing {
-        Blank::Beneath
+        Blank::Beneath { images: 1 }
     } else if !parsed.has("no-create") || parsed.has("target-is-zero") {
         Blank::Yes
     } else {
@@ -338,13 +346,18 @@ fn must_compress(format: Format) -> Result<(), Failure> {
     }
 }
 
-fn packing(parsed: &Parsed, target: &Node, sources: &[Node]) -> Result<Packing, Failure> {
+fn packing(
+    parsed: &Parsed,
+    target: &Node,
+    sources: &[Node],
+    cache: CacheMode,
+) -> Result<Packing, Failure> {
     if !parsed.has("compress") {
         return Ok(Packing::Plain);
     }
     must_compress(target.format)?;
-    let header = target.header.as_ref().expect("qcow2 has a header");
-    let cluster_bytes = header.geometry.cluster_bytes();
+    let image = Rc::clone(target.qcow2.as_ref().expect("the format was looked at"));
+    let cluster_bytes = image.geometry().cluster_bytes();
     let (_, all_but_last) = sources.split_last().expect("there is a source");
     if all_but_last
         .iter()
@@ -354,5 +367,6 @@ fn packing(parsed: &Parsed, target: &Node, sources: &[Node]) -> Result<Packing, 
             "Several sources can be compressed only where each but the last is made of whole clusters",
         ));
     }
-    Ok(Packing::Compressed { cluster_bytes })
+    let most = parsed.get("parallel").and_then(|count| count.parse().ok());
+    Ok(Packing::Compressed(Packer::new(image, cache, most)))
 }

@@ -1,10 +1,13 @@
 //! Copying a disk into an image: zeroes stay zeroes, holes stay holes, memory stays bounded.
 
+use std::ops::Range;
 use std::rc::Rc;
 
 use engine::error::Error;
-use engine::image::{Image, Unmap};
+use engine::image::{Image, Unmap, is_zero};
 
+use super::pace::Pace;
+use super::pack::{Packer, Unstored};
 use super::progress::Progress;
 use super::{Stop, tell};
 use crate::block::failure::engine_text;
@@ -25,6 +28,8 @@ pub(super) struct Target<'a> {
     /// Runs of zeroes of so many bytes are not written; 0 writes all that is read.
     pub(super) sparse_bytes: u64,
     pub(super) packing: Packing,
+    /// How fast it may be written.
+    pub(super) pace: Option<Pace>,
     /// Whether what cannot be read is passed over as zeroes.
     pub(super) salvage: Salvage,
     pub(super) progress: &'a mut Progress,
@@ -37,18 +42,15 @@ pub(super) enum Blank {
     Yes,
     /// Nobody knows.
     No,
-    /// The disk that lies beneath the top image of the source; only that image is copied.
-    Beneath,
+    /// The disk that lies beneath the top images of the source; only those are copied: so many of them.
+    Beneath { images: u64 },
 }
 
 /// How data are stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Packing {
     Plain,
-    /// Compressed, cluster by cluster of so many bytes.
-    Compressed {
-        cluster_bytes: u64,
-    },
+    /// Compressed, cluster by cluster.
+    Compressed(Packer),
 }
 
 /// What becomes of a range that cannot be read.
@@ -60,10 +62,10 @@ pub(super) enum Salvage {
 
 impl Packing {
     /// What is copied starts and ends at multiples of so many bytes, but for the end of the disk.
-    fn unit(self) -> u64 {
+    fn unit(&self) -> u64 {
         match self {
             Self::Plain => SECTOR,
-            Self::Compressed { cluster_bytes } => cluster_bytes,
+            Self::Compressed(packer) => packer.cluster_bytes(),
         }
     }
 }
@@ -71,11 +73,15 @@ impl Packing {
 impl Target<'_> {
     /// Copies the whole disk of `source` to `at` on the target's disk.
     pub(super) fn take(&mut self, source: &Node, at: u64) -> Result<(), Stop> {
-        let reach = match self.blank {
-            Blank::Yes | Blank::No => Reach::Chain,
-            Blank::Beneath => Reach::Top,
+        let (reach, images) = match self.blank {
+            Blank::Yes | Blank::No => (Reach::Chain, 0),
+            Blank::Beneath { images } => (Reach::Images(images), images),
         };
-        let beneath = source.backing.as_deref().map_or(0, Node::virtual_bytes);
+        let mut beneath = Some(source);
+        for _ in 0..images {
+            beneath = beneath.and_then(|node| node.backing.as_deref());
+        }
+        let beneath = beneath.map_or(0, Node::virtual_bytes);
         let end = source.virtual_bytes();
         let mut here = 0;
         while here < end {
@@ -92,8 +98,9 @@ impl Target<'_> {
                 stretch.len_bytes / unit * unit
             };
             let below = beneath.saturating_sub(here) / unit * unit;
-            let shown = self.blank == Blank::Beneath
-                && stretch.content == Content::Nothing
+            // Where an image between them ends earlier, it hides what lies beneath.
+            let shown = stretch.content == Content::Nothing
+                && stretch.depth + 1 == images
                 && whole.min(below) > 0;
             let len = if shown {
                 whole.min(below)
@@ -124,14 +131,21 @@ impl Target<'_> {
             return Ok(());
         }
         at_once(self.image.write_zeroes(at, len_bytes, Unmap::Allow))
-            .map_err(|error| write_failure(at, &error))
+            .map_err(|error| unwritten((at, error)))
     }
 
     fn copy(&mut self, source: &Node, from: u64, at: u64, len_bytes: u64) -> Result<(), Stop> {
         let data = self.read(source, from, len_bytes)?;
-        match self.packing {
-            Packing::Compressed { cluster_bytes } => self.pack(at, &data, cluster_bytes),
-            Packing::Plain => self.write_sparse(at, &data),
+        match &self.packing {
+            Packing::Compressed(packer) => {
+                let cluster_bytes = packer.cluster_bytes();
+                self.write_pieces(at, data, cluster_bytes)
+            }
+            Packing::Plain if self.sparse_bytes == 0 => self.write(at, data),
+            Packing::Plain => {
+                let grain = self.sparse_bytes.next_multiple_of(SECTOR);
+                self.write_pieces(at, data, grain)
+            }
         }
     }
 
@@ -158,61 +172,63 @@ impl Target<'_> {
         }
     }
 
-    /// Writes `data` but for runs of zeroes that the target shows anyway.
-    fn write_sparse(&mut self, at: u64, data: &[u8]) -> Result<(), Stop> {
-        if self.sparse_bytes == 0 {
-            return self.write(at, data);
-        }
-        let grain = usize::try_from(self.sparse_bytes.next_multiple_of(SECTOR)).unwrap_or(512);
+    /// Writes runs of pieces of `grain_bytes` that hold anything, and zeroes for the others.
+    fn write_pieces(&mut self, at: u64, data: Vec<u8>, grain_bytes: u64) -> Result<(), Stop> {
+        let grain = usize::try_from(grain_bytes).unwrap_or(usize::MAX);
+        let mut runs: Vec<(bool, Range<usize>)> = Vec::new();
         let mut done = 0;
-        while done < data.len() {
-            let grain_at = |from: usize| &data[from..data.len().min(from + grain)];
-            let zero = is_zero(grain_at(done));
-            let mut end = done;
-            while end < data.len() && is_zero(grain_at(end)) == zero {
-                end += grain_at(end).len();
-            }
-            let here = at + to_u64(done);
-            if zero {
-                self.zero(here, to_u64(end - done))?;
-            } else {
-                self.write(here, &data[done..end])?;
+        for piece in data.chunks(grain) {
+            let (zero, end) = (is_zero(piece), done + piece.len());
+            match runs.last_mut() {
+                Some((kind, run)) if *kind == zero => run.end = end,
+                Some(_) | None => runs.push((zero, done..end)),
             }
             done = end;
         }
-        Ok(())
-    }
-
-    /// Writes whole clusters compressed.
-    fn pack(&mut self, at: u64, data: &[u8], cluster_bytes: u64) -> Result<(), Stop> {
-        let cluster = usize::try_from(cluster_bytes).expect("a cluster fits memory");
-        let mut here = at;
-        for piece in data.chunks(cluster) {
-            if is_zero(piece) {
-                self.zero(here, to_u64(piece.len()))?;
+        if let [(false, _)] = runs.as_slice() {
+            return self.write(at, data);
+        }
+        for (zero, run) in runs {
+            let here = at + to_u64(run.start);
+            if zero {
+                self.zero(here, to_u64(run.len()))?;
             } else {
-                at_once(self.image.write_compressed(here, piece.to_vec()))
-                    .map_err(|error| write_failure(here, &error))?;
+                self.write(here, data[run].to_vec())?;
             }
-            here += to_u64(piece.len());
         }
         Ok(())
     }
 
-    /// Writes data, durably where the cache mode asks for that.
-    pub(super) fn write(&self, at: u64, data: &[u8]) -> Result<(), Stop> {
-        at_once(async {
-            self.image.write(at, data.to_vec()).await?;
-            match self.cache {
-                CacheMode::WriteThrough => self.image.flush().await,
-                CacheMode::WriteBack | CacheMode::Unsafe => Ok(()),
-            }
-        })
-        .map_err(|error| write_failure(at, &error))
+    /// Writes data, durably where the cache mode asks for that; compressed data later.
+    pub(super) fn write(&mut self, at: u64, data: Vec<u8>) -> Result<(), Stop> {
+        if let Some(pace) = &mut self.pace {
+            pace.wait(to_u64(data.len()));
+        }
+        match &mut self.packing {
+            Packing::Compressed(packer) => packer.take(at, data),
+            Packing::Plain => at_once(async {
+                self.image.write(at, data).await?;
+                match self.cache {
+                    CacheMode::WriteThrough => self.image.flush().await,
+                    CacheMode::WriteBack | CacheMode::Unsafe => Ok(()),
+                }
+            })
+            .map_err(|error| (at, error)),
+        }
+        .map_err(unwritten)
+    }
+
+    /// Stores what is still being compressed.
+    pub(super) fn settle(&mut self) -> Result<(), Stop> {
+        match &mut self.packing {
+            Packing::Compressed(packer) => packer.finish().map_err(unwritten),
+            Packing::Plain => Ok(()),
+        }
     }
 
     /// Writes back everything and leaves the image clean.
-    pub(super) fn finish(&self) -> Result<(), Stop> {
+    pub(super) fn finish(&mut self) -> Result<(), Stop> {
+        self.settle()?;
         at_once(self.image.close()).map_err(|error| {
             Failure(format!("error while flushing: {}", engine_text(&error))).into()
         })
@@ -225,14 +241,10 @@ pub(super) fn read(source: &Node, at: u64, len_bytes: u64) -> Result<Vec<u8>, Er
     at_once(source.image().read(at, len))
 }
 
-pub(super) fn is_zero(bytes: &[u8]) -> bool {
-    bytes.iter().all(|byte| *byte == 0)
-}
-
-fn write_failure(at: u64, error: &Error) -> Stop {
+fn unwritten((at, error): Unstored) -> Stop {
     Failure(format!(
         "error while writing at byte {at}: {}",
-        engine_text(error)
+        engine_text(&error)
     ))
     .into()
 }

@@ -1,8 +1,8 @@
 //! `dd`: a part of a disk, block by block, into a new image.
 
-use engine::image::Access;
+use engine::image::{Access, is_zero};
 
-use super::copy::{Blank, Packing, STEP, Salvage, Target, is_zero, read};
+use super::copy::{Blank, Packing, STEP, Salvage, Target, read};
 use super::create::new_creation;
 use super::getopt::{Parsed, flag, value};
 use super::progress::{Progress, Shown};
@@ -110,12 +110,13 @@ fn run(parsed: &Parsed) -> Result<u8, Stop> {
         ));
     }
     let mut progress = Progress::start(Shown::No, len_bytes, 1);
-    let copy = Target {
+    let mut copy = Target {
         image: std::rc::Rc::clone(target.image()),
         cache: CacheMode::WriteBack,
         blank: Blank::Yes,
         sparse_bytes: 512,
         packing: Packing::Plain,
+        pace: None,
         salvage: Salvage::No,
         progress: &mut progress,
     };
@@ -124,7 +125,7 @@ fn run(parsed: &Parsed) -> Result<u8, Stop> {
         let len = STEP.min(len_bytes - at);
         let data = read_anywhere(&source, start + at, len)?;
         if !is_zero(&data) {
-            copy.write(at, &data)?;
+            copy.write(at, data)?;
         }
         at += len;
     }

@@ -24,6 +24,8 @@ pub(crate) mod info;
 pub(crate) mod json;
 mod map;
 mod measure;
+mod pace;
+mod pack;
 mod progress;
 mod rebase;
 mod resize;
