@@ -110,7 +110,7 @@ mod width;
 mod write;
 mod zero;
 
-pub use bitmap::{BitmapInfo, Standing};
+pub use bitmap::{BitmapInfo, Standing, list_bitmaps};
 pub use crypto::Encryption;
 pub use header::probe;
 pub use image::Qcow2;

@@ -17,7 +17,7 @@ use engine::qcow2::Encryption;
 use engine::qcow2::create::{CreateOptions, create};
 use engine::qcow2::header::{self, Header};
 use engine::qcow2::snapshot::{self, Snapshot};
-use engine::qcow2::{LazyRefcounts, OpenOptions, Qcow2};
+use engine::qcow2::{BitmapInfo, LazyRefcounts, OpenOptions, Qcow2, list_bitmaps};
 use engine::raw::Raw;
 
 use super::device::CachedFile;
@@ -154,6 +154,15 @@ impl Node {
     pub(crate) fn snapshots(&self) -> Result<Vec<Snapshot>, Failure> {
         match &self.header {
             Some(header) => at_once(snapshot::list(self.file.port.clone(), header))
+                .map_err(|error| qcow2_failure(&error)),
+            None => Ok(Vec::new()),
+        }
+    }
+
+    /// The persistent dirty bitmaps, as the file has them.
+    pub(crate) fn bitmaps(&self) -> Result<Vec<BitmapInfo>, Failure> {
+        match &self.header {
+            Some(header) => at_once(list_bitmaps(&self.file.port, header))
                 .map_err(|error| qcow2_failure(&error)),
             None => Ok(Vec::new()),
         }

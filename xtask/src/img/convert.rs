@@ -5,6 +5,8 @@ use std::os::unix::fs::MetadataExt;
 use std::rc::Rc;
 
 use engine::image::Access;
+use engine::manage::BitmapState;
+use engine::qcow2::{BitmapInfo, Standing};
 
 use super::copy::{Blank, Packing, Salvage, Target};
 use super::create::{is_invalid_list, new_creation};
@@ -13,7 +15,7 @@ use super::getopt::{Parsed, flag, value};
 use super::pace::Pace;
 use super::pack::Packer;
 use super::progress::{Progress, Shown};
-use super::{Command, Stop, open_named, secrets, sharing, sizes, snapshot};
+use super::{Command, Stop, bitmap, open_named, secrets, sharing, sizes, snapshot, tell};
 use crate::block::secret::Secrets;
 use crate::block::{CacheMode, Depth, Failure, Format, Node, Opening, Sharing, Spec};
 
@@ -68,6 +70,12 @@ pub(super) const COMMAND: Command = Command {
             "sparse-size",
             "shorter runs of zeroes are written (4k)",
         ),
+        flag(None, "bitmaps", "copy the persistent dirty bitmaps too"),
+        flag(
+            None,
+            "skip-broken-bitmaps",
+            "with --bitmaps: pass over those that are inconsistent",
+        ),
         flag(
             Some('U'),
             "force-share",
@@ -107,6 +115,7 @@ fn run(parsed: &Parsed) -> Result<u8, Stop> {
     }
     let secrets = secrets(parsed)?;
     let sources = open_sources(parsed, sources, &secrets)?;
+    let bitmaps = bitmaps_of(parsed, &sources)?;
     let total: u64 = sources.iter().map(Node::virtual_bytes).sum();
     let mut key_secret = None;
     if !parsed.has("no-create") {
@@ -116,6 +125,7 @@ fn run(parsed: &Parsed) -> Result<u8, Stop> {
     if target.virtual_bytes() < total {
         return Err(Failure::new("output file is smaller than input file").into());
     }
+    must_take_bitmaps(parsed, &target)?;
     let mut progress = Progress::start(
         Shown::when(parsed.has("progress") && !parsed.has("quiet")),
         total,
@@ -140,6 +150,8 @@ fn run(parsed: &Parsed) -> Result<u8, Stop> {
         copy.take(source, at)?;
         at += source.virtual_bytes();
     }
+    copy.settle()?;
+    copy_bitmaps(&sources[0], &target, &bitmaps)?;
     copy.finish()?;
     progress.end();
     Ok(0)
@@ -157,6 +169,9 @@ fn check_options(parsed: &Parsed) -> Result<u64, Stop> {
     }
     if parsed.has("target-is-zero") && !parsed.has("no-create") {
         return refuse("--target-is-zero requires use of -n flag");
+    }
+    if parsed.has("skip-broken-bitmaps") && !parsed.has("bitmaps") {
+        return refuse("Use of --skip-broken-bitmaps requires --bitmaps");
     }
     if parsed.has("target-image-opts") && !parsed.has("no-create") {
         return refuse("--target-image-opts requires use of -n flag");
@@ -181,6 +196,84 @@ fn check_options(parsed: &Parsed) -> Result<u64, Stop> {
         return refuse(&format!("Invalid option list: {list}"));
     }
     Ok(sparse.unwrap_or(4096))
+}
+
+/// Whether an image could have persistent dirty bitmaps.
+pub(super) fn supports_bitmaps(node: &Node) -> bool {
+    node.header
+        .as_ref()
+        .is_some_and(|header| header.version >= 3)
+}
+
+/// The bitmaps that are to be copied.
+fn bitmaps_of(parsed: &Parsed, sources: &[Node]) -> Result<Vec<BitmapInfo>, Failure> {
+    if !parsed.has("bitmaps") {
+        return Ok(Vec::new());
+    }
+    let [source] = sources else {
+        return Err(Failure::new(
+            "Copying bitmaps only possible with single source",
+        ));
+    };
+    if !supports_bitmaps(source) {
+        return Err(Failure::new("Source lacks bitmap support"));
+    }
+    let mut bitmaps = source.bitmaps()?;
+    let broken = |bitmap: &BitmapInfo| bitmap.standing != Standing::Clean;
+    // They are looked through from the last to the first.
+    for bitmap in bitmaps.iter().rev().filter(|bitmap| broken(bitmap)) {
+        if !parsed.has("skip-broken-bitmaps") {
+            return Err(Failure(format!(
+                "Cannot copy inconsistent bitmap '{}'\n\
+                 Try --skip-broken-bitmaps, or use 'qemu-img bitmap --remove' to delete it",
+                bitmap.name
+            )));
+        }
+        tell(&format!(
+            "warning: Skipping inconsistent bitmap '{}'",
+            bitmap.name
+        ));
+    }
+    bitmaps.retain(|bitmap| !broken(bitmap));
+    Ok(bitmaps)
+}
+
+fn must_take_bitmaps(parsed: &Parsed, target: &Node) -> Result<(), Failure> {
+    if !parsed.has("bitmaps") || supports_bitmaps(target) {
+        return Ok(());
+    }
+    Err(Failure(format!(
+        "Format driver '{}' does not support bitmaps",
+        target.format.name()
+    )))
+}
+
+/// Copies bitmaps with their bits, granularity and state.
+fn copy_bitmaps(source: &Node, target: &Node, bitmaps: &[BitmapInfo]) -> Result<(), Failure> {
+    let (Some(from), Some(to)) = (&source.qcow2, &target.qcow2) else {
+        return Ok(());
+    };
+    let there = bitmap::all(target)?;
+    for one in bitmaps {
+        let name = &one.name;
+        let not_created = |why: &str| Failure(format!("Failed to create bitmap {name}: {why}"));
+        let not_filled =
+            |why: Failure| Failure(format!("Failed to populate bitmap {name}: {}", why.0));
+        if there.iter().any(|other| other.name == *name) {
+            return Err(not_created(&format!("Bitmap already exists: {name}")));
+        }
+        let state = if one.enabled {
+            BitmapState::Enabled
+        } else {
+            BitmapState::Disabled
+        };
+        bitmap::must_fit(target, source).map_err(not_filled)?;
+        bitmap::create(target, name, one.granularity_bytes, state)
+            .map_err(|why| not_created(&why.0))?;
+        let dirty = bitmap::dirty_ranges(from, name).map_err(not_filled)?;
+        bitmap::mark(to, name, &dirty).map_err(not_filled)?;
+    }
+    Ok(())
 }
 
 fn open_sources(parsed: &Parsed, names: &[String], secrets: &Secrets) -> Result<Vec<Node>, Stop> {

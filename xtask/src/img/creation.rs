@@ -396,6 +396,14 @@ impl Creation {
         })
     }
 
+    /// The version of the format, so far as the options name one that there is.
+    pub(super) fn version(&self) -> u32 {
+        match self.get("compat") {
+            Some("v2" | "0.10") => 2,
+            None | Some(_) => 3,
+        }
+    }
+
     fn qcow2_options(&self, secrets: &Secrets) -> Result<CreateOptions, Failure> {
         let version = match self.get("compat") {
             None | Some("v3" | "1.1") => 3,

@@ -4,6 +4,7 @@ use std::fmt::Write;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
+use engine::qcow2::BitmapInfo;
 use engine::qcow2::header::{Header, incompatible};
 
 use super::getopt::{Parsed, flag, value};
@@ -122,14 +123,31 @@ fn specific_of(node: &Node, header: &Header) -> Result<Vec<(&'static str, Json)>
         ("compat", "1.1".into()),
         ("compression-type", header.compression.name().into()),
         ("lazy-refcounts", header.wants_lazy_refcounts().into()),
-        ("refcount-bits", refcount_bits(header).into()),
     ];
+    let bitmaps = node.bitmaps()?;
+    if !bitmaps.is_empty() {
+        members.push(("bitmaps", Json::List(bitmaps.iter().map(bitmap).collect())));
+    }
+    members.push(("refcount-bits", refcount_bits(header).into()));
     members.extend(encrypt);
     members.extend([
         ("corrupt", header.is_corrupt().into()),
         ("extended-l2", has(incompatible::EXTENDED_L2).into()),
     ]);
     Ok(members)
+}
+
+fn bitmap(bitmap: &BitmapInfo) -> Json {
+    let flags = [("in-use", bitmap.in_use), ("auto", bitmap.enabled)];
+    let set = flags.into_iter().filter(|(_, is_set)| *is_set);
+    Json::Object(vec![
+        (
+            "flags",
+            Json::List(set.map(|(name, _)| name.into()).collect()),
+        ),
+        ("name", bitmap.name.as_str().into()),
+        ("granularity", bitmap.granularity_bytes.into()),
+    ])
 }
 
 fn refcount_bits(header: &Header) -> u64 {

@@ -2,6 +2,7 @@
 
 use engine::qcow2::geometry::Geometry;
 
+use super::convert::supports_bitmaps;
 use super::create::new_creation;
 use super::creation::Creation;
 use super::encryption::header_bytes;
@@ -39,6 +40,9 @@ pub(super) const COMMAND: Command = Command {
     ],
     run,
 };
+
+/// Of an entry of the bitmap directory without its name.
+const DIRECTORY_ENTRY_BYTES: u64 = 24;
 
 /// Sizes of files in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,7 +127,7 @@ fn measure(
             Ok(Measured {
                 required: (metadata + data) * geometry.cluster_bytes(),
                 fully_allocated: (metadata + whole) * geometry.cluster_bytes(),
-                bitmaps: source.and_then(bitmap_bytes),
+                bitmaps: bitmap_bytes(creation, source, geometry)?,
             })
         }
     }
@@ -174,10 +178,31 @@ fn data_clusters(node: &Node, geometry: Geometry) -> Result<u64, Failure> {
     Ok(clusters)
 }
 
-/// What the bitmaps of a source would take: told only of images that could have some.
-fn bitmap_bytes(node: &Node) -> Option<u64> {
-    let header = node.header.as_ref()?;
-    (header.version >= 3 && !header.has_bitmaps()).then_some(0)
+/// What the bitmaps of a source would take: told only where source and new image could have some.
+fn bitmap_bytes(
+    creation: &Creation,
+    source: Option<&Node>,
+    geometry: Geometry,
+) -> Result<Option<u64>, Failure> {
+    let Some(node) = source.filter(|node| supports_bitmaps(node)) else {
+        return Ok(None);
+    };
+    if creation.version() < 3 {
+        return Ok(None);
+    }
+    let bitmaps = node.bitmaps()?;
+    let (mut clusters, mut directory_bytes) = (0, 0);
+    for bitmap in &bitmaps {
+        let bits = node
+            .virtual_bytes()
+            .div_ceil(bitmap.granularity_bytes.max(1));
+        let data = geometry.clusters_for(bits.div_ceil(8));
+        clusters += data + geometry.clusters_for(data * 8);
+        let name_len = u64::try_from(bitmap.name.len()).unwrap_or(u64::MAX);
+        directory_bytes += (DIRECTORY_ENTRY_BYTES + name_len).next_multiple_of(8);
+    }
+    clusters += geometry.clusters_for(directory_bytes);
+    Ok(Some(clusters * geometry.cluster_bytes()))
 }
 
 fn human(measured: Measured) -> String {

@@ -10,6 +10,7 @@
 
 mod amend;
 mod bench;
+mod bitmap;
 mod check;
 mod commit;
 mod compare;
@@ -74,9 +75,10 @@ struct Command {
     run: fn(&Parsed) -> Result<u8, Stop>,
 }
 
-const COMMANDS: [&Command; 14] = [
+const COMMANDS: [&Command; 15] = [
     &amend::COMMAND,
     &bench::COMMAND,
+    &bitmap::COMMAND,
     &check::COMMAND,
     &commit::COMMAND,
     &compare::COMMAND,
@@ -90,9 +92,6 @@ const COMMANDS: [&Command; 14] = [
     &resize::COMMAND,
     &snapshot::COMMAND,
 ];
-
-/// Commands that qemu-img has and this program does not.
-const NOT_YET: [&str; 1] = ["bitmap"];
 
 /// Runs the command that these arguments, without the program's name, ask for.
 pub(crate) fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
@@ -156,9 +155,6 @@ fn run(words: &[String]) -> Result<u8, Stop> {
         _ => {}
     }
     let Some(command) = COMMANDS.iter().find(|command| command.name == first) else {
-        if NOT_YET.contains(&first.as_str()) {
-            return Err(Failure(format!("The command '{first}' is not supported yet")).into());
-        }
         return Err(wrong(format!("Command not found: {first}")));
     };
     let parsed = getopt::parse(command.name, command.options, &words[1..])?;

@@ -3,6 +3,7 @@
 //! Nobody else is at work on the image meanwhile, and everything that the guest wrote before is durable when
 //! the switch is: what a bitmap leaves out was there when it was enabled, whatever power loss follows.
 
+use std::ops::Range;
 use std::rc::Rc;
 
 use super::directory::{GRANULARITY_BITS, MAX_NAME, Record};
@@ -33,9 +34,21 @@ pub(in crate::qcow2) enum Change {
         target: String,
         sources: Vec<String>,
     },
+    /// Ranges of the disk become dirty, in bytes.
+    Mark {
+        target: String,
+        ranges: Vec<Range<u64>>,
+    },
 }
 
 impl Qcow2 {
+    /// Sets in a clean bitmap the bits of ranges of the disk, in bytes: what a bitmap of another image says.
+    /// Durable, and before or after, as every operation on bitmaps.
+    pub async fn mark_bitmap(&self, name: &str, ranges: &[Range<u64>]) -> Result<(), Error> {
+        let (target, ranges) = (name.to_owned(), ranges.to_vec());
+        self.change_bitmaps(Change::Mark { target, ranges }).await
+    }
+
     /// Carries out an operation on bitmaps. Before or after, whatever fails.
     pub(in crate::qcow2) async fn change_bitmaps(&self, change: Change) -> Result<(), Error> {
         self.access.must_allow_writes()?;
@@ -86,6 +99,18 @@ impl Metadata {
                 list
             }
             Change::Merge { target, sources } => self.merged(&target, &sources).await?,
+            Change::Mark { target, ranges } => {
+                let index = self.bitmaps.find_clean(&target)?;
+                self.load_bits(index).await?;
+                let mut list = self.bitmaps.list.clone();
+                list[index].changed = true;
+                if let Some(bits) = list[index].bits_mut() {
+                    for range in ranges {
+                        bits.set(range.start, range.end.saturating_sub(range.start));
+                    }
+                }
+                list
+            }
         };
         Ok((list, Vec::new()))
     }

@@ -283,6 +283,13 @@ impl Bitmaps {
     }
 }
 
+/// The bitmaps of an image that is not open, in the order of its directory. How much each calls dirty is not
+/// looked at.
+pub async fn list_bitmaps(file: &Port, header: &Header) -> Result<Vec<BitmapInfo>, Error> {
+    let bitmaps = Bitmaps::load(file, header).await?;
+    Ok(bitmaps.list.iter().map(Bitmap::info).collect())
+}
+
 impl Qcow2 {
     /// The bitmaps of the image.
     pub async fn bitmaps(&self) -> Result<Vec<BitmapInfo>, Error> {
