@@ -293,3 +293,34 @@ fn compressed_data_are_not_packed_into_a_cluster_that_was_given_back() {
     assert_eq!((ended.code, ended.out.as_str()), (Some(0), ""), "{ended:?}");
     pair.sound("a.qcow2");
 }
+
+#[test]
+fn vm_state_is_written_and_read_alike() {
+    let pair = pair();
+    pair.same_words(
+        &["a.qcow2"],
+        &[
+            "write -b -P 5 0 64k",
+            "read -b -P 5 0 64k",
+            "read -b -P 6 0 64k",
+            "read -b -v 65024 1k",
+            "read -b 1M 64k",
+            "write -b 100 512",
+            "write -b 0 100",
+            "read -b 100 512",
+            "write -bC 512 512",
+            "read -b -P 5 -s 0 -l 512 0 64k",
+            "write -bq -s pattern 10G 512",
+            "read -b -v 10G 512",
+            "write -b -c 64k 512",
+            "write -bz 0 512",
+            "write -bf 0 512",
+            "read -P 0 0 1M",
+        ],
+    );
+    pair.same_words(&["a.qcow2"], &["read -b -v 0 1k", "read -bq -v 10G 512"]);
+    pair.same_image("a.qcow2", "qcow2");
+    pair.sound("a.qcow2");
+    pair.same_words(&["-r", "a.qcow2"], &["read -b 0 512", "write -b 0 512"]);
+    pair.same_words(&["o.qcow2"], &["read -b 0 512", "write -b -P 9 0 512"]);
+}

@@ -10,6 +10,7 @@ use std::rc::Rc;
 use engine::device::SECTOR_BYTES;
 use engine::error::{Error, Refused};
 use engine::image::{Image, StatusKind, Unmap, is_zero};
+use engine::qcow2::Qcow2;
 use engine::sync::{Mode, RangeLock};
 
 use super::{CacheMode, Format, Node};
@@ -45,6 +46,8 @@ pub(crate) struct Disk(Rc<Inner>);
 
 struct Inner {
     image: Rc<dyn Image>,
+    /// The image, where its format keeps VM state.
+    qcow2: Option<Rc<Qcow2>>,
     format: Format,
     cluster_bytes: u64,
     has_backing: bool,
@@ -59,6 +62,7 @@ impl Disk {
         let header = node.header.as_ref();
         Self(Rc::new(Inner {
             image: Rc::clone(node.image()),
+            qcow2: node.qcow2.clone(),
             format: node.format,
             cluster_bytes: header.map_or(SECTOR_BYTES, |header| header.geometry.cluster_bytes()),
             has_backing: node.backing.is_some(),
@@ -129,6 +133,30 @@ impl Disk {
             whole.extend_from_slice(&tail[to_usize(end - last)..]);
         }
         self.0.image.write(outer.start, whole).await
+    }
+
+    /// Reads VM state.
+    pub(crate) async fn read_vm_state(
+        &self,
+        offset: u64,
+        len_bytes: usize,
+    ) -> Result<Vec<u8>, Error> {
+        self.keeper_of_vm_state()?
+            .read_vm_state(offset, len_bytes)
+            .await
+    }
+
+    /// Writes VM state.
+    pub(crate) async fn write_vm_state(&self, offset: u64, data: Vec<u8>) -> Result<(), Error> {
+        self.keeper_of_vm_state()?
+            .write_vm_state(offset, data)
+            .await?;
+        self.settle(Durable::ByCacheMode).await
+    }
+
+    fn keeper_of_vm_state(&self) -> Result<&Qcow2, Error> {
+        let refused = Refused::NotByFormat("a raw image keeps no VM state");
+        self.0.qcow2.as_deref().ok_or_else(|| refused.into())
     }
 
     /// Writes compressed data.
@@ -323,6 +351,7 @@ mod tests {
         drive(port.at(none).set_len(to_u64(DISK))).unwrap().unwrap();
         Disk(Rc::new(Inner {
             image: Rc::new(Raw::open(port, Access::ReadWrite)),
+            qcow2: None,
             format: Format::Raw,
             cluster_bytes: SECTOR_BYTES,
             has_backing: false,

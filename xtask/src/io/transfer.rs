@@ -201,6 +201,51 @@ pub(super) fn failed(name: &str, error: &Error) -> Complaint {
     Complaint::Said(format!("{name} failed: {}", errno_text(error)))
 }
 
+/// A request that is waited for.
+#[derive(Clone, Copy, Debug)]
+struct Asked {
+    /// The command's name, in complaints.
+    name: &'static str,
+    /// What is told of it when it has ended.
+    verb: &'static str,
+    offset: u64,
+    len_bytes: u64,
+}
+
+impl Asked {
+    /// Carries out the request, and hands back what there is to tell of it.
+    fn carry_out<T: 'static>(
+        self,
+        session: &mut Session,
+        request: impl Future<Output = Result<T, Error>> + 'static,
+    ) -> Result<(T, Finished), Complaint> {
+        let started = Stopwatch::start();
+        let ended = session.wait(request)?;
+        let elapsed = started.elapsed();
+        let value = ended.map_err(|error| failed(self.name, &error))?;
+        let Self {
+            verb,
+            offset,
+            len_bytes,
+            ..
+        } = self;
+        let finished = Finished {
+            verb,
+            offset,
+            len_bytes,
+            elapsed,
+        };
+        Ok((value, finished))
+    }
+}
+
+/// What a read reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Part {
+    Disk,
+    VmState,
+}
+
 /// What a read is compared with.
 #[derive(Clone, Copy, Debug)]
 struct Expected {
@@ -241,16 +286,24 @@ fn read(session: &mut Session, words: &[String]) -> Outcome {
             "pattern verification range exceeds end of read data".into(),
         ));
     }
-    if words.has('b') {
+    let from = if words.has('b') {
         must_be_sectors(offset, len_bytes)?;
-        return Err(no_vm_state("read"));
-    }
+        Part::VmState
+    } else {
+        Part::Disk
+    };
     let expected = byte.map(|byte| Expected {
         byte,
         start,
         len_bytes: len,
     });
-    read_range(session, "read", &words, (offset, len_bytes), expected)
+    let asked = Asked {
+        name: "read",
+        verb: "read",
+        offset,
+        len_bytes,
+    };
+    read_range(session, asked, from, &words, expected)
 }
 
 fn readv(session: &mut Session, words: &[String]) -> Outcome {
@@ -262,21 +315,31 @@ fn readv(session: &mut Session, words: &[String]) -> Outcome {
         start: 0,
         len_bytes,
     });
-    read_range(session, "readv", &words, (offset, len_bytes), expected)
+    let asked = Asked {
+        name: "readv",
+        verb: "read",
+        offset,
+        len_bytes,
+    };
+    read_range(session, asked, Part::Disk, &words, expected)
 }
 
 fn read_range(
     session: &mut Session,
-    name: &'static str,
+    asked: Asked,
+    from: Part,
     words: &Words,
-    (offset, len_bytes): (u64, u64),
     expected: Option<Expected>,
 ) -> Outcome {
     let disk = session.opened().disk.clone();
-    let started = Stopwatch::start();
-    let data = session.wait(async move { disk.read(offset, to_usize(len_bytes)).await })?;
-    let elapsed = started.elapsed();
-    let data = data.map_err(|error| failed(name, &error))?;
+    let Asked { offset, .. } = asked;
+    let len = to_usize(asked.len_bytes);
+    let (data, finished) = asked.carry_out(session, async move {
+        match from {
+            Part::Disk => disk.read(offset, len).await,
+            Part::VmState => disk.read_vm_state(offset, len).await,
+        }
+    })?;
     let mut ending = Ending::Done;
     if let Some(expected) = expected {
         let start = to_usize(expected.start);
@@ -290,12 +353,6 @@ fn read_range(
     if words.has('v') && telling != Telling::Quiet {
         print(&dump(offset, &data));
     }
-    let finished = Finished {
-        verb: "read",
-        offset,
-        len_bytes,
-        elapsed,
-    };
     print(&finished.text(telling));
     Ok(ending)
 }
@@ -313,10 +370,6 @@ fn must_be_sectors(offset: u64, len_bytes: u64) -> Result<(), Complaint> {
         }
     }
     Ok(())
-}
-
-fn no_vm_state(name: &str) -> Complaint {
-    Complaint::Said(format!("{name} failed: Operation not supported"))
 }
 
 fn write(session: &mut Session, words: &[String]) -> Outcome {
@@ -341,20 +394,24 @@ fn write(session: &mut Session, words: &[String]) -> Outcome {
         Some(path) => bytes_of_file(path, to_usize(len_bytes))?,
         None => vec![byte.unwrap_or(FILLER); to_usize(len_bytes)],
     };
-    if words.has('b') {
-        return Err(no_vm_state("write"));
-    }
     let disk = session.opened().disk.clone();
-    let started = Stopwatch::start();
     let (durable, unmap) = (durable(&words), unmap(&words));
-    let (zeroes, compressed) = (words.has('z'), words.has('c'));
+    let (zeroes, compressed, vm_state) = (words.has('z'), words.has('c'), words.has('b'));
     let fallback = if words.has('n') {
         Fallback::Refused
     } else {
         Fallback::Allowed
     };
-    let written = session.wait(async move {
-        if zeroes {
+    let asked = Asked {
+        name: "write",
+        verb: "wrote",
+        offset,
+        len_bytes,
+    };
+    let ((), finished) = asked.carry_out(session, async move {
+        if vm_state {
+            disk.write_vm_state(offset, data).await
+        } else if zeroes {
             disk.write_zeroes(offset, len_bytes, unmap, fallback, durable)
                 .await
         } else if compressed {
@@ -363,14 +420,6 @@ fn write(session: &mut Session, words: &[String]) -> Outcome {
             disk.write(offset, data, durable).await
         }
     })?;
-    let elapsed = started.elapsed();
-    written.map_err(|error| failed("write", &error))?;
-    let finished = Finished {
-        verb: "wrote",
-        offset,
-        len_bytes,
-        elapsed,
-    };
     print(&finished.text(telling(&words)));
     Ok(Ending::Done)
 }
@@ -420,16 +469,14 @@ fn writev(session: &mut Session, words: &[String]) -> Outcome {
     let data = vec![byte; to_usize(len_bytes)];
     let durable = durable(&words);
     let disk = session.opened().disk.clone();
-    let started = Stopwatch::start();
-    let written = session.wait(async move { disk.write(offset, data, durable).await })?;
-    let elapsed = started.elapsed();
-    written.map_err(|error| failed("writev", &error))?;
-    let finished = Finished {
+    let asked = Asked {
+        name: "writev",
         verb: "wrote",
         offset,
         len_bytes,
-        elapsed,
     };
+    let written = async move { disk.write(offset, data, durable).await };
+    let ((), finished) = asked.carry_out(session, written)?;
     print(&finished.text(telling(&words)));
     Ok(Ending::Done)
 }
@@ -448,22 +495,19 @@ fn discard(session: &mut Session, words: &[String]) -> Outcome {
     }
     let opened = session.opened();
     let (disk, passes) = (opened.disk.clone(), opened.passes_discards());
-    let started = Stopwatch::start();
-    let discarded = session.wait(async move {
+    let asked = Asked {
+        name: "discard",
+        verb: "discard",
+        offset,
+        len_bytes,
+    };
+    let ((), finished) = asked.carry_out(session, async move {
         if passes {
             disk.discard(offset, len_bytes).await
         } else {
             disk.read(offset, 0).await.map(drop)
         }
     })?;
-    let elapsed = started.elapsed();
-    discarded.map_err(|error| failed("discard", &error))?;
-    let finished = Finished {
-        verb: "discard",
-        offset,
-        len_bytes,
-        elapsed,
-    };
     print(&finished.text(telling(&words)));
     Ok(Ending::Done)
 }
