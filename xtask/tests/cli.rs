@@ -170,10 +170,10 @@ fn what_cannot_be_used_is_refused_in_one_line_and_left_alone() {
 fn check_ends_as_qemu_img_does() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("text"), b"no image").unwrap();
-    for name in ["text", "missing", "."] {
-        let output = xtask(folder.path(), &["check", name]);
+    for (name, code) in [("text", 63), ("missing", 1), (".", 1)] {
+        let output = xtask(folder.path(), &["img", "check", name]);
         let errors = String::from_utf8(output.stderr.clone()).unwrap();
-        assert_eq!(output.status.code(), Some(1), "{name}: {errors}");
+        assert_eq!(output.status.code(), Some(code), "{name}: {errors}");
         assert_eq!(errors.lines().count(), 1, "{name}: one line, not {errors}");
     }
 }

@@ -9,7 +9,7 @@ use engine::image::Access;
 use engine::manage::{BitmapState, Manage};
 use engine::qcow2::{BitmapInfo, Qcow2, Standing};
 
-use super::getopt::{Parsed, flag, value};
+use super::getopt::{FORMAT, HELP, IMAGE_OPTS, OBJECT, Parsed, flag, value};
 use super::{Command, Stop, open_named, secrets, sizes, spec_of};
 use crate::block::failure::engine_text;
 use crate::block::open::at_once;
@@ -21,9 +21,9 @@ pub(super) const COMMAND: Command = Command {
     about: "Change the persistent dirty bitmaps of an image",
     operands: "FILENAME BITMAP",
     options: &[
-        flag(Some('h'), "help", "tell the options"),
-        value(Some('f'), "format", "the format of FILENAME"),
-        flag(None, "image-opts", "FILENAME is a set of options"),
+        HELP,
+        FORMAT,
+        IMAGE_OPTS,
         flag(None, "add", "make BITMAP, enabled"),
         flag(None, "remove", "remove BITMAP"),
         flag(None, "clear", "clear every bit of BITMAP"),
@@ -41,7 +41,7 @@ pub(super) const COMMAND: Command = Command {
             "the image that --merge's bitmaps are in",
         ),
         value(Some('F'), "source-format", "the format of that image"),
-        value(None, "object", "a secret that options refer to"),
+        OBJECT,
     ],
     run,
 };

@@ -12,7 +12,9 @@ use engine::image::Access;
 use engine::manage::Manage;
 
 use super::copy::{Blank, Packing, Salvage, Target};
-use super::getopt::{Parsed, flag, value};
+use super::getopt::{
+    CACHE, FORMAT, HELP, IMAGE_OPTS, OBJECT, PROGRESS, Parsed, QUIET, flag, value,
+};
 use super::pace::Pace;
 use super::progress::{Progress, Shown};
 use super::{Command, Stop, misuse, open_named, print, secrets, sizes, spec_of};
@@ -25,12 +27,12 @@ pub(super) const COMMAND: Command = Command {
     about: "Move what an image holds into its backing file",
     operands: "FILENAME",
     options: &[
-        flag(Some('h'), "help", "tell the options"),
-        flag(Some('q'), "quiet", "say nothing that is not an error"),
-        flag(Some('p'), "progress", "show how far it is"),
-        value(Some('f'), "format", "the format of FILENAME"),
-        flag(None, "image-opts", "FILENAME is a set of options"),
-        value(Some('t'), "cache", "the cache mode (writeback)"),
+        HELP,
+        QUIET,
+        PROGRESS,
+        FORMAT,
+        IMAGE_OPTS,
+        CACHE,
         flag(Some('d'), "drop", "leave FILENAME as it is"),
         value(
             Some('b'),
@@ -38,7 +40,7 @@ pub(super) const COMMAND: Command = Command {
             "the image to commit to, further down; FILENAME stays as it is",
         ),
         value(Some('r'), "rate", "bytes written a second, at most"),
-        value(None, "object", "a secret that options refer to"),
+        OBJECT,
     ],
     run,
 };

@@ -42,6 +42,21 @@ pub(crate) const fn value(short: Option<char>, long: &'static str, help: &'stati
     }
 }
 
+/// Options that mean the same in every command that has them.
+pub(crate) const HELP: Opt = flag(Some('h'), "help", "tell the options");
+pub(crate) const QUIET: Opt = flag(Some('q'), "quiet", "say nothing that is not an error");
+pub(crate) const PROGRESS: Opt = flag(Some('p'), "progress", "show how far it is");
+pub(crate) const FORMAT: Opt = value(Some('f'), "format", "the format of FILENAME");
+pub(crate) const IMAGE_OPTS: Opt = flag(None, "image-opts", "FILENAME is a set of options");
+pub(crate) const CACHE: Opt = value(Some('t'), "cache", "the cache mode (writeback)");
+pub(crate) const FORCE_SHARE: Opt = flag(
+    Some('U'),
+    "force-share",
+    "others may write the image meanwhile",
+);
+pub(crate) const OBJECT: Opt = value(None, "object", "a secret that options refer to");
+pub(crate) const OUTPUT: Opt = value(None, "output", "human or json");
+
 /// What a command line said.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Parsed {

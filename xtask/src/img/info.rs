@@ -7,7 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use engine::qcow2::BitmapInfo;
 use engine::qcow2::header::{Header, incompatible};
 
-use super::getopt::{Parsed, flag, value};
+use super::getopt::{FORCE_SHARE, FORMAT, HELP, IMAGE_OPTS, OBJECT, OUTPUT, Parsed, flag};
 use super::json::Json;
 use super::{
     Command, Output, Stop, encryption, misuse, open_named, print, reading, secrets, snapshot,
@@ -21,17 +21,13 @@ pub(super) const COMMAND: Command = Command {
     about: "Display information about an image",
     operands: "FILENAME",
     options: &[
-        flag(Some('h'), "help", "tell the options"),
-        value(Some('f'), "format", "the format of FILENAME"),
-        flag(None, "image-opts", "FILENAME is a set of options"),
+        HELP,
+        FORMAT,
+        IMAGE_OPTS,
         flag(Some('b'), "backing-chain", "go on with what lies beneath"),
-        flag(
-            Some('U'),
-            "force-share",
-            "others may write the image meanwhile",
-        ),
-        value(None, "object", "a secret that options refer to"),
-        value(None, "output", "human or json"),
+        FORCE_SHARE,
+        OBJECT,
+        OUTPUT,
     ],
     run,
 };

@@ -6,7 +6,7 @@ use super::convert::supports_bitmaps;
 use super::create::new_creation;
 use super::creation::Creation;
 use super::encryption::header_bytes;
-use super::getopt::{Parsed, flag, value};
+use super::getopt::{FORCE_SHARE, FORMAT, HELP, IMAGE_OPTS, OBJECT, OUTPUT, Parsed, value};
 use super::json::Json;
 use super::snapshot::Wanted;
 use super::{Command, Output, Stop, open_named, print, reading, secrets, sizes, spec_of};
@@ -19,7 +19,7 @@ pub(super) const COMMAND: Command = Command {
     about: "Tell the file size that a new image would need",
     operands: "(--size SIZE | FILENAME)",
     options: &[
-        flag(Some('h'), "help", "tell the options"),
+        HELP,
         value(
             Some('O'),
             "target-format",
@@ -27,16 +27,12 @@ pub(super) const COMMAND: Command = Command {
         ),
         value(Some('o'), "options", "options of the new image"),
         value(Some('s'), "size", "the size of an empty disk"),
-        value(Some('f'), "format", "the format of FILENAME"),
-        flag(None, "image-opts", "FILENAME is a set of options"),
+        FORMAT,
+        IMAGE_OPTS,
         value(Some('l'), "snapshot", "an internal snapshot of FILENAME"),
-        flag(
-            Some('U'),
-            "force-share",
-            "others may write the image meanwhile",
-        ),
-        value(None, "object", "a secret that options refer to"),
-        value(None, "output", "human or json"),
+        FORCE_SHARE,
+        OBJECT,
+        OUTPUT,
     ],
     run,
 };

@@ -13,7 +13,9 @@ use engine::image::Access;
 use engine::manage::{BackingName, Manage};
 
 use super::create::open_beneath;
-use super::getopt::{Parsed, flag, value};
+use super::getopt::{
+    CACHE, FORMAT, HELP, IMAGE_OPTS, OBJECT, PROGRESS, Parsed, QUIET, flag, value,
+};
 use super::progress::{Progress, Shown};
 use super::{Command, Stop, misuse, open_named, secrets, spec_of};
 use crate::block::failure::engine_text;
@@ -26,12 +28,12 @@ pub(super) const COMMAND: Command = Command {
     about: "Change the backing file of an image",
     operands: "FILENAME",
     options: &[
-        flag(Some('h'), "help", "tell the options"),
-        flag(Some('q'), "quiet", "say nothing that is not an error"),
-        flag(Some('p'), "progress", "show how far it is"),
-        value(Some('f'), "format", "the format of FILENAME"),
-        flag(None, "image-opts", "FILENAME is a set of options"),
-        value(Some('t'), "cache", "the cache mode (writeback)"),
+        HELP,
+        QUIET,
+        PROGRESS,
+        FORMAT,
+        IMAGE_OPTS,
+        CACHE,
         value(Some('b'), "backing", "the new backing file; empty for none"),
         value(
             Some('F'),
@@ -50,7 +52,7 @@ pub(super) const COMMAND: Command = Command {
             "force-share",
             "others may write the backing files meanwhile",
         ),
-        value(None, "object", "a secret that options refer to"),
+        OBJECT,
     ],
     run,
 };

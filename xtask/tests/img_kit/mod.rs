@@ -126,6 +126,19 @@ impl Pair {
         qemu
     }
 
+    /// Both qcow2 images show the same disk, and ours is whole.
+    pub(crate) fn same_disk(&self, name: &str) {
+        let theirs = self.folder(Who::Qemu).join(name);
+        let theirs = theirs.to_str().unwrap();
+        let compared = self.run_qemu_here(
+            Who::Ours,
+            &["compare", "-f", "qcow2", "-F", "qcow2", name, theirs],
+        );
+        assert_eq!(compared.code, Some(0), "{name}: {compared:?}");
+        let check = self.run_qemu_here(Who::Ours, &["check", name]);
+        assert_eq!(check.code, Some(0), "{name}: {check:?}");
+    }
+
     /// Both must end the same, and say the same on the first stream.
     pub(crate) fn same_but_errors(&self, arguments: &[&str]) -> Ended {
         let (qemu, ours) = self.both(arguments);
