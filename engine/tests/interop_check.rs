@@ -120,15 +120,16 @@ fn snapshots(bytes: &[u8]) -> Vec<(usize, usize)> {
 /// Gives entries of the snapshot table other extra data.
 fn say(bytes: &mut [u8], which: impl Fn(usize) -> bool, extra: impl Fn(&[u8]) -> Vec<u8>) {
     let mut table = Vec::new();
-    for (index, (at, len)) in snapshots(bytes).into_iter().enumerate() {
+    for (index, (at, _)) in snapshots(bytes).into_iter().enumerate() {
         let mut head = bytes[at..at + 40].to_vec();
         let split = at + 40 + get(bytes, at + 36, 4);
+        let end = split + get(bytes, at + 12, 2) + get(bytes, at + 14, 2);
         let mut data = bytes[at + 40..split].to_vec();
         if which(index) {
             data = extra(&data);
         }
         put(&mut head, 36, 4, u64::try_from(data.len()).unwrap());
-        table.extend([head, data, bytes[split..at + len].to_vec()].concat());
+        table.extend([head, data, bytes[split..end].to_vec()].concat());
         table.resize(table.len().next_multiple_of(8), 0);
     }
     let at = get(bytes, 64, 8);
