@@ -3,6 +3,8 @@ use engine::manage::Amend;
 use proptest::prelude::*;
 
 use super::*;
+use crate::oracle::structure::StoredBitmap;
+use crate::workload::ops::{BitmapChange, BitmapOperation, bitmap_name};
 use crate::workload::stamp::{SectorValue, Writer, stamp, stamp_range};
 
 const SECTORS: u64 = 6;
@@ -480,4 +482,76 @@ fn the_header_says_what_it_said_before_a_change_or_after_each_step_of_it() {
     let after = ledger.expect(Moment(9));
     assert_eq!(after.facts(), [new]);
     assert_ne!(after.key(), during.key(), "what was legal is legal no more");
+}
+
+/// The operations with these moments of submission and answer, all done.
+fn overlapping(operations: &[(Operation, u64, u64)]) -> Vec<Happening> {
+    (0..)
+        .zip(operations)
+        .map(|(id, (operation, from, to))| Happening {
+            id: OperationId(id),
+            operation: *operation,
+            submitted: Moment(*from),
+            completed: Some((Moment(*to), Answer::Done)),
+        })
+        .collect()
+}
+
+#[test]
+fn a_snapshot_holds_what_was_done_before_and_perhaps_what_was_under_way() {
+    let history = overlapping(&[
+        (write(0, 1), 1, 2),
+        (write(1, 1), 3, 6),
+        (Operation::SnapshotCreate { snapshot: 0 }, 4, 8),
+        (write(2, 1), 5, 10),
+        (write(0, 1), 9, 11),
+    ]);
+    let ledger = ledger(&history);
+    let expectation = ledger.expect(Moment(20));
+    let lists = expectation.snapshot_lists();
+    assert_eq!(lists.len(), 1);
+    let snapshot = expectation.snapshot(&lists[0][0]);
+    assert_eq!(snapshot.legal(0), [own(0, 0)]);
+    for (id, sector) in [(1, 1), (3, 2)] {
+        let legal = snapshot.legal(sector);
+        assert!(legal.contains(&own(id, sector)), "{legal:?}");
+        assert_eq!(legal.len(), 2, "before, or after: {legal:?}");
+    }
+    // What was answered before the snapshot was asked for is as durable as the snapshot.
+    assert_eq!(ledger.expect(Moment(8)).legal(0), [own(0, 0)]);
+    assert_eq!(ledger.expect(Moment(8)).legal(1).len(), 2);
+}
+
+/// A bitmap that is enabled from the start, is cleared while one write is under way, and must note the next.
+#[test]
+fn a_bitmap_may_note_what_was_under_way_while_it_was_cleared() {
+    let change = BitmapChange::Clear;
+    let clear = Operation::Bitmap(BitmapOperation { number: 0, change });
+    let history = overlapping(&[
+        (write(0, 1), 1, 2),
+        (write(8, 1), 3, 6),
+        (clear, 4, 7),
+        (write(16, 1), 8, 9),
+        (Operation::Reopen, 10, 11),
+    ]);
+    let bitmap = |dirty: &[u64]| StoredBitmap {
+        name: bitmap_name(0).into_bytes(),
+        granule_sectors: 8,
+        in_use: false,
+        enabled: true,
+        flags_at: 0,
+        dirty: dirty.iter().map(|first| *first..first + 8).collect(),
+    };
+    let ledger = Ledger::new(Content::zeroes(), 64 * 512, &history).with_bitmaps(&[bitmap(&[])]);
+    let check = |dirty: &[u64]| {
+        let expectation = ledger.expect(Moment(20));
+        let value = |sector: u64| expectation.legal(sector)[0];
+        let found = expectation.check_bitmaps(&[bitmap(dirty)], 64, &value);
+        found.map(|violation| violation.kind)
+    };
+    assert_eq!(check(&[16]), None);
+    assert_eq!(check(&[8, 16]), None);
+    assert_eq!(check(&[]), Some("bitmap-uncovered"));
+    assert_eq!(check(&[8]), Some("bitmap-uncovered"));
+    assert_eq!(check(&[0, 16]), Some("bitmap-spurious"));
 }

@@ -103,6 +103,15 @@ fn workload() -> Vec<Operation> {
 }
 
 fn live(operations: &[Operation], flaw: Flaw, chooser: &mut dyn Chooser) -> Lived {
+    live_managed(operations, flaw, Management::Alone, chooser)
+}
+
+fn live_managed(
+    operations: &[Operation],
+    flaw: Flaw,
+    management: Management,
+    chooser: &mut dyn Chooser,
+) -> Lived {
     let clock = Clock::default();
     let base = PageImage::zeroed(1 << 20);
     let disk = VolatileDisk::new(base, clock.clone(), Answering::OnCommand);
@@ -114,7 +123,7 @@ fn live(operations: &[Operation], flaw: Flaw, chooser: &mut dyn Chooser) -> Live
         opener: Box::new(Plain { port, flaw }),
         operations,
         concurrency: 3,
-        management: Management::Alone,
+        management,
         budget_steps: 1000,
     }
     .live(chooser)
@@ -191,6 +200,47 @@ fn reopening_waits_for_all_before_and_holds_up_all_behind() {
                 .all(|other| other.completed.unwrap().0 < from)
         );
         assert!(history[at + 1..].iter().all(|other| other.submitted > to));
+    }
+}
+
+#[test]
+fn growing_overlaps_with_writes_where_it_may_and_never_with_growing() {
+    let grow = |mib: u64| Operation::Grow {
+        virtual_bytes: mib << 20,
+    };
+    let operations = [
+        write(0),
+        write(1),
+        grow(2),
+        write(2),
+        write(3),
+        grow(3),
+        grow(4),
+    ];
+    // How many others are in flight at some moment of an operation, and how many of these grow the disk.
+    let beside = |history: &[Happening], at: usize| {
+        let one = &history[at];
+        let mut others = history.to_vec();
+        others.remove(at);
+        others.retain(|other| {
+            other.submitted < one.completed.unwrap().0 && one.submitted < other.completed.unwrap().0
+        });
+        let grows = |it: &&Happening| matches!(it.operation, Operation::Grow { .. });
+        (others.len(), others.iter().filter(grows).count())
+    };
+    for (management, overlaps) in [(Management::Alone, false), (Management::Overlapping, true)] {
+        let mut met = 0;
+        for seed in 0..50 {
+            let mut chooser = Random::new(Prng::from_seed(seed));
+            let lived = live_managed(&operations, Flaw::None, management, &mut chooser);
+            assert_eq!((lived.ending, lived.failures), (Ending::Finished, vec![]));
+            for at in [2, 5, 6] {
+                let (others, grows) = beside(&lived.history, at);
+                assert_eq!(grows, 0);
+                met += others;
+            }
+        }
+        assert_eq!(met > 0, overlaps, "{management:?}: {met}");
     }
 }
 
