@@ -156,6 +156,14 @@ defects! {
     RawZeroesByFlag "raw-zeroes-by-flag",
     /// A cluster of a raw data file changes before the L2 entry that shows it is durable.
     RawDataBeforeLink "raw-data-before-link",
+    /// A key slot becomes active before its key material is durable.
+    KeySlotBeforeMaterial "key-slot-before-material",
+    /// Adding a secret returns before the slot is durable.
+    KeySlotNotFlushed "key-slot-not-flushed",
+    /// The key material of a slot is wiped before it is durable that the slot is inactive.
+    KeyWipeEarly "key-wipe-early",
+    /// Taking a secret away returns before its wiped key material is durable.
+    KeyWipeNotFlushed "key-wipe-not-flushed",
 }
 
 impl Defect {

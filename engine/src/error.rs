@@ -139,6 +139,23 @@ pub enum Unsupported {
     ReadOnlyFeature(&'static str),
 }
 
+/// Why a key slot cannot be changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum KeySlotProblem {
+    /// The image is not encrypted with LUKS.
+    #[error("the image is not encrypted with LUKS and has no key slots")]
+    NoSlots,
+    /// There is no such slot.
+    #[error("there is no key slot {0}: they are numbered from 0 to 7")]
+    OutOfRange(usize),
+    /// The slot is active.
+    #[error("key slot {0} is active: erase it first")]
+    Occupied(usize),
+    /// The slot is the only active one.
+    #[error("key slot {0} is the only active one: without it nobody could read the data any more")]
+    Last(usize),
+}
+
 /// A request that cannot be carried out.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
@@ -191,6 +208,9 @@ pub enum Refused {
     /// No slot of the image opens with a secret that was given.
     #[error("no key slot of the image opens with this secret")]
     WrongSecret,
+    /// A key slot cannot be changed so.
+    #[error(transparent)]
+    KeySlot(#[from] KeySlotProblem),
     /// The format has no compressed data, or the image encrypts what it holds or holds it elsewhere.
     #[error("this image cannot hold compressed data")]
     NoCompression,

@@ -5,6 +5,8 @@
 //! Each is atomic: after a failure or a power loss the image is as before or as after, never between;
 //! and durable once it has succeeded.
 
+use crate::luks::NewSlot;
+
 /// A snapshot that is to be taken. The engine has no clock: dates and times are the caller's.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct NewSnapshot {
@@ -23,7 +25,7 @@ pub struct NewSnapshot {
 }
 
 /// An operation on an image as a whole.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Manage {
     /// Changes the size of the guest's disk. What is added reads zero.
     Resize {
@@ -50,6 +52,21 @@ pub enum Manage {
     SnapshotDelete {
         /// The snapshot's id, or else its name.
         snapshot: String,
+    },
+    /// Puts the key of an image that is encrypted with LUKS under one more secret.
+    KeySlotFill {
+        /// The slot, from 0 to 7, which is inactive.
+        slot: usize,
+        /// What it is to hold.
+        new: NewSlot,
+    },
+    /// Makes a key slot inactive and wipes what it held, so that its secret opens the image no longer. What an
+    /// inactive slot has left is wiped too.
+    KeySlotErase {
+        /// The slot, from 0 to 7.
+        slot: usize,
+        /// What becomes of the only active slot.
+        last: LastSlot,
     },
     /// Makes a new persistent dirty bitmap, without a bit set.
     BitmapCreate {
@@ -84,6 +101,15 @@ pub enum Manage {
         /// The others.
         sources: Vec<String>,
     },
+}
+
+/// Whether the only active key slot may go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum LastSlot {
+    /// It is refused: nobody could read the data any more.
+    Keep,
+    /// It goes, and the data with it.
+    Destroy,
 }
 
 /// Changes of what an image says of itself. They are made one after the other, each of them atomic.

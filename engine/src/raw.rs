@@ -7,7 +7,7 @@ use std::cell::Cell;
 use std::future::ready;
 
 use crate::device::{Event, ExtentKind, Port, SECTOR_BYTES};
-use crate::error::{Error, Refused};
+use crate::error::{Error, KeySlotProblem, Refused};
 use crate::image::{
     Access, Image, LocalFuture, Status, StatusKind, Unmap, must_contain, must_reach,
 };
@@ -128,6 +128,10 @@ impl Image for Raw {
             | Manage::SnapshotDelete { .. } => {
                 let refused = Refused::NotByFormat("a raw image has no internal snapshots");
                 Box::pin(ready(Err(refused.into())))
+            }
+            Manage::KeySlotFill { .. } | Manage::KeySlotErase { .. } => {
+                let problem = KeySlotProblem::NoSlots;
+                Box::pin(ready(Err(Refused::KeySlot(problem).into())))
             }
             Manage::BitmapCreate { .. }
             | Manage::BitmapRemove { .. }

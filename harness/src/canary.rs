@@ -97,11 +97,9 @@ fn pins(defect: Defect) -> Pins {
         },
         Defect::HeaderBeforeNames | Defect::HeaderNotFlushed => managed(Managed::Rename),
         Defect::EmptyBeforeTable | Defect::EmptyFreesEarly => managed(Managed::Empty),
-        Defect::BitmapBeforeData | Defect::SubclusterNotFilled | Defect::ZeroBitsLost => Pins {
-            extended_l2: Some(true),
-            cluster_bits: Some(15),
-            ..Pins::default()
-        },
+        Defect::BitmapBeforeData | Defect::SubclusterNotFilled | Defect::ZeroBitsLost => {
+            subclusters()
+        }
         Defect::RepairSkipsSnapshots | Defect::RepairDropsSnapshot => Pins {
             abandoned: Some(true),
             ..with_snapshots()
@@ -115,10 +113,11 @@ fn pins(defect: Defect) -> Pins {
             lazy_refcounts: Some(true),
             ..Pins::default()
         },
-        Defect::FreshClusterUnencrypted | Defect::CopyUnderOldVector => Pins {
-            encryption: Some(Some(Encrypted::Aes)),
-            ..Pins::default()
-        },
+        Defect::FreshClusterUnencrypted | Defect::CopyUnderOldVector => encrypted(Encrypted::Aes),
+        Defect::KeySlotBeforeMaterial
+        | Defect::KeySlotNotFlushed
+        | Defect::KeyWipeEarly
+        | Defect::KeyWipeNotFlushed => key_slots(),
         Defect::SharersUncounted | Defect::CompressedTailRewritten => Pins {
             compression: Some(Some(Compression::Zstd)),
             ..Pins::default()
@@ -177,6 +176,30 @@ fn with_snapshots() -> Pins {
     Pins {
         snapshots: Some(true),
         ..Pins::default()
+    }
+}
+
+fn subclusters() -> Pins {
+    Pins {
+        extended_l2: Some(true),
+        cluster_bits: Some(15),
+        ..Pins::default()
+    }
+}
+
+fn encrypted(method: Encrypted) -> Pins {
+    Pins {
+        encryption: Some(Some(method)),
+        ..Pins::default()
+    }
+}
+
+fn key_slots() -> Pins {
+    Pins {
+        cluster_bits: Some(12),
+        key_slots: Some(true),
+        manage: Some(Managed::None),
+        ..encrypted(Encrypted::Luks)
     }
 }
 

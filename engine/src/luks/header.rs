@@ -6,7 +6,7 @@ use zeroize::Zeroizing;
 
 use super::cipher::{CipherSpec, SectorCipher};
 use super::hash::Hash;
-use super::{DIGEST_LEN, MAX_ITERATIONS, NewVolume, SLOTS, STRIPES, Secret, split};
+use super::{DIGEST_LEN, MAX_ITERATIONS, NewVolume, SLOTS, STRIPES, Secret, VolumeKey, split};
 
 /// Bytes of the header.
 pub(crate) const LEN: usize = 592;
@@ -17,7 +17,7 @@ const ACTIVE: u32 = 0x00ac_71f3;
 const INACTIVE: u32 = 0x0000_dead;
 const SLOTS_AT: usize = 208;
 const SLOT_LEN: usize = 48;
-const SALT_LEN: usize = 32;
+pub(super) const SALT_LEN: usize = 32;
 /// Key material starts at multiples of so many sectors, the first behind the header.
 const ALIGN_SECTORS: u32 = 8;
 
@@ -149,19 +149,8 @@ impl Header {
                 "{count} iterations of slot {index} are not within 1..={MAX_ITERATIONS}"
             ));
         }
-        let start = u64::from(slot.material_sector) * 512;
-        let len = u64::try_from(self.cipher.key_len() * STRIPES_LEN).expect("a key is short");
-        let fits = start
-            >= LEN
-                .next_multiple_of(512)
-                .try_into()
-                .expect("a header is short")
-            && start + len <= u64::from(self.payload_sector) * 512
-            && len.is_multiple_of(512);
-        if slot.active && !fits {
-            return Err(format!(
-                "the key material of slot {index} is not between header and data"
-            ));
+        if slot.active && !self.fits(slot) {
+            return Err(misplaced(index));
         }
         Ok(slot)
     }
@@ -182,20 +171,69 @@ impl Header {
         put(132, &self.digest_salt);
         put(164, &self.digest_iterations.to_be_bytes());
         put(168, self.uuid.as_bytes());
-        for (index, slot) in self.slots.iter().enumerate() {
-            let at = SLOTS_AT + index * SLOT_LEN;
-            let state = if slot.active { ACTIVE } else { INACTIVE };
-            put(at, &state.to_be_bytes());
-            put(at + 4, &slot.iterations.to_be_bytes());
-            put(at + 8, &slot.salt);
-            put(at + 40, &slot.material_sector.to_be_bytes());
-            put(at + 44, &STRIPES.to_be_bytes());
+        for index in 0..SLOTS {
+            put(Self::entry_range(index).start, &self.entry(index));
         }
         bytes
     }
 
+    /// Where in the header a slot's entry stands.
+    pub(crate) fn entry_range(slot: usize) -> Range<usize> {
+        let start = SLOTS_AT + slot * SLOT_LEN;
+        start..start + SLOT_LEN
+    }
+
+    /// A slot's entry.
+    pub(crate) fn entry(&self, slot: usize) -> [u8; SLOT_LEN] {
+        let Slot {
+            active,
+            iterations,
+            material_sector,
+            salt,
+        } = self.slots[slot];
+        let mut bytes = [0; SLOT_LEN];
+        let state = if active { ACTIVE } else { INACTIVE };
+        bytes[..4].copy_from_slice(&state.to_be_bytes());
+        bytes[4..8].copy_from_slice(&iterations.to_be_bytes());
+        bytes[8..40].copy_from_slice(&salt);
+        bytes[40..44].copy_from_slice(&material_sector.to_be_bytes());
+        bytes[44..].copy_from_slice(&STRIPES.to_be_bytes());
+        bytes
+    }
+
+    /// Whether key material may be written for a slot, active or not: it lies between header and data and
+    /// within `area_bytes`, and no other slot's stands there. The error says what is wrong.
+    pub(crate) fn must_have_room(&self, slot: usize, area_bytes: u64) -> Result<(), String> {
+        if !self.fits(self.slots[slot]) {
+            return Err(misplaced(slot));
+        }
+        let own = self.material(slot);
+        if u64::try_from(own.end).map_or(true, |end| end > area_bytes) {
+            return Err(misplaced(slot));
+        }
+        let shared = (0..SLOTS).find(|other| {
+            let range = self.material(*other);
+            *other != slot && range.start < own.end && own.start < range.end
+        });
+        match shared {
+            Some(other) => Err(format!(
+                "slots {slot} and {other} have the same sectors for their key material"
+            )),
+            None => Ok(()),
+        }
+    }
+
+    fn fits(&self, slot: Slot) -> bool {
+        let start = u64::from(slot.material_sector) * 512;
+        let len = u64::try_from(self.cipher.key_len() * STRIPES_LEN).expect("a key is short");
+        let header = LEN.next_multiple_of(512);
+        start >= header.try_into().expect("a header is short")
+            && start + len <= u64::from(self.payload_sector) * 512
+            && len.is_multiple_of(512)
+    }
+
     /// Where the key material of a slot stands.
-    pub(super) fn material(&self, slot: usize) -> Range<usize> {
+    pub(crate) fn material(&self, slot: usize) -> Range<usize> {
         let start = usize::try_from(u64::from(self.slots[slot].material_sector) * 512)
             .expect("a header fits memory");
         start..start + self.cipher.key_len() * STRIPES_LEN
@@ -212,21 +250,39 @@ impl Header {
         SectorCipher::new(self.cipher, &key)
     }
 
-    /// The key of the data, where this secret opens this slot.
-    pub(super) fn open_slot(
+    /// The key of the data, where this secret opens this slot, of which `material` is the key material.
+    pub(crate) fn open_slot(
         &self,
         slot: usize,
-        area: &[u8],
+        material: &[u8],
         secret: &Secret,
-    ) -> Option<Zeroizing<Vec<u8>>> {
-        let mut material = Zeroizing::new(area.get(self.material(slot))?.to_vec());
+    ) -> Option<VolumeKey> {
+        let mut material = Zeroizing::new(material.to_vec());
         self.slot_cipher(slot, secret)?.decrypt(0, &mut material);
-        let key = split::merge(self.hash, &material, self.cipher.key_len());
-        let mut digest = [0; DIGEST_LEN];
-        self.hash
-            .derive(&key, &self.digest_salt, self.digest_iterations, &mut digest);
-        (digest == self.digest).then_some(key)
+        let key = VolumeKey(split::merge(self.hash, &material, self.cipher.key_len()));
+        self.knows(&key).then_some(key)
     }
+
+    /// Whether the data are encrypted with this key.
+    pub(super) fn knows(&self, key: &VolumeKey) -> bool {
+        let mut digest = [0; DIGEST_LEN];
+        self.hash.derive(
+            &key.0,
+            &self.digest_salt,
+            self.digest_iterations,
+            &mut digest,
+        );
+        digest == self.digest
+    }
+}
+
+/// Bytes of the random stripes that a key is spread over.
+pub(super) fn stripes_len(cipher: CipherSpec) -> usize {
+    cipher.key_len() * (STRIPES_LEN - 1)
+}
+
+fn misplaced(slot: usize) -> String {
+    format!("the key material of slot {slot} is not between header and data")
 }
 
 fn word(bytes: &[u8], at: usize) -> u32 {

@@ -9,6 +9,7 @@
 pub(crate) mod cipher;
 pub(crate) mod hash;
 mod header;
+pub(crate) mod slot;
 mod split;
 
 use std::fmt;
@@ -17,7 +18,9 @@ use zeroize::Zeroizing;
 
 pub use cipher::{Algorithm, CipherSpec, Mode, Vector};
 pub use hash::Hash;
+pub(crate) use header::LEN as HEADER_LEN;
 pub use header::{Header, Slot};
+pub use slot::{NewSlot, slots_opened_by};
 
 use cipher::SectorCipher;
 
@@ -49,6 +52,16 @@ impl Secret {
 impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Secret")
+    }
+}
+
+/// The key of a volume's data, which every active slot keeps. It is wiped when it is dropped, and never shown.
+#[derive(Clone, PartialEq, Eq)]
+pub struct VolumeKey(Zeroizing<Vec<u8>>);
+
+impl fmt::Debug for VolumeKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("VolumeKey")
     }
 }
 
@@ -102,14 +115,13 @@ pub fn format(
         header.digest_iterations,
         &mut header.digest,
     );
-    let mut stripes = Zeroizing::new(vec![0; key_len * (header::STRIPES_LEN - 1)]);
+    let mut stripes = Zeroizing::new(vec![0; header::stripes_len(new.cipher)]);
     random(&mut stripes);
     let slot = &mut header.slots[0];
     slot.active = true;
     slot.iterations = new.slot_iterations;
     random(&mut slot.salt);
-    let mut material = split::split(new.hash, &key, &stripes);
-    header.slot_cipher(0, secret)?.encrypt(0, &mut material);
+    let material = slot::material(&header, 0, &VolumeKey(key), secret, &stripes)?;
     let mut bytes = header.encode();
     bytes.resize(
         usize::try_from(u64::from(header.payload_sector) * 512).ok()?,
@@ -120,17 +132,10 @@ pub fn format(
     Some(bytes)
 }
 
-/// The cipher of the data of a volume, where one of the secrets opens one of its slots. `area` is
-/// everything in front of the data.
-pub(crate) fn unlock(header: &Header, area: &[u8], secrets: &[Secret]) -> Option<SectorCipher> {
-    for secret in secrets {
-        for slot in 0..SLOTS {
-            if header.slots[slot].active
-                && let Some(key) = header.open_slot(slot, area, secret)
-            {
-                return SectorCipher::new(header.cipher, &key);
-            }
-        }
-    }
-    None
+/// The cipher of the data under this key; `None` where it is not the volume's.
+pub(crate) fn cipher(header: &Header, key: &VolumeKey) -> Option<SectorCipher> {
+    header
+        .knows(key)
+        .then(|| SectorCipher::new(header.cipher, &key.0))
+        .flatten()
 }

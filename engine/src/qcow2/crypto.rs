@@ -12,11 +12,11 @@ use super::data::Place;
 use super::extension;
 use super::geometry::Geometry;
 use super::header::Header;
-use super::unit::{HostOffset, mem_len};
+use super::unit::{HostOffset, byte_count, mem_len};
 use crate::device::{Event, Port};
 use crate::error::{BadImage, Error, Problem, Refused, Structure};
 use crate::luks::cipher::SectorCipher;
-use crate::luks::{self, Algorithm, CipherSpec, Mode, Secret, Vector};
+use crate::luks::{self, Algorithm, CipherSpec, Mode, Secret, Vector, VolumeKey};
 
 /// How an image says that its guest data are encrypted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +30,16 @@ pub enum Encryption {
         /// How long it is with its key material.
         len_bytes: u64,
     },
+}
+
+/// What an encrypted image is opened with.
+#[derive(Clone, Copy, Debug)]
+pub enum Unlock<'a> {
+    /// Secrets. The first that opens a LUKS slot is used; the legacy method takes the first of all, and
+    /// cannot tell a wrong one.
+    Secrets(&'a [Secret]),
+    /// The key of a LUKS volume that was unlocked before: the slots are not looked at.
+    Key(&'a VolumeKey),
 }
 
 const LEGACY_KEY_LEN: usize = 16;
@@ -81,6 +91,7 @@ impl Header {
 pub(super) struct Crypto {
     cipher: SectorCipher,
     numbers: Numbers,
+    key: Option<VolumeKey>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,27 +105,38 @@ impl Crypto {
     pub(super) async fn open(
         file: &Port,
         header: &Header,
-        secrets: &[Secret],
+        unlock: Unlock<'_>,
     ) -> Result<Option<Self>, Error> {
-        match header.encryption {
-            None => Ok(None),
-            Some(_) if secrets.is_empty() => Err(Refused::NoSecret.into()),
-            Some(Encryption::Aes) => Ok(Some(Self {
-                cipher: legacy_cipher(&secrets[0]),
+        match (header.encryption, unlock) {
+            (None, _) => Ok(None),
+            (Some(_), Unlock::Secrets([])) | (Some(Encryption::Aes), Unlock::Key(_)) => {
+                Err(Refused::NoSecret.into())
+            }
+            (Some(Encryption::Aes), Unlock::Secrets([first, ..])) => Ok(Some(Self {
+                cipher: legacy_cipher(first),
                 numbers: Numbers::Guest,
+                key: None,
             })),
-            Some(Encryption::Luks { offset, len_bytes }) => {
-                let area = file
-                    .at(Event::None)
-                    .read(offset.0, mem_len(len_bytes))
-                    .await?;
-                let cipher = open_luks(offset, &area, secrets)?;
+            (Some(Encryption::Luks { offset, len_bytes }), unlock) => {
+                let area = Area { offset, len_bytes };
+                let (luks, _) = area.load(file).await?;
+                let key = match unlock {
+                    Unlock::Key(key) => key.clone(),
+                    Unlock::Secrets(secrets) => area.unlock(file, &luks, secrets).await?,
+                };
+                let cipher = luks::cipher(&luks, &key).ok_or(Refused::WrongSecret)?;
                 Ok(Some(Self {
                     cipher,
                     numbers: Numbers::Host,
+                    key: Some(key),
                 }))
             }
         }
+    }
+
+    /// The key of a LUKS volume.
+    pub(super) fn volume_key(&self) -> Option<&VolumeKey> {
+        self.key.as_ref()
     }
 
     /// Encrypts data that go to this place.
@@ -146,17 +168,58 @@ fn legacy_cipher(secret: &Secret) -> SectorCipher {
     SectorCipher::new(spec, &key).expect("the key has the length that the cipher takes")
 }
 
-fn open_luks(offset: HostOffset, area: &[u8], secrets: &[Secret]) -> Result<SectorCipher, Error> {
-    let bad = |text: String| {
+/// Where a LUKS header stands with its key material.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Area {
+    pub(super) offset: HostOffset,
+    pub(super) len_bytes: u64,
+}
+
+impl Area {
+    /// The sectors that the header takes.
+    pub(super) const HEADER_LEN: usize = luks::HEADER_LEN.next_multiple_of(512);
+
+    /// Reads the header, and its sectors as they are.
+    pub(super) async fn load(self, file: &Port) -> Result<(luks::Header, Vec<u8>), Error> {
+        let len = mem_len(self.len_bytes).min(Self::HEADER_LEN);
+        let bytes = file.at(Event::None).read(self.offset.0, len).await?;
+        let header = luks::Header::decode(&bytes).map_err(|text| self.bad(text))?;
+        Ok((header, bytes))
+    }
+
+    /// The key of the data, where one of the secrets opens one of the slots.
+    async fn unlock(
+        self,
+        file: &Port,
+        header: &luks::Header,
+        secrets: &[Secret],
+    ) -> Result<VolumeKey, Error> {
+        for slot in (0..luks::SLOTS).filter(|slot| header.slots[*slot].active) {
+            let range = header.material(slot);
+            if range.end > mem_len(self.len_bytes) {
+                continue;
+            }
+            let at = self.offset.0 + byte_count(range.start);
+            let material = file.at(Event::None).read(at, range.len()).await?;
+            let mut opened = secrets
+                .iter()
+                .filter_map(|secret| header.open_slot(slot, &material, secret));
+            if let Some(key) = opened.next() {
+                return Ok(key);
+            }
+        }
+        Err(Refused::WrongSecret.into())
+    }
+
+    /// The error of a header in which this is wrong.
+    pub(super) fn bad(self, text: String) -> Error {
         Error::from(BadImage {
             structure: Structure::EncryptionHeader,
-            offset: offset.0,
+            offset: self.offset.0,
             index: None,
             problem: Problem::Field(text),
         })
-    };
-    let header = luks::Header::decode(area).map_err(bad)?;
-    luks::unlock(&header, area, secrets).ok_or_else(|| Refused::WrongSecret.into())
+    }
 }
 
 /// The extension that points to a LUKS header.

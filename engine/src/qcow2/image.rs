@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use super::bitmap::Change;
 use super::compress::Compression;
-use super::crypto::Crypto;
+use super::crypto::{Area, Crypto};
 use super::geometry::Geometry;
 use super::metadata::Metadata;
 use super::order::{Order, Rule};
@@ -27,6 +27,8 @@ pub struct Qcow2 {
     pub(super) version: Cell<u32>,
     pub(super) compression: Compression,
     pub(super) crypto: Option<Crypto>,
+    /// Where a LUKS header stands, where there is one.
+    pub(super) key_area: Option<Area>,
     pub(super) access: Access,
     pub(super) virtual_bytes: Cell<u64>,
     /// The size that the disk is being grown to; 0 at other times.
@@ -154,6 +156,10 @@ impl Image for Qcow2 {
             Manage::SnapshotDelete { snapshot } => {
                 Box::pin(async move { self.delete_snapshot(&snapshot).await })
             }
+            Manage::KeySlotFill { slot, new } => {
+                Box::pin(async move { self.fill_key_slot(slot, &new).await })
+            }
+            Manage::KeySlotErase { slot, last } => Box::pin(self.erase_key_slot(slot, last)),
             Manage::BitmapCreate {
                 name,
                 granularity_bytes,

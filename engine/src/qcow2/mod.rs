@@ -55,13 +55,18 @@
 //! 22. **Compressed bytes**: no sector that holds them is written twice, whoever else's bytes share its
 //!     cluster; and they are durable before the L2 entry that points to them, dirty bit or not: what is
 //!     half written does not decompress at all.
-//!
 //! 23. **Two files**: an external data file has a cache of its own. The data file is flushed before an
 //!     L2 entry exposes data in it, dirty bit or not, since what stood there may be anything; and a
 //!     guest flush covers both files. Nothing else relies on it.
 //! 24. **Raw data file**: what the mappings show and what the data file holds never differ. Zeroes are
 //!     written to the file, and clusters stay mapped. Where another program left a cluster unmapped,
 //!     or as zeroes, the file is zeroed there and the mapping is durable before the cluster changes.
+//! 25. **Before a key slot**: key material, and what of a slot's entry stands in another sector than its
+//!     state, is durable before the sector is written whose state makes the slot active.
+//! 26. **After a key slot**: that sector is durable before the caller is told that the secret opens the image.
+//! 27. **Before a wipe**: the sector that makes a slot inactive is durable before anything of the slot is
+//!     overwritten, so that no active slot is ever without its key material.
+//! 28. **After a wipe**: the overwritten key material is durable before the caller is told.
 //!
 //! A flush that fails may have dropped what it was to make durable, and a later one would not tell.
 //! From then on nothing is allocated and no table is written back, barrier or not.
@@ -93,6 +98,7 @@ pub mod geometry;
 mod grow;
 pub mod header;
 mod image;
+mod key_slots;
 mod l2;
 mod metadata;
 mod open;
@@ -111,7 +117,7 @@ mod write;
 mod zero;
 
 pub use bitmap::{BitmapInfo, Standing, list_bitmaps};
-pub use crypto::Encryption;
+pub use crypto::{Encryption, Unlock};
 pub use header::probe;
 pub use image::Qcow2;
 pub use open::{CacheSizes, Files, LazyRefcounts, OpenOptions};

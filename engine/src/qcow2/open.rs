@@ -7,7 +7,7 @@ use std::rc::Rc;
 use super::bitmap::Bitmaps;
 use super::cache::Cache;
 use super::check::{CheckOptions, Repair, check};
-use super::crypto::Crypto;
+use super::crypto::{Area, Crypto, Unlock};
 use super::entry::{L1Entry, L1Word, ReftableWord};
 use super::free::Deferred;
 use super::geometry::Geometry;
@@ -131,6 +131,15 @@ impl Qcow2 {
         options: &OpenOptions,
         secrets: &[Secret],
     ) -> Result<Self, Error> {
+        Self::open_unlocked(files, options, Unlock::Secrets(secrets)).await
+    }
+
+    /// The same, where the key of a LUKS volume may be at hand already.
+    pub async fn open_unlocked(
+        files: Files,
+        options: &OpenOptions,
+        unlock: Unlock<'_>,
+    ) -> Result<Self, Error> {
         let Files {
             image: file,
             data,
@@ -141,7 +150,7 @@ impl Qcow2 {
         }
         let (mut header, mut sector0) = header::load(&file).await?;
         header.must_fit(data.as_ref(), backing.as_ref())?;
-        let crypto = Crypto::open(&file, &header, secrets).await?;
+        let crypto = Crypto::open(&file, &header, unlock).await?;
         if options.access == Access::ReadWrite {
             prepare_for_writing(&file, &header, options).await?;
             (header, sector0) = header::load(&file).await?;
@@ -172,6 +181,9 @@ impl Qcow2 {
             version: Cell::new(header.version),
             compression: header.compression,
             crypto,
+            key_area: header
+                .luks_range()
+                .map(|(offset, len_bytes)| Area { offset, len_bytes }),
             access: options.access,
             virtual_bytes: Cell::new(virtual_bytes),
             growing_to: Cell::new(0),

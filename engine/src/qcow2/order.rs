@@ -94,6 +94,14 @@ pub enum Rule {
     AfterEmptySwitch,
     /// Rule 24: the L2 entry that shows a cluster of a raw data file before the cluster changes.
     BeforeRawData,
+    /// Rule 25: key material before the slot that refers to it is active.
+    BeforeKeySlot,
+    /// Rule 26: the active slot before it is told.
+    AfterKeySlot,
+    /// Rule 27: the inactive slot before its key material is overwritten.
+    BeforeKeyWipe,
+    /// Rule 28: the overwritten key material before it is told.
+    AfterKeyWipe,
 }
 
 impl Rule {
@@ -123,6 +131,10 @@ impl Rule {
             Self::AfterSnapshotSwitch => Some(Defect::SnapshotNotFlushed),
             Self::BeforeCopied => Some(Defect::CopiedBeforeCounts),
             Self::AfterClean | Self::BeforeUse => None,
+            Self::BeforeKeySlot => Some(Defect::KeySlotBeforeMaterial),
+            Self::AfterKeySlot => Some(Defect::KeySlotNotFlushed),
+            Self::BeforeKeyWipe => Some(Defect::KeyWipeEarly),
+            Self::AfterKeyWipe => Some(Defect::KeyWipeNotFlushed),
             Self::BeforeChange => Some(Defect::BitmapMarkedLate),
             Self::BeforeBitmapSwitch => Some(Defect::BitmapSwitchBeforeContent),
             Self::AfterBitmapSwitch => Some(Defect::BitmapNotFlushed),

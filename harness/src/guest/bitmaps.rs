@@ -207,6 +207,7 @@ impl History {
             | Operation::SnapshotCreate { .. }
             | Operation::SnapshotDelete { .. }
             | Operation::Amend(_)
+            | Operation::KeySlot(_)
             | Operation::Reopen => {}
         }
         let stores = matches!(

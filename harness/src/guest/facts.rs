@@ -9,6 +9,7 @@ use std::fmt;
 use engine::manage::Amend;
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::key_slots::KeySlots;
 use crate::workload::ops::{Answer, Happening, Moment, Operation};
 use crate::workload::perform::backing_name;
 
@@ -25,6 +26,8 @@ pub struct Facts {
     pub backing_name_bytes: u32,
     /// A digest of that name; 0 without one.
     pub backing_name: u64,
+    /// What the key slots hold; nothing where there are none.
+    pub key_slots: KeySlots,
 }
 
 impl fmt::Display for Facts {
@@ -32,11 +35,12 @@ impl fmt::Display for Facts {
         let lazy = if self.lazy_refcounts { "on" } else { "off" };
         write!(
             f,
-            "version {}, refcounts of {} bits, lazy refcounts {lazy}, a backing file name of {} bytes ({:016x})",
+            "version {}, refcounts of {} bits, lazy refcounts {lazy}, a backing file name of {} bytes ({:016x}){}",
             self.version,
             1u64 << self.refcount_order,
             self.backing_name_bytes,
-            self.backing_name
+            self.backing_name,
+            self.key_slots
         )
     }
 }
@@ -51,6 +55,11 @@ impl Facts {
                 backing_name: xxh3_64(backing_name(name_bytes).as_bytes()),
                 ..self
             }],
+            Operation::KeySlot(operation) => {
+                let steps = self.key_slots.steps(operation);
+                let step = |key_slots| Self { key_slots, ..self };
+                steps.into_iter().map(step).collect()
+            }
             Operation::Read { .. }
             | Operation::Write { .. }
             | Operation::WriteCompressed { .. }
@@ -96,7 +105,10 @@ impl Facts {
         let mut settled = 0;
         for happening in history.iter().filter(|it| it.submitted <= cut) {
             let Happening { operation, .. } = happening;
-            if !matches!(operation, Operation::Amend(_) | Operation::Rename { .. }) {
+            if !matches!(
+                operation,
+                Operation::Amend(_) | Operation::Rename { .. } | Operation::KeySlot(_)
+            ) {
                 continue;
             }
             let done = matches!(happening.completed, Some((at, Answer::Done)) if at <= cut);

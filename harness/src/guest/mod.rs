@@ -18,6 +18,7 @@ mod bitmaps;
 mod content;
 mod expectation;
 mod facts;
+mod key_slots;
 mod past;
 
 use std::ops::Range;
@@ -28,6 +29,7 @@ pub use bitmaps::BitmapViolation;
 pub use content::Content;
 pub use expectation::{Checker, Expectation, Level, SectorViolation};
 pub use facts::Facts;
+pub use key_slots::{Held, KeySlots};
 use past::Turn;
 pub use past::{Listed, Origin, Past, name_of};
 
@@ -233,6 +235,7 @@ impl Ledger {
             Operation::Flush
             | Operation::Reopen
             | Operation::Bitmap(_)
+            | Operation::KeySlot(_)
             | Operation::Amend(_)
             | Operation::Rename { .. } => {}
             Operation::Empty => self.empty(happening, effects),

@@ -147,6 +147,7 @@ impl Ledger {
             | Operation::Rename { .. }
             | Operation::Empty
             | Operation::Bitmap(_)
+            | Operation::KeySlot(_)
             | Operation::Reopen => return None,
         };
         let name = name_of(snapshot);

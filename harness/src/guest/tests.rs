@@ -253,6 +253,7 @@ fn naive_legal(
         | Operation::SnapshotApply { .. }
         | Operation::SnapshotDelete { .. }
         | Operation::Bitmap(_)
+        | Operation::KeySlot(_)
         | Operation::Reopen => None,
     };
     let effect = |happening: &Happening| {
@@ -449,6 +450,7 @@ fn the_header_says_what_it_said_before_a_change_or_after_each_step_of_it() {
         lazy_refcounts: true,
         backing_name_bytes: 7,
         backing_name: 77,
+        key_slots: KeySlots::default(),
     };
     let amend = Amend {
         version: Some(2),

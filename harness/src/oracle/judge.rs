@@ -153,18 +153,24 @@ impl Judge<'_> {
 }
 
 /// What the image says of itself is what it said before a change or what it says after it.
-fn check_facts(report: &StructureReport, expectation: &Expectation<'_>) -> Result<(), Ended> {
-    let Some(found) = report.layout.map(|layout| layout.facts()) else {
+fn check_facts(state: &Witness, expectation: &Expectation<'_>) -> Result<(), Ended> {
+    let legal = expectation.facts();
+    let Some(layout) = state.report.layout.filter(|_| !legal.is_empty()) else {
         return Ok(());
     };
-    let legal = expectation.facts();
-    if legal.is_empty() || legal.contains(&found) {
+    let found = layout.facts(&state.image);
+    if legal.contains(&found) {
         return Ok(());
     }
     let mut lines = vec![format!("the header says: {found}")];
     lines.extend(legal.iter().map(|legal| format!("it may say: {legal}")));
-    let kind = "header-neither-old-nor-new";
-    Err(Violation::new(Oracle::Structure, kind, "header", lines).into())
+    let keys = legal.iter().all(|it| it.key_slots != found.key_slots);
+    let (kind, site) = if keys {
+        ("key-slots-neither-old-nor-new", "encryption-header")
+    } else {
+        ("header-neither-old-nor-new", "header")
+    };
+    Err(Violation::new(Oracle::Structure, kind, site, lines).into())
 }
 
 /// A verdict that ends the judgement.
@@ -191,7 +197,7 @@ impl Case<'_> {
     ) -> Result<(), Ended> {
         check_structure(&self.state.report, "in the crash state")?;
         self.check_backing(&self.state.report, Oracle::Structure)?;
-        check_facts(&self.state.report, expectation)?;
+        check_facts(&self.state, expectation)?;
         let view = self.view_of(&self.state)?;
         self.judge.observer.begin(Stage::GuestBefore);
         let interest = interest(&view, expectation);

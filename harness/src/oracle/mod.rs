@@ -6,6 +6,7 @@
 
 mod explain;
 pub mod judge;
+mod key_slots;
 #[cfg(test)]
 pub(crate) mod sample;
 mod service;
@@ -15,5 +16,6 @@ pub mod verdict;
 pub mod view;
 
 pub use judge::{Judge, Judgement, Observer, Stage, Witness};
+pub(crate) use key_slots::fingerprint;
 pub use service::Service;
 pub use verdict::{FailureClass, Oracle, Verdict, Violation};

@@ -94,7 +94,7 @@ fn ledger(stage: &Stage, history: &[Happening]) -> Ledger {
     )
     .with_bitmaps(&walked.bitmaps);
     match walked.layout {
-        Some(layout) => ledger.starting(layout.facts(), history),
+        Some(layout) => ledger.starting(layout.facts(&stage.image), history),
         None => ledger,
     }
 }
@@ -118,6 +118,8 @@ fn may_be_refused(operation: Operation, error: &Error) -> bool {
             operation,
             Operation::Amend(_) | Operation::Rename { .. } | Operation::Bitmap(_)
         ),
+        // Which slots are active depends on what was refused before.
+        Refused::KeySlot(_) => matches!(operation, Operation::KeySlot(_)),
         // Version 2 has none; one that could not be made cannot be worked on; an inconsistent one stands
         // in the way of another size.
         Refused::Bitmap(_) => matches!(

@@ -2,12 +2,13 @@
 
 use std::future::ready;
 use std::rc::Rc;
+use std::sync::LazyLock;
 
 use engine::defect::Planted;
 use engine::device::{Event, PageImage, Port, RamDevice, drive};
 use engine::error::{Error, Refused};
 use engine::image::{Access, Image, LocalFuture, Unmap};
-use engine::luks::{self, Algorithm, CipherSpec, Hash, Mode, NewVolume, Secret, Vector};
+use engine::luks::{self, Hash, NewVolume, Secret};
 use engine::manage::{BitmapState, Manage};
 use engine::qcow2::create::{self, BackingFormat, CreateOptions, NewEncryption};
 use engine::qcow2::geometry::Geometry;
@@ -22,7 +23,8 @@ use crate::oracle::view::{self, Content as SectorContent, GuestView, merge};
 use crate::workload::ops::{BitmapChange, BitmapOperation, Operation, OperationId};
 use crate::workload::perform::{managed, perform};
 use crate::workload::shape::{
-    Backing, BitmapStanding, CacheShape, Encrypted, ImageShape, Start, TEST_KEY, TEST_SECRET,
+    Backing, BitmapStanding, CacheShape, Encrypted, ImageShape, Start, TEST_CIPHER, TEST_KEY,
+    TEST_SECRETS,
 };
 use crate::workload::stamp::{SectorValue, Writer, identify, stamp_range, thin_stamp_range};
 
@@ -140,40 +142,39 @@ fn new_image(shape: &ImageShape) -> Result<Stage, StageError> {
     })
 }
 
-/// Key material that costs next to nothing to open, with [`TEST_KEY`] in it.
 fn encryption(method: Encrypted) -> NewEncryption {
     match method {
         Encrypted::Aes => NewEncryption::Aes,
-        Encrypted::Luks => {
-            let new = NewVolume {
-                cipher: CipherSpec {
-                    algorithm: Algorithm::Aes(16),
-                    mode: Mode::Xts,
-                    vector: Vector::Plain64,
-                },
-                hash: Hash::Sha256,
-                slot_iterations: 1,
-                digest_iterations: 1,
-            };
-            // The first draw is the key.
-            let mut draws = 0u8;
-            let mut source = |into: &mut [u8]| {
-                if draws == 0 {
-                    into.copy_from_slice(&TEST_KEY);
-                } else {
-                    into.fill(draws);
-                }
-                draws += 1;
-            };
-            let bytes = luks::format(&new, &secrets()[0], &mut source);
-            NewEncryption::Luks(bytes.expect("the volume is within every limit"))
-        }
+        Encrypted::Luks => NewEncryption::Luks(VOLUME.clone()),
     }
 }
 
+/// Header and key material of every LUKS image of a run: with one iteration, and [`TEST_KEY`] under the first
+/// of [`TEST_SECRETS`].
+static VOLUME: LazyLock<Vec<u8>> = LazyLock::new(|| {
+    let new = NewVolume {
+        cipher: TEST_CIPHER,
+        hash: Hash::Sha256,
+        slot_iterations: 1,
+        digest_iterations: 1,
+    };
+    // The first draw is the key.
+    let mut draws = 0u8;
+    let mut source = |into: &mut [u8]| {
+        if draws == 0 {
+            into.copy_from_slice(&TEST_KEY);
+        } else {
+            into.fill(draws);
+        }
+        draws += 1;
+    };
+    let bytes = luks::format(&new, &secrets()[0], &mut source);
+    bytes.expect("the volume is within every limit")
+});
+
 /// What opens the images of a run.
-pub fn secrets() -> [Secret; 1] {
-    [Secret::new(TEST_SECRET.to_vec())]
+pub fn secrets() -> [Secret; TEST_SECRETS.len()] {
+    TEST_SECRETS.map(|secret| Secret::new(secret.to_vec()))
 }
 
 /// An image whose content is known only to itself.

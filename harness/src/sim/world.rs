@@ -169,9 +169,10 @@ impl Life<'_> {
 
     fn manners(&self, operation: Operation) -> Manners {
         match operation {
-            Operation::Empty | Operation::SnapshotApply { .. } | Operation::Reopen => {
-                Manners::Alone
-            }
+            Operation::Empty
+            | Operation::SnapshotApply { .. }
+            | Operation::KeySlot(_)
+            | Operation::Reopen => Manners::Alone,
             Operation::Grow { .. }
             | Operation::Amend(_)
             | Operation::Rename { .. }

@@ -7,7 +7,9 @@ use engine::image::Unmap;
 use engine::manage::{Amend, BitmapState};
 
 use super::{Cut, Edge, Left, LengthLeft, RequestRef, Survivor};
-use crate::workload::ops::{BitmapChange, BitmapOperation, Operation};
+use crate::workload::ops::{
+    BitmapChange, BitmapOperation, KeySlotChange, KeySlotOperation, Operation,
+};
 use crate::workload::shape::{BitmapShape, BitmapStanding, Extent};
 
 /// A text that does not say what it should.
@@ -54,6 +56,10 @@ pub fn operation_text(operation: Operation) -> String {
         Operation::SnapshotApply { snapshot } => format!("snapshot-apply {snapshot}"),
         Operation::SnapshotDelete { snapshot } => format!("snapshot-delete {snapshot}"),
         Operation::Bitmap(operation) => bitmap_text(operation),
+        Operation::KeySlot(KeySlotOperation { slot, change }) => match change {
+            KeySlotChange::Fill { secret } => format!("key-slot-fill {slot} {secret}"),
+            KeySlotChange::Erase => format!("key-slot-erase {slot}"),
+        },
         Operation::Reopen => "reopen".into(),
     }
 }
@@ -109,13 +115,24 @@ pub(super) fn operation(text: &str) -> Parsed<Operation> {
             let known = bitmap(words)?;
             Operation::Bitmap(known.ok_or_else(|| BadText(format!("`{text}`: {BITMAP_HELP}")))?)
         }
+        ["key-slot-fill", slot, secret] => Operation::KeySlot(KeySlotOperation {
+            slot: number(slot)?,
+            change: KeySlotChange::Fill {
+                secret: number(secret)?,
+            },
+        }),
+        ["key-slot-erase", slot] => Operation::KeySlot(KeySlotOperation {
+            slot: number(slot)?,
+            change: KeySlotChange::Erase,
+        }),
         ["reopen"] => Operation::Reopen,
         _ => {
             return Err(BadText(format!(
                 "`{text}` is no operation: expected read, write, write-compressed, write-zeroes or \
                  discard with offset and length, grow with a size, amend with changes, rename with \
                  a length, empty, snapshot-create, snapshot-apply or snapshot-delete with a number, \
-                 bitmap,                 flush or reopen"
+                 bitmap, key-slot-fill with a slot and a secret, key-slot-erase with a slot, \
+                 flush or reopen"
             )));
         }
     })

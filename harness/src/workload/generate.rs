@@ -6,6 +6,7 @@
 //! so that tables are often one entry short of growing. Clusters are mostly small, since a small image
 //! is judged in microseconds.
 
+mod key_slots;
 mod snapshots;
 
 use blkdebug::contract::Contract;
@@ -53,6 +54,7 @@ pub fn scenario(prng: &Prng, pins: &Pins) -> Scenario {
         &pins,
     );
     snapshots::add(prng, &pins, &mut shape, &mut operations);
+    key_slots::add(prng, &pins, shape.encryption, &mut operations);
     if let Some(count) = pins.operations {
         // What was added takes the place of others, and one reopening may follow.
         operations.truncate(count + 1);
@@ -801,11 +803,12 @@ mod tests {
                 Operation::SnapshotApply { .. } => 14,
                 Operation::SnapshotDelete { .. } => 15,
                 Operation::Bitmap(_) => 12,
+                Operation::KeySlot(_) => 16,
             }));
         }
         assert_eq!(clusters, (9..=21).collect());
         assert_eq!(orders, (0..=6).collect());
-        assert_eq!(kinds.len(), KINDS + snapshots::KINDS);
+        assert_eq!(kinds.len(), KINDS + snapshots::KINDS + key_slots::KINDS);
     }
 
     #[test]

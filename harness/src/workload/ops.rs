@@ -79,6 +79,8 @@ pub enum Operation {
     },
     /// An operation on a persistent bitmap; nothing else is in flight meanwhile.
     Bitmap(BitmapOperation),
+    /// An operation on a key slot of a LUKS image; nothing else is in flight meanwhile.
+    KeySlot(KeySlotOperation),
     /// Wait for everything in flight, close the image and open it again.
     Reopen,
 }
@@ -103,6 +105,7 @@ impl Operation {
             | Self::SnapshotApply { .. }
             | Self::SnapshotDelete { .. }
             | Self::Bitmap(_)
+            | Self::KeySlot(_)
             | Self::Reopen => None,
         }
     }
@@ -130,9 +133,31 @@ impl Operation {
             | Self::SnapshotApply { .. }
             | Self::SnapshotDelete { .. }
             | Self::Bitmap(_)
+            | Self::KeySlot(_)
             | Self::Reopen => self,
         }
     }
+}
+
+/// What is done to which key slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct KeySlotOperation {
+    /// The slot, below 8.
+    pub slot: u8,
+    /// What is done.
+    pub change: KeySlotChange,
+}
+
+/// What is done to a key slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum KeySlotChange {
+    /// The key is put into it; refused where it is active.
+    Fill {
+        /// Which of [`super::shape::TEST_SECRETS`] is to open it.
+        secret: u8,
+    },
+    /// It is emptied; refused where it is the only active one.
+    Erase,
 }
 
 /// What is done to which bitmap.

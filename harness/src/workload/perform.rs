@@ -2,11 +2,17 @@
 
 use engine::error::Error;
 use engine::image::Image;
-use engine::manage::{BackingName, Manage, NewSnapshot};
+use engine::luks::{NewSlot, Secret};
+use engine::manage::{BackingName, LastSlot, Manage, NewSnapshot};
 
-use super::ops::{BitmapChange, BitmapOperation, Operation, OperationId, bitmap_name};
+use super::ops::{
+    BitmapChange, BitmapOperation, KeySlotChange, KeySlotOperation, Operation, OperationId,
+    bitmap_name,
+};
+use super::shape::{TEST_CIPHER, TEST_SECRETS};
 use super::stamp::{Writer, stamp_range, thin_stamp_range};
 use crate::guest::name_of;
+use crate::prng::Prng;
 
 /// Carries out any operation but [`Operation::Reopen`], which is its caller's. Yields what was read.
 ///
@@ -62,6 +68,7 @@ pub async fn perform(
             image.manage(Manage::SnapshotDelete { snapshot }).await
         }
         Operation::Bitmap(operation) => image.manage(managed(operation)).await,
+        Operation::KeySlot(operation) => image.manage(key_slot(id, operation)).await,
         Operation::Reopen => unreachable!("the caller reopens"),
     }
     .map(|()| Vec::new())
@@ -70,6 +77,26 @@ pub async fn perform(
 /// The name of that length that [`Operation::Rename`] gives.
 pub(crate) fn backing_name(bytes: u32) -> String {
     "b".repeat(usize::try_from(bytes).expect("a name fits memory"))
+}
+
+/// An operation on a key slot as the engine is asked for it. Its random bytes are the operation's own.
+fn key_slot(id: OperationId, operation: KeySlotOperation) -> Manage {
+    let KeySlotOperation { slot, change } = operation;
+    let slot = usize::from(slot);
+    match change {
+        KeySlotChange::Fill { secret } => {
+            let secret = Secret::new(TEST_SECRETS[usize::from(secret)].to_vec());
+            let mut draw = Prng::from_seed(id.0.into()).fork("key slot");
+            let words = NewSlot::random_len(TEST_CIPHER) / 8;
+            let random = (0..words).flat_map(|_| draw.bits().to_le_bytes());
+            let new = NewSlot::new(secret, 1, random.collect());
+            Manage::KeySlotFill { slot, new }
+        }
+        KeySlotChange::Erase => Manage::KeySlotErase {
+            slot,
+            last: LastSlot::Keep,
+        },
+    }
 }
 
 /// An operation on a bitmap as the engine is asked for it.

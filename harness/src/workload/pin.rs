@@ -45,6 +45,8 @@ pub struct Pins {
     pub snapshots: Option<bool>,
     /// Whether there are persistent bitmaps.
     pub bitmaps: Option<bool>,
+    /// Whether key slots change, where there are any.
+    pub key_slots: Option<bool>,
 }
 
 /// Operations that change an image as a whole, by kind.
@@ -111,7 +113,8 @@ pub const OPTIONS: &str = "version=2|3, cluster_size=512..2M, refcount_bits=1|2|
      lazy_refcounts=on|off, extended_l2=on|off, \
      backing=raw|qcow2|none, size=BYTES, concurrency=1.., overlap=on|off, operations=1.., \
      room=any|block|table, abandoned=on|off, manage=on|off|amend|rename|empty, \
-     compression=zlib|zstd|off, snapshots=on|off, bitmaps=on|off, encrypt=aes|luks|off";
+     compression=zlib|zstd|off, snapshots=on|off, bitmaps=on|off, encrypt=aes|luks|off, \
+     key_slots=on|off";
 
 /// The largest disk that a campaign makes: every written sector is looked at in every crash state.
 const MAX_VIRTUAL_BYTES: u64 = 1 << 40;
@@ -174,6 +177,9 @@ impl Pins {
             }
             "bitmaps" => {
                 self.bitmaps = Some(switch(value).ok_or_else(|| wrong("on or off"))?);
+            }
+            "key_slots" => {
+                self.key_slots = Some(switch(value).ok_or_else(|| wrong("on or off"))?);
             }
             "backing" => {
                 self.backing = Some(match (value, backing_format(value)) {

@@ -11,11 +11,12 @@ use blkdebug::contract::Contract;
 use blkdebug::rule::Rule;
 use engine::defect::Defect;
 use engine::device::PageImage;
+use engine::luks::{Algorithm, CipherSpec, Mode, SLOTS, Vector};
 use engine::qcow2::compress::Compression;
 use engine::qcow2::create::BackingFormat;
 use engine::qcow2::geometry::Geometry;
 
-use super::ops::Operation;
+use super::ops::{KeySlotChange, KeySlotOperation, Operation};
 use super::stamp::Writer;
 use crate::guest::Content;
 
@@ -115,6 +116,19 @@ pub enum Encrypted {
 
 /// What opens every encrypted image of a run; also the key of the legacy method.
 pub const TEST_SECRET: &[u8; 16] = b"not a secret !!!";
+/// What the key slots of LUKS images are filled with in a run; the first one opens them before it.
+pub const TEST_SECRETS: [&[u8; 16]; 4] = [
+    TEST_SECRET,
+    b"one is no secret",
+    b"two is no secret",
+    b"six is no secret",
+];
+/// The cipher of every LUKS image of a run.
+pub const TEST_CIPHER: CipherSpec = CipherSpec {
+    algorithm: Algorithm::Aes(16),
+    mode: Mode::Xts,
+    vector: Vector::Plain64,
+};
 /// The key of the data of every LUKS image of a run.
 pub const TEST_KEY: [u8; 32] = *b"neither is this one a secret ...";
 
@@ -371,6 +385,20 @@ impl Scenario {
                 Operation::Rename { name_bytes } => {
                     if !(1..=1023).contains(&name_bytes) {
                         let text = format!("a name of {name_bytes} bytes: from 1 to 1023");
+                        return Err(BadScenario(text));
+                    }
+                }
+                Operation::KeySlot(KeySlotOperation { slot, change }) => {
+                    let known = match change {
+                        KeySlotChange::Fill { secret } => usize::from(secret) < TEST_SECRETS.len(),
+                        KeySlotChange::Erase => true,
+                    };
+                    if !known || usize::from(slot) >= SLOTS {
+                        let text = format!(
+                            "key slot {slot}: there are {SLOTS} slots, and the \
+                             secrets of {}",
+                            TEST_SECRETS.len()
+                        );
                         return Err(BadScenario(text));
                     }
                 }

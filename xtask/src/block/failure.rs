@@ -66,6 +66,7 @@ pub(crate) fn errno_text(error: &Error) -> String {
             | Refused::NotByFormat(_)
             | Refused::ResizeWithSnapshots
             | Refused::Bitmap(_)
+            | Refused::KeySlot(_)
             | Refused::Option(_) => NOT_SUPPORTED,
             Refused::NoSuchSnapshot(_) => NO_ENTRY,
             Refused::ReadOnly | Refused::NoDataFile | Refused::NoSecret | Refused::WrongSecret => {

@@ -6,6 +6,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::bounds::{Bounded, MAX_SNAPSHOTS};
 use crate::guest::Facts;
+use crate::oracle::key_slots;
 
 const MAGIC: u32 = 0x5146_49fb;
 const DIRTY: u64 = 1 << 0;
@@ -106,7 +107,7 @@ impl Layout {
             dirty: incompatible & DIRTY != 0,
             corrupt: incompatible & CORRUPT != 0,
             encryption: header.word(32),
-            encryption_header: encryption_header(image, &header, version)?,
+            encryption_header: encryption_pointer(image, &header, version)?,
             extended_l2: incompatible & EXTENDED_L2 != 0,
             autoclear: version_3(header.long(88)),
             zstd: incompatible & COMPRESSION_TYPE != 0 && sector[104] != 0,
@@ -115,9 +116,11 @@ impl Layout {
         Ok(layout)
     }
 
-    /// What of this an amendment can change.
-    pub fn facts(&self) -> Facts {
+    /// What of this, and of the encryption header, an operation on the image as a whole can change.
+    /// `image` is the one that this was read from.
+    pub fn facts(&self, image: &PageImage) -> Facts {
         Facts {
+            key_slots: key_slots::read(image, self.encryption_header),
             version: self.version,
             refcount_order: self.refcount_order,
             lazy_refcounts: self.lazy_refcounts,
@@ -212,8 +215,15 @@ fn name(image: &PageImage, offset: u64, len_bytes: u32) -> u64 {
     xxh3_64(&image.read_vec(offset, len))
 }
 
+/// Offset and length in bytes of the encryption header, where there is one.
+pub(crate) fn encryption_header(image: &PageImage) -> Option<(u64, u64)> {
+    let header = Header(image.sector(0)?);
+    let area = encryption_pointer(image, &header, header.word(4)).ok()?;
+    (area != (0, 0)).then_some(area)
+}
+
 /// Specification: "Header extensions", "Full disk encryption header pointer".
-fn encryption_header(
+fn encryption_pointer(
     image: &PageImage,
     header: &Header<'_>,
     version: u32,

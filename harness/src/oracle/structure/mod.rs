@@ -24,6 +24,7 @@ pub use bitmaps::StoredBitmap;
 pub use finding::{Finding, Owner, Table};
 use layout::Illegible;
 pub use layout::Layout;
+pub(crate) use layout::encryption_header;
 pub use snapshots::{Snapshot, SnapshotDisk};
 
 /// What a guest cluster is mapped to. Clusters that fall through to the backing file have no mapping.
