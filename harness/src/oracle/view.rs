@@ -1,10 +1,11 @@
 //! The guest's disk as an independent reader finds it, by the tables that the structure walk decoded.
 
+use std::cell::OnceCell;
 use std::ops::Range;
 use std::rc::Rc;
 
 use aes::Aes128;
-use cbc::cipher::{BlockModeDecrypt, KeyInit, KeyIvInit};
+use cbc::cipher::{Array, BlockModeDecrypt, InnerIvInit, KeyInit};
 use engine::device::PageImage;
 use flate2::{Decompress, FlushDecompress};
 use xts_mode::Xts128;
@@ -124,6 +125,8 @@ enum Source<'a> {
         image: &'a PageImage,
         first: u64,
     },
+    /// In a file, encrypted.
+    Encrypted(Box<Encrypted<'a>>),
     /// In these bytes, from this sector on.
     Inflated {
         bytes: Rc<[u8]>,
@@ -131,6 +134,41 @@ enum Source<'a> {
     },
     /// The tables, or the compressed bytes, cannot be right.
     Unreadable,
+}
+
+/// Encrypted sectors, which are decrypted when somebody looks at one of them.
+#[derive(Clone, Debug)]
+struct Encrypted<'a> {
+    image: &'a PageImage,
+    /// Where they stand in the file.
+    first: u64,
+    /// Where they are on the guest's disk.
+    guest_sector: u64,
+    /// How: the number in the header.
+    method: u32,
+    plain: OnceCell<Vec<u8>>,
+}
+
+impl Encrypted<'_> {
+    /// The sectors in clear, `count` of them.
+    fn plain(&self, count: u64) -> &[[u8; 512]] {
+        let plain = self.plain.get_or_init(|| {
+            let len = usize::try_from(count * 512).expect("a cluster fits memory");
+            let mut bytes = self.image.read_vec(self.first * 512, len);
+            decrypt(self.method, self.guest_sector, self.first, &mut bytes);
+            bytes
+        });
+        plain.as_chunks().0
+    }
+
+    /// Whether the sector at `index` is the same as another's at `other_index`: the same bytes under the
+    /// same numbers.
+    fn same(&self, index: u64, other: &Self, other_index: u64) -> bool {
+        let place = |of: &Self, index| (of.method, of.first + index, of.guest_sector + index);
+        place(self, index) == place(other, other_index)
+            && self.image.stored_hash(self.first + index)
+                == other.image.stored_hash(other.first + other_index)
+    }
 }
 
 /// Where two disks differ.
@@ -230,8 +268,9 @@ impl<'a> GuestView<'a> {
     pub fn difference(&self, other: &GuestView<'_>, sectors: Range<u64>) -> Option<Difference> {
         let mut at = sectors.start;
         while at < sectors.end {
-            let (one, two) = (self.run_from(at), other.run_from(at));
+            let (mut one, mut two) = (self.run_from(at), other.run_from(at));
             let end = one.sectors.end.min(two.sectors.end).min(sectors.end);
+            (one.sectors.end, two.sectors.end) = (end, end);
             if let Some(sector) = one.difference(&two, at..end) {
                 return Some(Difference { sector });
             }
@@ -324,18 +363,13 @@ impl<'a> GuestView<'a> {
         match mapping {
             Mapping::Zero => Source::Zeroes,
             Mapping::Data(offset) if self.layout.encryption != 0 => {
-                let len = usize::try_from(self.layout.cluster_bytes()).expect("it fits memory");
-                let mut bytes = self.image.read_vec(offset, len);
-                decrypt(
-                    self.layout.encryption,
-                    guest_sector - within,
-                    offset / 512,
-                    &mut bytes,
-                );
-                Source::Inflated {
-                    bytes: bytes.into(),
-                    first: usize::try_from(within).expect("a cluster fits memory"),
-                }
+                Source::Encrypted(Box::new(Encrypted {
+                    image: self.image,
+                    first: offset / 512 + within,
+                    guest_sector,
+                    method: self.layout.encryption,
+                    plain: OnceCell::new(),
+                }))
             }
             Mapping::Data(offset) => Source::Stored {
                 image: self.image,
@@ -385,16 +419,15 @@ fn decrypt(method: u32, guest_sector: u64, host_sector: u64, cluster: &mut [u8])
         vector[..8].copy_from_slice(&sector.to_le_bytes());
         vector.into()
     };
+    let key = |bytes: &[u8]| Aes128::new_from_slice(bytes).expect("half a key is 16 bytes");
     if method == 1 {
+        let cipher = key(TEST_SECRET);
         for (sector, bytes) in (guest_sector..).zip(cluster.chunks_exact_mut(512)) {
-            let mut chain = cbc::Decryptor::<Aes128>::new(TEST_SECRET.into(), &vector(sector));
-            for block in bytes.as_chunks_mut::<16>().0 {
-                chain.decrypt_block(block.into());
-            }
+            let mut chain = cbc::Decryptor::inner_iv_init(cipher.clone(), &vector(sector));
+            chain.decrypt_blocks(Array::slice_as_chunks_mut(bytes).0);
         }
     } else {
         let (data, tweak) = TEST_KEY.split_at(16);
-        let key = |bytes: &[u8]| Aes128::new_from_slice(bytes).expect("half a key is 16 bytes");
         let cipher = Xts128::new(key(data), key(tweak));
         for (sector, bytes) in (host_sector..).zip(cluster.chunks_exact_mut(512)) {
             cipher.decrypt_sector(bytes, vector(sector));
@@ -451,6 +484,10 @@ impl<'a> Run<'a> {
             Source::Zeroes => Ok(None),
             Source::Unreadable => Err(Unreadable),
             Source::Stored { image, first } => Ok(image.sector(first + index)),
+            Source::Encrypted(encrypted) => {
+                let plain = encrypted.plain(self.sectors.end - self.sectors.start);
+                Ok(plain.get(usize::try_from(index).expect("a cluster fits memory")))
+            }
             Source::Inflated { bytes, first } => {
                 let index = usize::try_from(index).expect("a cluster fits memory");
                 Ok(bytes.as_chunks::<512>().0.get(first + index))
@@ -465,7 +502,16 @@ impl<'a> Run<'a> {
         }
         let mut sector = sectors.start;
         while sector < sectors.end {
-            if let (Ok(Some(one)), Ok(Some(two))) = (self.stored(sector), other.stored(sector))
+            if let (Source::Encrypted(one), Source::Encrypted(two)) = (&self.source, &other.source)
+                && one.same(
+                    sector - self.sectors.start,
+                    two,
+                    sector - other.sectors.start,
+                )
+            {
+                sector += 1;
+            } else if let (Ok(Some(one)), Ok(Some(two))) =
+                (self.stored(sector), other.stored(sector))
                 && std::ptr::eq(one, two)
             {
                 sector += self.left_of_page(sector);
@@ -485,7 +531,10 @@ impl<'a> Run<'a> {
             Source::Stored { first, .. } => {
                 SECTORS_PER_PAGE - (first + (sector - self.sectors.start)) % SECTORS_PER_PAGE
             }
-            Source::Zeroes | Source::Inflated { .. } | Source::Unreadable => 1,
+            Source::Zeroes
+            | Source::Encrypted(_)
+            | Source::Inflated { .. }
+            | Source::Unreadable => 1,
         }
     }
 }

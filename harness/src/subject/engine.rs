@@ -1,17 +1,22 @@
 //! The project's own engine as a subject.
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::rc::Rc;
 
 use engine::device::{PageImage, Port, RamDevice, drive};
 use engine::error::{Error, Refused};
 use engine::image::{Access, Image};
-use engine::qcow2::{OpenOptions, Qcow2, check};
+use engine::luks::VolumeKey;
+use engine::qcow2::{Files, OpenOptions, Qcow2, Unlock, check};
 use engine::raw::Raw;
 
 use super::metered::Metered;
 use super::{Attempt, Failure, Repair, Subject, Tally};
 use crate::caught::catch;
+use crate::oracle::fingerprint;
+use crate::oracle::structure::encryption_header;
 use crate::oracle::view::Backing;
 use crate::sim::stage::secrets;
 use crate::workload::ops::{Answer, Happening, Moment, Operation, OperationId};
@@ -22,20 +27,51 @@ use crate::workload::perform::perform;
 pub struct EngineSubject {
     options: OpenOptions,
     backing: Option<Backing>,
+    /// The keys of LUKS volumes that secrets opened, by [`fingerprint`]: the same header with the same key
+    /// material yields the same key, after thousands of hashes. Whatever differs is derived anew.
+    keys: RefCell<BTreeMap<u128, VolumeKey>>,
 }
+
+/// So many keys are remembered.
+const KEPT: usize = 256;
 
 impl EngineSubject {
     /// The engine with these options, and with this image below the one that is judged.
     pub fn new(options: OpenOptions, backing: Option<Backing>) -> Self {
-        Self { options, backing }
+        Self {
+            options,
+            backing,
+            keys: RefCell::default(),
+        }
     }
 
-    async fn open(&self, file: Port) -> Result<Qcow2, Error> {
+    /// Opens the image in `file`, of which `image` is the content.
+    async fn open(&self, file: Port, image: &PageImage) -> Result<Qcow2, Error> {
         let backing = match &self.backing {
             Some(backing) => Some(open_backing(backing).await?),
             None => None,
         };
-        Qcow2::open_with_secrets(file, backing, &self.options, &secrets()).await
+        let fingerprint = encryption_header(image).and_then(|area| fingerprint(image, area));
+        let key = fingerprint.and_then(|print| self.keys.borrow().get(&print).cloned());
+        let secrets = secrets();
+        let unlock = match &key {
+            Some(key) => Unlock::Key(key),
+            None => Unlock::Secrets(&secrets),
+        };
+        let files = Files {
+            image: file,
+            data: None,
+            backing,
+        };
+        let open = Qcow2::open_unlocked(files, &self.options, unlock).await?;
+        if let (Some(fingerprint), None, Some(key)) = (fingerprint, key, open.volume_key()) {
+            let mut keys = self.keys.borrow_mut();
+            if keys.len() >= KEPT {
+                keys.clear();
+            }
+            keys.insert(fingerprint, key);
+        }
+        Ok(open)
     }
 
     /// Lets `work` loose on a disk with the content of `image`.
@@ -64,7 +100,7 @@ impl EngineSubject {
 impl Subject for EngineSubject {
     fn recover(&self, image: &PageImage, reads: &[Range<u64>]) -> Attempt<Vec<Vec<u8>>> {
         Self::attempt(image, async |disk| {
-            let open = self.open(disk.port()).await?;
+            let open = self.open(disk.port(), image).await?;
             let mut data = Vec::with_capacity(reads.len());
             for range in reads {
                 let len = usize::try_from(range.end - range.start).expect("a read fits memory");
@@ -99,13 +135,13 @@ impl Subject for EngineSubject {
         operations: &[(OperationId, Operation)],
     ) -> Attempt<Vec<Happening>> {
         Self::attempt(image, async |disk| {
-            let mut open = self.open(disk.port()).await?;
+            let mut open = self.open(disk.port(), image).await?;
             let mut history = Vec::with_capacity(operations.len());
             for (id, operation) in operations {
                 let submitted = Moment(disk.clock().next().0);
                 let answer = if *operation == Operation::Reopen {
                     open.close().await?;
-                    open = self.open(disk.port()).await?;
+                    open = self.open(disk.port(), &disk.current()).await?;
                     Answer::Done
                 } else {
                     match perform(&open, *id, *operation).await {
