@@ -13,6 +13,7 @@ use engine::qcow2::header::Header;
 use super::create::is_invalid_list;
 use super::creation::{Kind, asks_for_help, help_line, is_of_creation, name_and_value};
 use super::getopt::{Parsed, flag, value};
+use super::key_slots::{Force, KeySlots};
 use super::progress::{Progress, Shown};
 use super::{Command, Stop, misuse, open_named, print, secrets, spec_of};
 use crate::block::failure::engine_text;
@@ -102,6 +103,14 @@ fn run(parsed: &Parsed) -> Result<u8, Stop> {
     wanted.must_suit(header)?;
     let shown = Shown::when(parsed.has("progress") && !parsed.has("quiet"));
     let mut progress = Progress::start(shown, 100, 1);
+    if wanted.key_slots.is_asked_for() {
+        let force = if parsed.has("force") {
+            Force::Yes
+        } else {
+            Force::No
+        };
+        wanted.key_slots.carry_out(&node, &secrets, force)?;
+    }
     wanted.carry_out(&node)?;
     progress.at(100);
     progress.end();
@@ -144,7 +153,7 @@ struct Wanted {
     backing_format: Option<String>,
     data_file: bool,
     data_file_raw: bool,
-    key_slots: bool,
+    key_slots: KeySlots,
 }
 
 impl Wanted {
@@ -169,7 +178,9 @@ impl Wanted {
             "backing_fmt" => self.backing_format = Some(value),
             "data_file" => self.data_file = true,
             "data_file_raw" => self.data_file_raw = value == "on",
-            _ => self.key_slots = true,
+            _ => self
+                .key_slots
+                .set(name.trim_start_matches("encrypt."), value),
         }
         Ok(())
     }
@@ -177,11 +188,8 @@ impl Wanted {
     /// Refuses what this image cannot be.
     fn must_suit(&self, header: &Header) -> Result<(), Failure> {
         let refuse = |text: &str| Err(Failure::new(text));
-        if self.key_slots {
-            return refuse(match header.encryption {
-                None => "Can't amend encryption options - encryption not present",
-                Some(_) => "Key slots cannot be changed yet",
-            });
+        if self.key_slots.is_asked_for() {
+            KeySlots::must_suit(header.encryption)?;
         }
         if self.data_file {
             return refuse("data-file can only be set for images that use an external data file");

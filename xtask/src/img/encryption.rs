@@ -178,31 +178,38 @@ fn volume(creation: &Creation, secret: &Secret) -> Result<Vec<u8>, Failure> {
         }
     });
     if let Some(error) = failed {
-        return Err(Failure(format!(
-            "Unable to get random bytes: {}",
-            os_text(&error)
-        )));
+        return Err(error);
     }
     bytes.ok_or_else(|| {
         Failure::new("This combination of cipher, mode and vectors is not supported")
     })
 }
 
-fn fill_randomly(into: &mut [u8]) -> std::io::Result<()> {
+/// So many bytes of the kernel's generator.
+pub(super) fn random_bytes(len: usize) -> Result<Vec<u8>, Failure> {
+    let mut bytes = vec![0; len];
+    fill_randomly(&mut bytes)?;
+    Ok(bytes)
+}
+
+fn fill_randomly(into: &mut [u8]) -> Result<(), Failure> {
     let mut done = 0;
     while done < into.len() {
         let flags = rustix::rand::GetRandomFlags::empty();
         match rustix::rand::getrandom(&mut into[done..], flags) {
             Ok(count) => done += count,
             Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
+            Err(error) => {
+                let text = os_text(&error.into());
+                return Err(Failure(format!("Unable to get random bytes: {text}")));
+            }
         }
     }
     Ok(())
 }
 
 /// Iterations that take about so many milliseconds on this machine.
-fn iterations(hash: Hash, milliseconds: Option<u64>) -> u32 {
+pub(super) fn iterations(hash: Hash, milliseconds: Option<u64>) -> u32 {
     let wanted = Duration::from_millis(milliseconds.unwrap_or(ITER_TIME));
     let mut tried: u32 = 1 << 12;
     loop {

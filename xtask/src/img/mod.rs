@@ -23,6 +23,7 @@ mod encryption;
 pub(crate) mod getopt;
 pub(crate) mod info;
 pub(crate) mod json;
+mod key_slots;
 mod map;
 mod measure;
 mod pace;
