@@ -159,7 +159,11 @@ impl Arena {
         folder: &Path,
     ) -> io::Result<Output> {
         match step {
-            Step::Img(words) => {
+            Step::Img(words) | Step::OursAlone(words) => {
+                let side = match step {
+                    Step::OursAlone(_) => Side::Ours,
+                    Step::Img(_) | Step::Io(_) | Step::RawIo(..) => side,
+                };
                 let words: Vec<&str> = words
                     .iter()
                     .map(|word| if word == "''" { "" } else { word.as_str() })

@@ -6,6 +6,8 @@ use super::family::Family;
 
 /// The image's file, in the folder of its side.
 pub(super) const IMAGE: &str = "image.qcow2";
+/// The names of the secrets that come and go.
+const MORE_SECRETS: [&str; 2] = ["two", "three"];
 /// The secret of encrypted images. It guards nothing.
 pub(super) const SECRET: &str = "secret,id=key,data=correct-horse";
 
@@ -23,6 +25,9 @@ pub(super) struct History {
 pub(super) enum Step {
     /// Arguments of qemu-img.
     Img(Vec<String>),
+    /// Arguments of qemu-img for this program alone, on both images: QEMU would count iterations for a second,
+    /// whatever it is asked for.
+    OursAlone(Vec<String>),
     /// Commands of qemu-io on the image.
     Io(Vec<String>),
     /// Commands of qemu-io on a raw file.
@@ -38,6 +43,8 @@ struct Shape {
     version: u32,
     snapshots: Vec<String>,
     bitmaps: Vec<String>,
+    /// What opens each key slot.
+    slots: [Option<&'static str>; 8],
     made: u64,
 }
 
@@ -63,6 +70,15 @@ pub(super) fn draw(prng: &Prng, family: Family) -> History {
 
 fn words(text: &str) -> Vec<String> {
     text.split_whitespace().map(str::to_owned).collect()
+}
+
+/// A call that counts iterations: one in four is QEMU's too.
+fn counted(draw: &mut Prng, text: &str) -> Step {
+    if draw.chance(1, 4) {
+        img(text)
+    } else {
+        Step::OursAlone(words(text))
+    }
 }
 
 fn img(text: &str) -> Step {
@@ -99,6 +115,7 @@ impl Shape {
             version,
             snapshots: Vec::new(),
             bitmaps: Vec::new(),
+            slots: [Some("key"), None, None, None, None, None, None, None],
             made: 0,
         }
     }
@@ -140,7 +157,7 @@ impl Shape {
             }
             Family::Luks => {
                 options
-                    .push("encrypt.format=luks,encrypt.key-secret=key,encrypt.iter-time=10".into());
+                    .push("encrypt.format=luks,encrypt.key-secret=key,encrypt.iter-time=1".into());
                 more = format!(" --object {SECRET}");
             }
             Family::Aes => {
@@ -149,9 +166,12 @@ impl Shape {
             }
         }
         let (options, size) = (options.join(","), self.virtual_bytes);
-        steps.push(img(&format!(
-            "create -q -f qcow2{more} -o {options} {IMAGE} {size}"
-        )));
+        let create = format!("create -q -f qcow2{more} -o {options} {IMAGE} {size}");
+        steps.push(if self.family == Family::Luks {
+            counted(draw, &create)
+        } else {
+            img(&create)
+        });
         steps
     }
 
@@ -237,8 +257,8 @@ impl Shape {
             | Family::Preallocation
             | Family::ExtendedL2
             | Family::DataFile
-            | Family::Luks
             | Family::Aes => Vec::new(),
+            Family::Luks => vec![self.key_slot(draw)],
             Family::Resize => vec![self.resize(draw)],
             Family::Amend => vec![Self::amend(draw)],
             Family::Snapshots => vec![self.snapshot(draw)],
@@ -272,6 +292,53 @@ impl Shape {
             _ => "compat=1.1".to_owned(),
         };
         img(&format!("amend -q -f qcow2 -o {option} {IMAGE}"))
+    }
+
+    /// A secret comes or goes; the first stays, so that both images can be compared.
+    fn key_slot(&mut self, draw: &mut Prng) -> Step {
+        let slot = 1 + draw.index(7);
+        let secret = *draw.pick(&MORE_SECRETS);
+        let alone = self.slots[1..].iter().all(Option::is_none);
+        let (force, option) = match draw.below(8) {
+            0 if alone => ("", "inactive,encrypt.keyslot=0".to_owned()),
+            1 if alone => ("", "inactive,encrypt.old-secret=key".to_owned()),
+            0 | 1 => {
+                for held in &mut self.slots {
+                    *held = held.filter(|held| *held != secret);
+                }
+                ("", format!("inactive,encrypt.old-secret={secret}"))
+            }
+            2 => {
+                self.slots[slot] = None;
+                ("", format!("inactive,encrypt.keyslot={slot}"))
+            }
+            kind @ (3 | 4) => {
+                let force = if kind == 3 { "--force " } else { "" };
+                if self.slots[slot].is_none() || kind == 3 {
+                    self.slots[slot] = Some(secret);
+                }
+                let place = format!("encrypt.keyslot={slot},encrypt.iter-time=1");
+                (force, format!("active,encrypt.new-secret={secret},{place}"))
+            }
+            _ => {
+                if let Some(free) = self.slots.iter_mut().find(|held| held.is_none()) {
+                    *free = Some(secret);
+                }
+                let option = format!("active,encrypt.new-secret={secret},encrypt.iter-time=1");
+                ("", option)
+            }
+        };
+        let more = MORE_SECRETS.map(|id| format!("--object secret,id={id},data={id}"));
+        let amend = format!(
+            "amend {force}--object {SECRET} {} --image-opts -o encrypt.state={option} \
+             driver=qcow2,file.filename={IMAGE},encrypt.key-secret=key",
+            more.join(" ")
+        );
+        if option.starts_with("active") {
+            counted(draw, &amend)
+        } else {
+            img(&amend)
+        }
     }
 
     fn snapshot(&mut self, draw: &mut Prng) -> Step {
