@@ -6,6 +6,7 @@
 
 pub mod config;
 pub mod contract;
+pub mod disks;
 pub mod filter;
 pub mod mask;
 pub mod record;

@@ -1,4 +1,4 @@
-//! What happened on a device: every request, when it was handed in, when it was answered and how.
+//! What happened on a device, or on several: every request, when it was handed in, when it was answered and how.
 //!
 //! Both ends of a request are recorded, because durability hangs on both: a flush covers the requests
 //! that had *completed* when it was *submitted*. A list in completion order alone cannot tell.
@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use engine::device::{Cause, Event, Op, OpKind, PageImage, SECTOR_BYTES, SectorHash, sector_hash};
 
+use crate::disks::{Disk, Disks};
 use crate::mask::SectorMask;
 
 const SECTOR: usize = 512;
@@ -36,15 +37,15 @@ impl Clock {
     }
 }
 
-/// The number of a request on its device, from 0; also its index in the recording.
+/// The number of a request in its recording, from 0; also its index there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RequestId(pub usize);
 
-/// Everything that happened on a device.
+/// Everything that happened on a device, or on several.
 #[derive(Clone, Debug, Default)]
 pub struct Recording {
-    /// The content at the start, all of it durable.
-    pub base: PageImage,
+    /// The content of each at the start, all of it durable.
+    pub bases: Disks<PageImage>,
     /// The requests in submission order.
     pub entries: Vec<Entry>,
 }
@@ -54,6 +55,8 @@ pub struct Recording {
 pub struct Entry {
     /// Its number.
     pub id: RequestId,
+    /// Of which device.
+    pub disk: Disk,
     /// On whose behalf it was made.
     pub event: Event,
     /// How many requests of the same event and kind came before it on this device.
@@ -137,6 +140,8 @@ pub enum SectorContent<'a> {
 /// How messages and traces name a request: by cause, kind and ordinal, and where it went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct RequestName {
+    /// Of which device.
+    pub disk: Disk,
     /// On whose behalf it was made.
     pub event: Event,
     /// What was asked.
@@ -153,14 +158,39 @@ impl Recording {
         self.entries.get(id.0)
     }
 
-    /// The request with this event, kind and ordinal.
-    pub fn find(&self, event: Event, kind: OpKind, ordinal: u64) -> Option<&Entry> {
+    /// The same devices' recordings as one, with their requests numbered anew.
+    pub fn join(parts: &Disks<Self>) -> Self {
+        let of_one = |(disk, part): (Disk, &Self)| -> Vec<Entry> {
+            let entries = part.entries.iter().cloned();
+            entries.map(|entry| Entry { disk, ..entry }).collect()
+        };
+        let mut entries: Vec<Entry> = parts.iter().flat_map(of_one).collect();
+        entries.sort_by_key(|entry| entry.submitted);
+        for (index, entry) in entries.iter_mut().enumerate() {
+            entry.id = RequestId(index);
+        }
+        Self {
+            bases: parts.map(|_, part| part.bases.image().clone()),
+            entries,
+        }
+    }
+
+    /// The request with this device, event, kind and ordinal.
+    pub fn find(&self, disk: Disk, event: Event, kind: OpKind, ordinal: u64) -> Option<&Entry> {
         self.entries.iter().find(|entry| {
-            entry.event == event && entry.op.kind() == kind && entry.ordinal == ordinal
+            entry.disk == disk
+                && entry.event == event
+                && entry.op.kind() == kind
+                && entry.ordinal == ordinal
         })
     }
 
-    /// The last moment that this device knows of.
+    /// Whether anything could change on this device.
+    pub fn changes(&self) -> bool {
+        self.entries.iter().any(Entry::changes_content)
+    }
+
+    /// The last moment that these devices know of.
     pub fn end(&self) -> Tick {
         self.entries
             .iter()
@@ -178,6 +208,7 @@ impl Entry {
     /// How messages and traces name this request.
     pub fn name(&self) -> RequestName {
         RequestName {
+            disk: self.disk,
             event: self.event,
             kind: self.op.kind(),
             ordinal: self.ordinal,
@@ -388,6 +419,9 @@ impl fmt::Debug for SectorRun {
 impl fmt::Display for RequestName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {} #{}", self.event, self.kind.name(), self.ordinal)?;
+        if self.disk != Disk::Image {
+            write!(f, " on {}", self.disk.name())?;
+        }
         match self.kind {
             OpKind::Flush => Ok(()),
             OpKind::SetLen => write!(f, " (to {:#x} bytes)", self.offset),
@@ -418,6 +452,7 @@ mod tests {
     #[test]
     fn a_name_says_cause_kind_ordinal_and_place() {
         let mut name = RequestName {
+            disk: Disk::Image,
             event: Event::L2Update,
             kind: OpKind::Write,
             ordinal: 3,
@@ -428,6 +463,8 @@ mod tests {
         assert_eq!(name.to_string(), "l2_update set-len #3 (to 0x5000 bytes)");
         name.kind = OpKind::Flush;
         assert_eq!(name.to_string(), "l2_update flush #3");
+        name.disk = Disk::Backing;
+        assert_eq!(name.to_string(), "l2_update flush #3 on backing");
     }
 
     #[test]

@@ -13,6 +13,7 @@ use engine::device::{
     Reply, Request, SECTOR_BYTES,
 };
 
+use crate::disks::{Disk, Disks};
 use crate::record::{Clock, Effect, Entry, RecordedOp, Recording, RequestId, SectorContent};
 use crate::rule::Rules;
 
@@ -75,7 +76,7 @@ impl VolatileDisk {
             state: RefCell::new(State {
                 current: base.clone(),
                 recording: Recording {
-                    base,
+                    bases: Disks::one(base),
                     entries: Vec::new(),
                 },
                 ordinals: BTreeMap::new(),
@@ -216,6 +217,7 @@ impl State {
         let ruling = self.rules.rule_on(&request);
         self.recording.entries.push(Entry {
             id: pending.id,
+            disk: Disk::Image,
             event: pending.event,
             ordinal: *ordinal,
             op: RecordedOp::keep(request.op, self.current.len()),
@@ -407,7 +409,7 @@ mod tests {
         assert_eq!((first.ordinal, second.ordinal), (0, 1));
         assert_eq!(recording.end(), Tick(3));
         let found = recording
-            .find(Event::WriteAio, OpKind::Write, 1)
+            .find(Disk::Image, Event::WriteAio, OpKind::Write, 1)
             .map(|entry| entry.id);
         assert_eq!(found, Some(RequestId(1)));
     }

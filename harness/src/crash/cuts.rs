@@ -41,7 +41,8 @@ pub(super) fn plan<'a>(recording: &'a Recording, promises: &[Tick]) -> Vec<Cut<'
         frontier.advance(tick);
         let early = match scope {
             Scope::Newest(id) => {
-                let this = Some(Class::of(&recording.entries[id.0]));
+                let entry = &recording.entries[id.0];
+                let this = Some((entry.disk, Class::of(entry)));
                 std::mem::replace(&mut class, this) != this
             }
             Scope::Shallow => false,
@@ -103,6 +104,7 @@ fn reorders(recording: &Recording, entry: &Entry, answered: Tick) -> bool {
             other.submitted < answered && other.answered().is_none_or(|tick| tick > answered);
         let overlap = others.start < sectors.end && sectors.start < others.end;
         other.id != entry.id
+            && other.disk == entry.disk
             && other.changes_content()
             && in_flight
             && (overlap || sets_length(other) || sets_length(entry))

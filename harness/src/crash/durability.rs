@@ -4,10 +4,14 @@
 //! *settled* part, and the *tail*: every request, in order, from the first volatile one on. Requests
 //! of the tail can be durable too, where a write with FUA overtook others; the order within the
 //! tail then decides who wins a sector.
+//!
+//! Where there are several disks, one cut goes through all of them. Each has a settled part of its own,
+//! and its flushes cover its own requests only; the tail is that of all disks.
 
 use std::ops::Range;
 use std::rc::Rc;
 
+use blkdebug::disks::{Disk, Disks};
 use blkdebug::record::{Effect, Entry, RecordedOp, Recording, RequestId, Tick};
 use engine::device::PageImage;
 
@@ -30,6 +34,8 @@ pub enum Standing {
 pub struct Tail {
     /// Which.
     pub request: RequestId,
+    /// Of which disk.
+    pub disk: Disk,
     /// How it stands.
     pub standing: Standing,
     /// The class of its bytes.
@@ -48,18 +54,32 @@ pub struct Frontier<'a> {
     recording: &'a Recording,
     history: Rc<History>,
     cut: Tick,
-    settled: PageImage,
-    settled_count: usize,
+    settled: Disks<Settled>,
     tail: Vec<Tail>,
+}
+
+/// What is beyond doubt on one disk.
+#[derive(Clone, Debug)]
+struct Settled {
+    content: PageImage,
+    /// How many of the disk's answered requests are in it.
+    count: usize,
 }
 
 /// The order of events that matter to durability.
 #[derive(Debug)]
 struct History {
-    /// Requests that change content and were answered, by completion.
-    answered: Vec<(Tick, usize)>,
+    /// What was answered, disk by disk.
+    answers: Disks<Answers>,
     /// Requests that change content, by submission.
     submitted: Vec<usize>,
+}
+
+/// What a disk answered.
+#[derive(Debug, Default)]
+struct Answers {
+    /// Requests that change content, by completion.
+    changes: Vec<(Tick, usize)>,
     /// Completion and submission of each flush that did what it says.
     flushes: Vec<(Tick, Tick)>,
 }
@@ -71,8 +91,10 @@ impl<'a> Frontier<'a> {
             recording,
             history: Rc::new(History::of(recording)),
             cut: Tick::default(),
-            settled: recording.base.clone(),
-            settled_count: 0,
+            settled: recording.bases.map(|_, base| Settled {
+                content: base.clone(),
+                count: 0,
+            }),
             tail: Vec::new(),
         }
     }
@@ -92,22 +114,27 @@ impl<'a> Frontier<'a> {
         assert!(cut >= self.cut, "a frontier moves forward");
         self.cut = cut;
         let history = Rc::clone(&self.history);
-        let answered = history
-            .answered
-            .partition_point(|(answered, _)| *answered <= cut);
-        let covered = history.covered(cut);
-        self.settle(&history.answered[..answered], covered);
-        let completed = history.answered[self.settled_count..answered]
-            .iter()
-            .map(|(_, index)| {
+        let mut completed = Vec::new();
+        for (disk, answers) in history.answers.iter() {
+            let changes = answers.until(cut);
+            let covered = answers.covered(cut);
+            let settled = self.settle(disk, changes, covered);
+            completed.extend(changes[settled..].iter().map(|(answered, index)| {
                 let durable = is_durable(&self.recording.entries[*index], covered, cut);
                 let standing = if durable {
                     Standing::Durable
                 } else {
                     Standing::Completed
                 };
-                (*index, standing)
-            });
+                (*answered, *index, standing)
+            }));
+        }
+        if self.settled.count() > 1 {
+            completed.sort_unstable_by_key(|(answered, _, _)| *answered);
+        }
+        let completed = completed
+            .into_iter()
+            .map(|(_, index, standing)| (index, standing));
         let in_flight = history.submitted.iter().filter_map(|index| {
             let entry = &self.recording.entries[*index];
             let flying =
@@ -118,7 +145,9 @@ impl<'a> Frontier<'a> {
             .chain(in_flight)
             .map(|(index, standing)| Tail::of(&self.recording.entries[index], standing))
             .collect();
-        self.mark_lengths();
+        for disk in Disk::ALL {
+            self.mark_lengths(disk);
+        }
     }
 
     /// What was recorded.
@@ -131,9 +160,19 @@ impl<'a> Frontier<'a> {
         self.cut
     }
 
-    /// The content that is beyond doubt, without the requests of the tail.
-    pub fn settled(&self) -> &PageImage {
-        &self.settled
+    /// The content of each disk that is beyond doubt, without the requests of the tail.
+    pub fn settled(&self) -> Disks<&PageImage> {
+        let mut contents = Disks::one(&self.settled.image().content);
+        for (disk, settled) in self.settled.others() {
+            contents.put(disk, &settled.content);
+        }
+        contents
+    }
+
+    /// The same of one disk.
+    pub fn settled_on(&self, disk: Disk) -> &PageImage {
+        let settled = self.settled.get(disk).expect("the disk is recorded");
+        &settled.content
     }
 
     /// The requests from the first volatile one on: answered ones by completion, then those in
@@ -154,43 +193,49 @@ impl<'a> Frontier<'a> {
         &self.recording.entries[tail.request.0]
     }
 
-    /// Moves the settled content over every answered request up to the first that is not durable.
-    fn settle(&mut self, answered: &[(Tick, usize)], covered: Tick) {
-        let durable = |(_, index): &(Tick, usize)| {
-            is_durable(&self.recording.entries[*index], covered, self.cut)
-        };
-        let fresh = &answered[self.settled_count..];
+    /// Moves the settled content of a disk over every answered request up to the first that is not
+    /// durable, and says how many of them it holds now.
+    fn settle(&mut self, disk: Disk, answered: &[(Tick, usize)], covered: Tick) -> usize {
+        let (recording, cut) = (self.recording, self.cut);
+        let durable =
+            |(_, index): &(Tick, usize)| is_durable(&recording.entries[*index], covered, cut);
+        let settled = self.settled.get_mut(disk).expect("the disk is recorded");
+        let fresh = &answered[settled.count..];
         let count = fresh
             .iter()
             .position(|item| !durable(item))
             .unwrap_or(fresh.len());
-        if count == 0 {
-            return;
+        if count > 0 {
+            let mut medium = Medium::new(std::mem::take(&mut settled.content));
+            for (_, index) in &fresh[..count] {
+                medium.lay(&recording.entries[*index], &Fate::Whole, Length::Kept);
+            }
+            settled.content = medium.finish();
+            settled.count += count;
         }
-        let mut medium = Medium::new(std::mem::take(&mut self.settled));
-        for (_, index) in &fresh[..count] {
-            medium.lay(&self.recording.entries[*index], &Fate::Whole, Length::Kept);
-        }
-        self.settled = medium.finish();
-        self.settled_count += count;
+        settled.count
     }
 
-    /// The length hangs on what reaches beyond the shortest length that this cut can leave.
-    fn mark_lengths(&mut self) {
+    /// The length of a disk hangs on what reaches beyond the shortest length that this cut can leave.
+    fn mark_lengths(&mut self, disk: Disk) {
+        let Some(settled) = self.settled.get(disk) else {
+            return;
+        };
         let recording = self.recording;
         let entry = |tail: &Tail| &recording.entries[tail.request.0];
         let durable = self
             .tail
             .iter()
-            .filter(|tail| tail.standing == Standing::Durable)
+            .filter(|tail| tail.disk == disk && tail.standing == Standing::Durable)
             .filter_map(|tail| entry(tail).op.grows_to())
-            .fold(self.settled.len(), u64::max);
+            .fold(settled.content.len(), u64::max);
         let floor = self
             .tail
             .iter()
+            .filter(|tail| tail.disk == disk)
             .filter_map(|tail| set_len(&entry(tail).op))
             .fold(durable, u64::min);
-        for tail in &mut self.tail {
+        for tail in self.tail.iter_mut().filter(|tail| tail.disk == disk) {
             let op = &entry(tail).op;
             tail.has_length = set_len(op).is_some() || op.grows_to().is_some_and(|end| end > floor);
         }
@@ -201,6 +246,7 @@ impl Tail {
     fn of(entry: &Entry, standing: Standing) -> Self {
         Self {
             request: entry.id,
+            disk: entry.disk,
             standing,
             class: Class::of(entry),
             sectors: entry.op.sectors(),
@@ -217,33 +263,43 @@ impl Tail {
 
     /// Whether it changes a sector that `other` changes too.
     pub fn overlaps(&self, other: &Self) -> bool {
-        self.sectors.start < other.sectors.end && other.sectors.start < self.sectors.end
+        self.disk == other.disk
+            && self.sectors.start < other.sectors.end
+            && other.sectors.start < self.sectors.end
     }
 }
 
 impl History {
     fn of(recording: &Recording) -> Self {
-        let changing = || {
-            recording
-                .entries
-                .iter()
-                .filter(|entry| entry.changes_content())
-        };
-        let mut answered: Vec<(Tick, usize)> = changing()
-            .filter_map(|entry| Some((entry.answered()?, entry.id.0)))
-            .collect();
-        answered.sort_unstable();
-        let mut flushes: Vec<(Tick, Tick)> = recording
-            .entries
-            .iter()
-            .filter_map(|entry| Some((effective_flush(entry)?, entry.submitted)))
-            .collect();
-        flushes.sort_unstable();
-        Self {
-            answered,
-            submitted: changing().map(|entry| entry.id.0).collect(),
-            flushes,
+        let mut answers = recording.bases.map(|_, _| Answers::default());
+        let mut submitted = Vec::new();
+        for entry in &recording.entries {
+            let of_disk = answers.get_mut(entry.disk).expect("each disk has a base");
+            if entry.changes_content() {
+                submitted.push(entry.id.0);
+                let answered = entry.answered().map(|answered| (answered, entry.id.0));
+                of_disk.changes.extend(answered);
+            }
+            let flushed = effective_flush(entry).map(|flushed| (flushed, entry.submitted));
+            of_disk.flushes.extend(flushed);
         }
+        for disk in Disk::ALL {
+            if let Some(of_disk) = answers.get_mut(disk) {
+                of_disk.changes.sort_unstable();
+                of_disk.flushes.sort_unstable();
+            }
+        }
+        Self { answers, submitted }
+    }
+}
+
+impl Answers {
+    /// What was answered up to the cut.
+    fn until(&self, cut: Tick) -> &[(Tick, usize)] {
+        let count = self
+            .changes
+            .partition_point(|(answered, _)| *answered <= cut);
+        &self.changes[..count]
     }
 
     /// What was answered before this moment is covered by a flush that succeeded up to the cut.

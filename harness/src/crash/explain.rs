@@ -412,7 +412,7 @@ mod tests {
     }
 
     fn byte(state: &CrashState, sector: u64) -> u8 {
-        state.image.read_vec(sector * 512, 1)[0]
+        state.disks.image().read_vec(sector * 512, 1)[0]
     }
 
     fn survivors(recording: &Recording, which: &[usize]) -> Survivors {
@@ -468,7 +468,8 @@ mod tests {
     fn a_length_that_was_lost_is_told_from_data_that_were() {
         let recording = recording();
         let survivors = survivors(&recording, &[3]);
-        let beyond_end = |state: &CrashState| byte(state, 0) == 2 && state.image.len() < 6 * 512;
+        let beyond_end =
+            |state: &CrashState| byte(state, 0) == 2 && state.disks.image().len() < 6 * 512;
         let explanation = explained(&recording, &survivors, beyond_end).unwrap();
         assert_eq!(
             explanation.relation.to_string(),

@@ -7,11 +7,12 @@
 
 use std::cell::RefCell;
 
+use blkdebug::disks::{Disk, Disks};
 use blkdebug::record::SectorContent;
 use engine::device::{ContentHash, RunningHash, SECTOR_BYTES, SectorHash, sector_hash};
 
 use super::durability::{Frontier, Standing, Tail, set_len};
-use super::state::{CrashState, Fate, Length, Level, Outcome, Survivors, garbage};
+use super::state::{CrashState, Fate, Length, Level, Outcome, Survivors, garbage, joint_hash};
 
 /// More sectors than this in one tail are not tabled.
 const MOST_SECTORS: usize = 1 << 20;
@@ -24,8 +25,7 @@ pub(super) struct Forecast {
 
 #[derive(Debug)]
 struct Table {
-    base: RunningHash,
-    settled_len: u64,
+    bases: Disks<Base>,
     lines: Vec<Line>,
     /// What the settled content contributes, for each sector that the tail touches.
     settled: Vec<SectorHash>,
@@ -39,9 +39,17 @@ struct Taken {
     rounds: Vec<u32>,
 }
 
+/// The settled content of a disk.
+#[derive(Clone, Copy, Debug)]
+struct Base {
+    hash: RunningHash,
+    len: u64,
+}
+
 /// A request of the tail.
 #[derive(Debug)]
 struct Line {
+    disk: Disk,
     /// Its place among the survivors; none for what is durable.
     part: Option<usize>,
     /// The place of its first sector in the table.
@@ -78,25 +86,28 @@ impl Table {
     /// within a sector, or too many sectors.
     fn of(frontier: &Frontier<'_>) -> Option<Self> {
         let tail = frontier.tail();
-        let settled_len = frontier.settled().len();
+        let bases = frontier.settled().map(|_, settled| Base {
+            hash: settled.running_hash(),
+            len: settled.len(),
+        });
+        let ends_within = |(_, base): (Disk, &Base)| !base.len.is_multiple_of(SECTOR_BYTES);
         let sets_length = |tail: &Tail| set_len(&frontier.entry(tail).op).is_some();
         let sectors: usize = tail.iter().map(Tail::sector_count).sum();
-        if !settled_len.is_multiple_of(SECTOR_BYTES)
-            || sectors > MOST_SECTORS
-            || tail.iter().any(sets_length)
-        {
+        if bases.iter().any(ends_within) || sectors > MOST_SECTORS || tail.iter().any(sets_length) {
             return None;
         }
-        let mut touched: Vec<u64> = tail.iter().flat_map(|tail| tail.sectors.clone()).collect();
+        let mut touched: Vec<(Disk, u64)> = Vec::with_capacity(sectors);
+        for tail in tail {
+            touched.extend(tail.sectors.clone().map(|sector| (tail.disk, sector)));
+        }
         touched.sort_unstable();
         touched.dedup();
         let settled = touched
             .iter()
-            .map(|sector| frontier.settled().stored_hash(*sector))
+            .map(|(disk, sector)| frontier.settled_on(*disk).stored_hash(*sector))
             .collect();
         let mut table = Self {
-            base: frontier.settled().running_hash(),
-            settled_len,
+            bases,
             lines: Vec::with_capacity(tail.len()),
             taken: RefCell::new(Taken {
                 round: 0,
@@ -107,7 +118,8 @@ impl Table {
         let mut part = 0;
         for (index, this) in tail.iter().enumerate() {
             let volatile = this.standing != Standing::Durable;
-            let first = touched.partition_point(|sector| *sector < this.sectors.start);
+            let start = (this.disk, this.sectors.start);
+            let first = touched.partition_point(|place| *place < start);
             let mut line = table.line(frontier, this, first);
             line.part = volatile.then_some(part);
             line.shared = tail
@@ -123,6 +135,7 @@ impl Table {
     fn line(&self, frontier: &Frontier<'_>, tail: &Tail, first: usize) -> Line {
         let entry = frontier.entry(tail);
         let mut line = Line {
+            disk: tail.disk,
             part: None,
             first,
             sectors: tail.sector_count(),
@@ -142,6 +155,18 @@ impl Table {
     }
 
     fn hash(&self, frontier: &Frontier<'_>, survivors: &Survivors) -> ContentHash {
+        self.taken.borrow_mut().next_round();
+        if self.bases.count() == 1 {
+            return self.hash_of(Disk::Image, frontier, survivors);
+        }
+        let hashes = self
+            .bases
+            .map(|disk, _| self.hash_of(disk, frontier, survivors));
+        joint_hash(&hashes)
+    }
+
+    /// The content hash of one disk.
+    fn hash_of(&self, disk: Disk, frontier: &Frontier<'_>, survivors: &Survivors) -> ContentHash {
         let fate = |line: &Line| match line.part {
             None => (&Fate::Whole, Length::Kept),
             Some(part) => {
@@ -149,17 +174,20 @@ impl Table {
                 (&part.content, part.length)
             }
         };
+        let base = self.bases.get(disk).expect("the disk is recorded");
         let grown = self
             .lines
             .iter()
-            .filter(|line| line.grows && fate(line).1 == Length::Kept)
+            .filter(|line| line.disk == disk && line.grows && fate(line).1 == Length::Kept)
             .map(|line| line.end);
-        let len = grown.fold(self.settled_len, u64::max);
-        let mut hash = self.base;
+        let len = grown.fold(base.len, u64::max);
+        let mut hash = base.hash;
         hash.set_len(len);
         let mut taken = self.taken.borrow_mut();
-        taken.next_round();
         for (line, tail) in self.lines.iter().zip(frontier.tail()).rev() {
+            if line.disk != disk {
+                continue;
+            }
             let (content, _) = fate(line);
             match content {
                 Fate::Lost => {}

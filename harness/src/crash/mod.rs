@@ -17,6 +17,8 @@
 //!    zeroes that may unmap. Durable, it reads zero.
 //! 6. The length is metadata of its own: an extension may be lost, with the data beyond it, or
 //!    survive without its data, which then read zero. A durable write is within the length.
+//! 7. Several disks lose power at one moment. Each has a cache and a length of its own: a flush of one
+//!    says nothing about another. ([`durability`])
 
 mod class;
 mod cuts;

@@ -4,6 +4,7 @@
 //! decides which requests are free to be lost at all.
 
 use blkdebug::contract::Contract;
+use blkdebug::disks::Disk;
 use blkdebug::mask::{SectorMask, Shape};
 
 use super::Class;
@@ -34,8 +35,13 @@ pub(super) enum How {
 pub(super) enum Recipe {
     /// The first so many survive.
     Prefix(usize),
-    /// Of the completed requests the first so many survive, and nothing in flight.
-    Completed(usize),
+    /// Of a disk's completed requests the first so many survive, and nothing in flight; of the other disks
+    /// nothing or everything.
+    Completed(Disk, usize, Rest),
+    /// All of one disk survives, and nothing of the others.
+    OnlyDisk(Disk),
+    /// Nothing of one disk survives, and all of the others.
+    AllButDisk(Disk),
     /// One survives.
     Only(usize),
     /// One is lost.
@@ -44,8 +50,10 @@ pub(super) enum Recipe {
     OnlyTwo(usize, usize),
     /// Two are lost.
     AllButTwo(usize, usize),
-    /// Every content survives, and of the lengths those up to this many bytes.
-    LengthsTo(u64),
+    /// Every content survives, and of a disk's lengths those up to this many bytes.
+    LengthsTo(Disk, u64),
+    /// Every content survives, and no length.
+    NoLengths,
     /// No content survives, and every length.
     OnlyLengths,
     /// Nothing survives but the length of one.
@@ -80,6 +88,7 @@ pub(super) struct Kitchen {
 /// A volatile request.
 #[derive(Debug)]
 struct Slot {
+    disk: Disk,
     in_flight: bool,
     class: Class,
     sectors: usize,
@@ -137,15 +146,58 @@ impl Kitchen {
         if self.newest.is_none() {
             plan.extend((0..n).map(Recipe::Prefix));
             if self.contract == Contract::Prefix {
-                let completed = self.slots.iter().filter(|slot| !slot.in_flight).count();
-                plan.extend((0..completed).map(Recipe::Completed));
+                plan.extend(self.completed());
             }
         }
+        plan.extend(self.whole_disks());
         if is_torn_apart(self.contract) && self.places().any(|place| self.slots[place].has_length())
         {
-            plan.extend([Recipe::LengthsTo(0), Recipe::OnlyLengths]);
+            plan.extend([Recipe::NoLengths, Recipe::OnlyLengths]);
         }
         plan
+    }
+
+    /// The prefixes of each disk's ordered cache.
+    fn completed(&self) -> Vec<Recipe> {
+        let disks = self.disks(|slot| !slot.in_flight);
+        let several = disks.len() > 1;
+        let mut plan = Vec::new();
+        for disk in disks {
+            let mine = |slot: &&Slot| slot.disk == disk && !slot.in_flight;
+            let count = self.slots.iter().filter(mine).count();
+            plan.extend((0..count).map(|count| Recipe::Completed(disk, count, Rest::Lost)));
+            if several {
+                plan.extend((0..count).map(|count| Recipe::Completed(disk, count, Rest::Kept)));
+            }
+        }
+        plan
+    }
+
+    /// Where several disks have something to lose: all of one, and all but one.
+    fn whole_disks(&self) -> Vec<Recipe> {
+        let disks = self.disks(|_| true);
+        if disks.len() < 2 || !is_torn_apart(self.contract) {
+            return Vec::new();
+        }
+        let newest = self.newest.map(|newest| self.slots[self.free[newest]].disk);
+        let only = disks
+            .iter()
+            .copied()
+            .filter(|disk| newest.is_none_or(|newest| newest == *disk));
+        let but = disks.iter().copied().filter(|disk| newest != Some(*disk));
+        only.map(Recipe::OnlyDisk)
+            .chain(but.map(Recipe::AllButDisk))
+            .collect()
+    }
+
+    /// The disks that have such requests.
+    fn disks(&self, such: impl Fn(&Slot) -> bool) -> Vec<Disk> {
+        let has = |disk: &Disk| {
+            self.slots
+                .iter()
+                .any(|slot| slot.disk == *disk && such(slot))
+        };
+        Disk::ALL.into_iter().filter(has).collect()
     }
 
     fn singles(&self) -> Vec<Recipe> {
@@ -166,7 +218,7 @@ impl Kitchen {
             let slot = &self.slots[place];
             let alone = self.newest.is_none_or(|newest| newest == k);
             if slot.has_length() {
-                plan.push(Recipe::LengthsTo(slot.end));
+                plan.push(Recipe::LengthsTo(slot.disk, slot.end));
                 plan.extend(alone.then_some(Recipe::OnlyLengthOf(k)));
             }
             if slot.advisory {
@@ -280,18 +332,32 @@ impl Kitchen {
     fn fill(&self, recipe: Recipe, parts: &mut [Part], draw: &mut Draw<'_>) {
         match recipe {
             Recipe::Prefix(count) => self.keep(parts, |k| k < count),
-            Recipe::Completed(count) => {
+            Recipe::Completed(disk, count, rest) => {
+                let mut mine = 0;
                 for (place, slot) in self.slots.iter().enumerate() {
-                    if slot.in_flight || place >= count {
+                    let kept = if slot.disk != disk {
+                        rest == Rest::Kept
+                    } else if slot.in_flight {
+                        false
+                    } else {
+                        mine += 1;
+                        mine <= count
+                    };
+                    if !kept {
                         parts[place].clone_from(&slot.lost);
                     }
                 }
             }
+            Recipe::OnlyDisk(disk) => self.keep(parts, |k| self.disk_of(k) == disk),
+            Recipe::AllButDisk(disk) => self.keep(parts, |k| self.disk_of(k) != disk),
             Recipe::Only(a) => self.keep(parts, |k| k == a),
             Recipe::AllBut(a) => self.keep(parts, |k| k != a),
             Recipe::OnlyTwo(a, b) => self.keep(parts, |k| k == a || k == b),
             Recipe::AllButTwo(a, b) => self.keep(parts, |k| k != a && k != b),
-            Recipe::LengthsTo(bytes) => self.lengths(parts, |slot| slot.end <= bytes),
+            Recipe::LengthsTo(disk, bytes) => {
+                self.lengths(parts, |slot| slot.disk != disk || slot.end <= bytes);
+            }
+            Recipe::NoLengths => self.lengths(parts, |_| false),
             Recipe::OnlyLengths => {
                 self.keep(parts, |_| false);
                 self.lengths(parts, |_| true);
@@ -312,6 +378,11 @@ impl Kitchen {
             }
             Recipe::TearSample => self.tear_sample(parts, draw),
         }
+    }
+
+    /// The disk of a free request.
+    fn disk_of(&self, k: usize) -> Disk {
+        self.slots[self.free[k]].disk
     }
 
     fn keep(&self, parts: &mut [Part], kept: impl Fn(usize) -> bool) {
@@ -376,10 +447,14 @@ impl Kitchen {
         }
     }
 
-    /// Keeps one class, drops another, and tosses a coin for the rest. `false` where there is but
-    /// one class.
+    /// Keeps one class of one disk, drops another, and tosses a coin for the rest. `false` where there is
+    /// but one class.
     fn split_classes(&self, parts: &mut [Part], draw: &mut Draw<'_>) -> bool {
-        let mut classes: Vec<Class> = self.places().map(|place| self.slots[place].class).collect();
+        let class_of = |slot: &Slot| (slot.disk, slot.class);
+        let mut classes: Vec<(Disk, Class)> = self
+            .places()
+            .map(|place| class_of(&self.slots[place]))
+            .collect();
         classes.sort_unstable();
         classes.dedup();
         if classes.len() < 2 {
@@ -389,7 +464,8 @@ impl Kitchen {
         let dropped = classes[below(draw, classes.len())];
         for place in self.places() {
             let slot = &self.slots[place];
-            let lost = slot.class == dropped || slot.class != kept && draw(2) == 0;
+            let class = class_of(slot);
+            let lost = class == dropped || class != kept && draw(2) == 0;
             if lost {
                 parts[place].clone_from(&slot.lost);
             }
@@ -409,17 +485,17 @@ impl Kitchen {
     }
 
     fn sample_lengths(&self, parts: &mut [Part], draw: &mut Draw<'_>) {
-        let ends: Vec<u64> = self
+        let ends: Vec<(Disk, u64)> = self
             .places()
             .filter(|place| self.slots[*place].has_length())
-            .map(|place| self.slots[place].end)
+            .map(|place| (self.slots[place].disk, self.slots[place].end))
             .collect();
         if !ends.is_empty() {
             match draw(4) {
                 0 => self.lengths(parts, |_| true),
                 1 => {
-                    let bytes = ends[below(draw, ends.len())];
-                    self.lengths(parts, |slot| slot.end <= bytes);
+                    let (disk, bytes) = ends[below(draw, ends.len())];
+                    self.lengths(parts, |slot| slot.disk != disk || slot.end <= bytes);
                 }
                 _ => {}
             }
@@ -460,6 +536,7 @@ impl Slot {
             tail.sectors.end * engine::device::SECTOR_BYTES
         };
         Self {
+            disk: tail.disk,
             in_flight: tail.standing == Standing::InFlight,
             class: tail.class,
             sectors,

@@ -172,8 +172,8 @@ fn product<'a, T>(lists: &'a [Vec<T>], chosen: &mut Vec<&'a T>, visit: &mut dyn 
 }
 
 fn content(recording: &Recording, order: &[(&Entry, How)], chosen: &[&Choice]) -> ContentHash {
-    let mut bytes = recording.base.read_vec(0, SECTORS * 512);
-    let mut len = usize::try_from(recording.base.len()).unwrap();
+    let mut bytes = recording.bases.image().read_vec(0, SECTORS * 512);
+    let mut len = usize::try_from(recording.bases.image().len()).unwrap();
     for ((entry, _), (content, length)) in order.iter().zip(chosen) {
         if let RecordedOp::SetLen { len_bytes } = entry.op {
             if *length {

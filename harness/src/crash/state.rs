@@ -4,9 +4,11 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use blkdebug::disks::Disks;
 use blkdebug::mask::SectorMask;
 use blkdebug::record::{Effect, Entry, RecordedOp, Recording, RequestId, SectorContent, Tick};
 use engine::device::{ContentHash, PageImage, SECTOR_BYTES, sector_hash};
+use xxhash_rust::xxh3::xxh3_128;
 
 use super::durability::{Frontier, Standing, Tail};
 
@@ -98,16 +100,16 @@ pub enum Level {
     Given,
 }
 
-/// What is left after a power loss.
+/// What is left after a power loss, on each disk.
 #[derive(Clone, Debug)]
 pub struct CrashState {
     /// The moment of the power loss.
     pub cut: Tick,
     /// What became of the volatile requests.
     pub survivors: Survivors,
-    /// The content.
-    pub image: PageImage,
-    /// The hash of the content.
+    /// The contents.
+    pub disks: Disks<PageImage>,
+    /// The hash of all contents.
     pub hash: ContentHash,
     /// How the state was found.
     pub level: Level,
@@ -142,19 +144,34 @@ impl CrashState {
 
     /// The state at a frontier with survivors that name each of its volatile requests, in order.
     pub(super) fn at(frontier: &Frontier<'_>, survivors: Survivors, level: Level) -> Self {
-        let mut medium = Medium::new(frontier.settled().clone());
-        for (tail, part) in survivors.along(frontier) {
-            medium.lay(frontier.entry(tail), part.0, part.1);
-        }
-        let image = medium.finish();
+        let disks = frontier.settled().map(|disk, settled| {
+            let mut medium = Medium::new((*settled).clone());
+            let along = survivors.along(frontier);
+            for (tail, part) in along.filter(|(tail, _)| tail.disk == disk) {
+                medium.lay(frontier.entry(tail), part.0, part.1);
+            }
+            medium.finish()
+        });
         Self {
             cut: frontier.cut(),
             survivors,
-            hash: image.content_hash(),
-            image,
+            hash: joint_hash(&disks.map(|_, image| image.content_hash())),
+            disks,
             level,
         }
     }
+}
+
+/// The hash of all contents together; of one disk alone that of its content.
+pub(super) fn joint_hash(hashes: &Disks<ContentHash>) -> ContentHash {
+    let mut joint = *hashes.image();
+    for (_, hash) in hashes.others() {
+        let mut bytes = [0; 32];
+        bytes[..16].copy_from_slice(&joint.0.to_le_bytes());
+        bytes[16..].copy_from_slice(&hash.0.to_le_bytes());
+        joint = ContentHash(xxh3_128(&bytes));
+    }
+    joint
 }
 
 impl Survivors {

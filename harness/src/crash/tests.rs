@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use blkdebug::contract::Contract;
+use blkdebug::disks::{Disk, Disks};
 use blkdebug::mask::{SectorMask, Shape};
 use blkdebug::record::{Clock, Recording, RequestId, Tick};
 use blkdebug::rule::{Fault, Rule, Rules, Tear};
@@ -25,8 +26,12 @@ impl Tape {
     }
 
     fn with_rules(rules: Rules) -> Self {
+        Self::on(Clock::default(), rules)
+    }
+
+    fn on(clock: Clock, rules: Rules) -> Self {
         let base = PageImage::from_bytes(&[0xBB; 8 * 512]);
-        let disk = VolatileDisk::new(base, Clock::default(), Answering::OnCommand);
+        let disk = VolatileDisk::new(base, clock, Answering::OnCommand);
         Self(Rc::new(disk.with_rules(rules)))
     }
 
@@ -73,7 +78,7 @@ impl Tape {
 
     /// The first byte of each sector that the state has.
     fn bytes(&self, parts: Vec<Part>) -> Vec<u8> {
-        let image = self.state(parts).image;
+        let image = self.state(parts).disks.into_image();
         (0..image.len() / 512)
             .map(|sector| image.read_vec(sector * 512, 1)[0])
             .collect()
@@ -294,7 +299,7 @@ fn a_discard_leaves_old_zero_or_garbage_until_it_is_flushed() {
             },
             length: Length::Untouched,
         };
-        let image = tape.state(vec![part]).image;
+        let image = tape.state(vec![part]).disks.into_image();
         assert_eq!(image.read_vec(0, 512), [0; 512]);
         let garbage = image.read_vec(512, 512);
         assert!(garbage != [0; 512] && garbage != [0xBB; 512]);
@@ -437,25 +442,74 @@ fn run(script: &Script) -> Recording {
         script.torn.into_iter().map(tear).collect(),
         vec![],
     ));
-    let mut changes = 0;
+    let mut changes_left = 4;
     for step in &script.steps {
-        match (step.op(), step) {
-            (None, Step::Complete(which)) => {
-                if let Some(pending) = tape.0.in_flight().get(*which) {
-                    tape.complete(pending.id);
-                }
-            }
-            (Some(Op::Flush), _) => {
-                tape.submit(Op::Flush);
-            }
-            (Some(op), _) if changes < 4 => {
-                changes += 1;
-                tape.submit(op);
-            }
-            _ => {}
-        }
+        follow(&tape, *step, &mut changes_left);
     }
     tape.recording()
+}
+
+/// Takes a step, unless it is one change too many.
+fn follow(tape: &Tape, step: Step, changes_left: &mut u32) {
+    match (step.op(), step) {
+        (None, Step::Complete(which)) => {
+            if let Some(pending) = tape.0.in_flight().get(which) {
+                tape.complete(pending.id);
+            }
+        }
+        (Some(Op::Flush), _) => {
+            tape.submit(Op::Flush);
+        }
+        (Some(op), _) if *changes_left > 0 => {
+            *changes_left -= 1;
+            tape.submit(op);
+        }
+        _ => {}
+    }
+}
+
+/// What happens on two disks that lose power together.
+fn double() -> impl Strategy<Value = Vec<(Disk, Step)>> {
+    let disk = prop_oneof![Just(Disk::Image), Just(Disk::Backing)];
+    prop::collection::vec((disk, step()), 1..16)
+}
+
+fn run_both(steps: &[(Disk, Step)]) -> Recording {
+    let clock = Clock::default();
+    let mut tapes = Disks::one((Tape::on(clock.clone(), Rules::default()), 2));
+    tapes.put(Disk::Backing, (Tape::on(clock, Rules::default()), 2));
+    for (disk, step) in steps {
+        let (tape, changes_left) = tapes.get_mut(*disk).unwrap();
+        follow(tape, *step, changes_left);
+    }
+    Recording::join(&tapes.map(|_, (tape, _)| tape.recording()))
+}
+
+/// What of a recording happened on one disk; requests keep their numbers, on which garbage depends.
+fn on_disk(recording: &Recording, disk: Disk) -> Recording {
+    let entries = recording.entries.iter();
+    Recording {
+        bases: Disks::one(recording.bases.get(disk).unwrap().clone()),
+        entries: entries
+            .filter(|entry| entry.disk == disk)
+            .cloned()
+            .collect(),
+    }
+}
+
+/// What each of two disks may hold after a power loss, in every combination.
+fn both_states(recording: &Recording, cut: Tick, contract: Contract) -> BTreeSet<[ContentHash; 2]> {
+    let allowed = |disk| reference::states(&on_disk(recording, disk), cut, contract);
+    let (images, backings) = (allowed(Disk::Image), allowed(Disk::Backing));
+    let pairs = |image: &ContentHash| {
+        let image = *image;
+        backings.iter().map(move |backing| [image, *backing])
+    };
+    images.iter().flat_map(pairs).collect()
+}
+
+fn both_hashes(state: &CrashState) -> [ContentHash; 2] {
+    [Disk::Image, Disk::Backing].map(|disk| state.disks.get(disk).unwrap().content_hash())
 }
 
 /// A draw function that anyone can repeat.
@@ -541,6 +595,53 @@ proptest! {
         }
     }
 
+    /// One cut goes through both disks, and each is left as it may be for itself.
+    #[test]
+    fn each_of_two_disks_is_left_as_the_contract_allows(
+        steps in double(), every_parts in 0_u32..6, seed: u64,
+    ) {
+        let recording = run_both(&steps);
+        let budget = Budget { every_parts, ..THOROUGH };
+        for contract in Contract::ALL {
+            let mut known = BTreeMap::new();
+            let explorer = Explorer::new(&recording, contract, budget, &[recording.end()]);
+            for state in explorer.with_draw(draws(seed)) {
+                let allowed = known
+                    .entry(state.cut)
+                    .or_insert_with(|| both_states(&recording, state.cut, contract));
+                prop_assert!(
+                    allowed.contains(&both_hashes(&state)),
+                    "{contract} at {:?} by {}:\n{}",
+                    state.cut, state.level.name(), state.survivors.describe(&recording)
+                );
+                let again = CrashState::build(&recording, state.cut, &state.survivors).unwrap();
+                prop_assert_eq!(again.hash, state.hash);
+            }
+        }
+    }
+
+    /// Whatever one disk may be left as is visited beside whatever the other may be left as.
+    #[test]
+    fn every_combination_of_two_disks_is_explored(steps in double()) {
+        let recording = run_both(&steps);
+        for contract in [Contract::Perfect, Contract::Epoch] {
+            let explored: Vec<([ContentHash; 2], Tick)> =
+                Explorer::new(&recording, contract, THOROUGH, &[])
+                    .map(|state| (both_hashes(&state), state.cut))
+                    .collect();
+            for cut in (0..=recording.end().0).map(Tick) {
+                let so_far = explored.iter().filter(|(_, at)| *at <= cut);
+                let seen: BTreeSet<[ContentHash; 2]> = so_far.map(|(pair, _)| *pair).collect();
+                let allowed = both_states(&recording, cut, contract);
+                prop_assert!(
+                    allowed.is_subset(&seen),
+                    "{contract} at {cut:?}: {} of {} seen",
+                    allowed.intersection(&seen).count(), allowed.len()
+                );
+            }
+        }
+    }
+
     /// However small the budget, what is left where nothing volatile survives, or everything, is
     /// visited for each moment: before and after each flush, above all.
     #[test]
@@ -602,6 +703,33 @@ proptest! {
             prop_assert_eq!(stands(&moving), stands(&fresh));
         }
     }
+}
+
+#[test]
+fn a_flush_of_one_disk_says_nothing_about_the_other() {
+    let steps = [
+        (Disk::Image, Step::Write(0, 1, 1)),
+        (Disk::Image, Step::Complete(0)),
+        (Disk::Backing, Step::Write(8, 2, 1)),
+        (Disk::Backing, Step::Complete(0)),
+        (Disk::Image, Step::Flush),
+        (Disk::Image, Step::Complete(0)),
+    ];
+    let recording = run_both(&steps);
+    let frontier = Frontier::at(&recording, recording.end());
+    let volatile: Vec<(Disk, bool)> = frontier
+        .volatile()
+        .map(|tail| (tail.disk, tail.has_length))
+        .collect();
+    assert_eq!(volatile, [(Disk::Backing, true)]);
+    let nothing = Survivors::nothing(&frontier);
+    let state = CrashState::build(&recording, recording.end(), &nothing).unwrap();
+    assert_eq!(state.disks.image().read_vec(0, 1), [1]);
+    assert_eq!(state.disks.get(Disk::Backing).unwrap().len(), 8 * 512);
+    assert_eq!(
+        nothing.describe(&recording),
+        "write_aio write #0 on backing (host offset 0x1000): lost, its length lost\n"
+    );
 }
 
 /// Whether the cheap levels visit, at this cut or earlier, the state in which of the volatile requests

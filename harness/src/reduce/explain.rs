@@ -1,5 +1,6 @@
 //! Finding the sentence behind a failing state of a case.
 
+use blkdebug::disks::Disk;
 use blkdebug::record::{Recording, Tick};
 use engine::device::PageImage;
 
@@ -58,9 +59,13 @@ fn tell(case: &Case, life: &Life, finding: &Finding) -> Option<Told> {
         });
     };
     let state = crate::crash::state::CrashState::build(life.recording(), cut, &survivors).ok()?;
-    let before = first(state.image);
+    let before = first(state.disks.into_image());
     match then {
-        Then::Repair { attempt, crash } => {
+        Then::Repair {
+            disk: _,
+            attempt,
+            crash,
+        } => {
             let inner = Varied {
                 recording: before.repairs.get(*attempt)?,
                 promises: Vec::new(),
@@ -73,6 +78,7 @@ fn tell(case: &Case, life: &Life, finding: &Finding) -> Option<Told> {
             };
             let (told, sentence) = vary(&inner, finding, &mut again)?;
             let then = Then::Repair {
+                disk: Disk::Image,
                 attempt: *attempt,
                 crash: Box::new(told.crash?),
             };
@@ -130,12 +136,12 @@ fn vary(
     };
     let class = &finding.violation.class;
     let Explanation { state, relation } = explain::explain(failing, &mut |state| {
-        let verdict = judge(state.image.clone(), state.cut);
+        let verdict = judge(state.disks.image().clone(), state.cut);
         matches!(verdict, Verdict::Violated(violation) if violation.class == *class)
     })
     .ok()??;
     let crash = Crash::of(varied.recording, state.cut, &state.survivors);
-    let Verdict::Violated(violation) = judge(state.image, state.cut) else {
+    let Verdict::Violated(violation) = judge(state.disks.into_image(), state.cut) else {
         return None;
     };
     let sentence = (relation != Relation::Anyhow).then(|| relation.to_string());

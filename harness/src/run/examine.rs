@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
+use blkdebug::disks::Disk;
 use blkdebug::record::{Recording, Tick};
 use engine::device::{ContentHash, PageImage};
 use xxhash_rust::xxh3::Xxh3;
@@ -166,7 +167,9 @@ impl Examination<'_> {
     fn visit(&mut self, state: CrashState) {
         let life = self.life;
         let expectation = self.expectations.at(life, state.cut);
-        let judgement = self.judge.judge(state.image, &expectation, None);
+        let judgement = self
+            .judge
+            .judge(state.disks.into_image(), &expectation, None);
         let crash = || Crash::of(life.recording(), state.cut, &state.survivors);
         let survived = judgement.verdict.survived();
         let repaired = !judgement.repairs.is_empty();
@@ -214,7 +217,13 @@ impl Examination<'_> {
                 let before = Some(&passed.judgement.state);
                 whole.judge(image, &passed.expectation, before).verdict
             };
-            let crash = |crash| passed.then(Then::Repair { attempt, crash });
+            let crash = |crash| {
+                passed.then(Then::Repair {
+                    disk: Disk::Image,
+                    attempt,
+                    crash,
+                })
+            };
             self.explore_inner(&Inner {
                 recording,
                 promises: &[],
@@ -272,7 +281,7 @@ impl Examination<'_> {
             if self.stopped {
                 break;
             }
-            let verdict = (inner.judge)(state.image, state.cut);
+            let verdict = (inner.judge)(state.disks.into_image(), state.cut);
             self.outcome.counts.states_nested += 1;
             self.settle(state.hash, verdict, || {
                 let crash = Crash::of(inner.recording, state.cut, &state.survivors);

@@ -174,14 +174,22 @@ fn judge_crash(
     let state = CrashState::build(life.recording(), cut, &survivors)?;
     replayed.steps = steps(life, cut);
     replayed.survivors = describe(life.recording(), cut, &survivors)?;
-    let mut judgement = judge.judge(state.image, &expectation, None);
+    let mut judgement = judge.judge(state.disks.into_image(), &expectation, None);
     match &crash.then {
         None => {}
-        Some(Then::Repair { attempt, crash }) => {
+        Some(Then::Repair {
+            disk: _,
+            attempt,
+            crash,
+        }) => {
             let recording = judgement.repairs.get(*attempt);
             let recording = recording.ok_or(Unreplayable::NoRepair(*attempt))?;
             let second = replayed.second(recording, crash, "repair")?;
-            judgement = judge.judge(second.image, &expectation, Some(&judgement.state));
+            judgement = judge.judge(
+                second.disks.into_image(),
+                &expectation,
+                Some(&judgement.state),
+            );
         }
         Some(Then::Service { crash }) => {
             let recovered = judgement.recovered.as_ref().unwrap_or(&judgement.state);
@@ -190,7 +198,8 @@ fn judge_crash(
             if let (Some(crash), Some(ledger)) = (crash, &service.ledger) {
                 let second = replayed.second(&service.recording, crash, "service")?;
                 let expectation = ledger.expect(Moment(second.cut.0));
-                judgement = judge.judge_in_service(recovered, second.image, &expectation);
+                judgement =
+                    judge.judge_in_service(recovered, second.disks.into_image(), &expectation);
             }
         }
     }

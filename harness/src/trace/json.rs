@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use blkdebug::contract::Contract;
+use blkdebug::disks::Disk;
 use blkdebug::mask::{SectorMask, Shape};
 use blkdebug::rule::{Fault, Repeat, Rule, State, Tear};
 use engine::defect::Defect;
@@ -201,6 +202,8 @@ struct ServiceJson {
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RepairJson {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    disk: Option<String>,
     attempt: usize,
     crash: Box<CrashJson>,
 }
@@ -329,8 +332,13 @@ fn write_crash(crash: &Crash) -> CrashJson {
     };
     match &crash.then {
         None => {}
-        Some(Then::Repair { attempt, crash }) => {
+        Some(Then::Repair {
+            disk,
+            attempt,
+            crash,
+        }) => {
             json.in_repair = Some(RepairJson {
+                disk: (*disk != Disk::Image).then(|| disk.name().into()),
                 attempt: *attempt,
                 crash: Box::new(write_crash(crash)),
             });
@@ -555,6 +563,10 @@ fn read_crash(field: &str, json: CrashJson) -> Result<Crash, BadTrace> {
     let then = match (json.in_repair, json.in_service) {
         (None, None) => None,
         (Some(repair), None) => Some(Then::Repair {
+            disk: match &repair.disk {
+                Some(name) => known(&format!("{field}.in_repair.disk"), name, Disk::from_name)?,
+                None => Disk::Image,
+            },
             attempt: repair.attempt,
             crash: read_inner(field, "in_repair", *repair.crash)?,
         }),

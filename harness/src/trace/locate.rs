@@ -29,6 +29,7 @@ pub enum Misplaced {
 impl RequestRef {
     fn of(entry: &Entry) -> Self {
         Self {
+            disk: entry.disk,
             event: entry.event,
             kind: entry.op.kind(),
             ordinal: entry.ordinal,
@@ -37,7 +38,7 @@ impl RequestRef {
 
     fn find(self, recording: &Recording) -> Result<&Entry, Misplaced> {
         recording
-            .find(self.event, self.kind, self.ordinal)
+            .find(self.disk, self.event, self.kind, self.ordinal)
             .ok_or(Misplaced::NoRequest(self))
     }
 }

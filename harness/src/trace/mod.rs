@@ -12,6 +12,7 @@ mod json;
 mod locate;
 mod text;
 
+use blkdebug::disks::Disk;
 use engine::device::{Event, OpKind, PageImage};
 
 use crate::workload::shape::Scenario;
@@ -22,7 +23,7 @@ pub use text::{BadText, operation_text};
 /// The major version of the format that is read and written here.
 pub const MAJOR: u32 = 1;
 /// The newest minor version that is understood.
-pub const MINOR: u32 = 5;
+pub const MINOR: u32 = 6;
 
 /// One case.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,7 +68,9 @@ pub struct Crash {
 pub enum Then {
     /// A second power loss, while the image was being repaired.
     Repair {
-        /// Which of the attempts that wrote something, from 0.
+        /// On which disk.
+        disk: Disk,
+        /// Which of the attempts on it that wrote something, from 0.
         attempt: usize,
         /// When, among the requests of that attempt, and what survived.
         crash: Box<Crash>,
@@ -100,6 +103,8 @@ pub enum Edge {
 /// A request, named so that it is found again: by what caused it and how many came before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct RequestRef {
+    /// Of which disk.
+    pub disk: Disk,
     /// On whose behalf it was made.
     pub event: Event,
     /// What was asked.

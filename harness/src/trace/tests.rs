@@ -20,7 +20,9 @@ fn no_files(_: &str) -> Result<PageImage, String> {
 fn request() -> impl Strategy<Value = RequestRef> {
     let event = prop::sample::select(Event::ALL.to_vec());
     let kind = prop::sample::select(OpKind::ALL.to_vec());
-    (event, kind, any::<u64>()).prop_map(|(event, kind, ordinal)| RequestRef {
+    let disk = prop::sample::select(Disk::ALL.to_vec());
+    (disk, event, kind, any::<u64>()).prop_map(|(disk, event, kind, ordinal)| RequestRef {
+        disk,
         event,
         kind,
         ordinal,
@@ -55,13 +57,17 @@ fn crash() -> impl Strategy<Value = Crash> {
             then: None,
         })
         .boxed();
+    let disk = prop::sample::select(Disk::ALL.to_vec());
     let then = prop_oneof![
         Just(None),
         Just(Some(Then::Service { crash: None })),
-        (0usize..3, power_loss.clone()).prop_map(|(attempt, inner)| Some(Then::Repair {
-            attempt,
-            crash: Box::new(inner),
-        })),
+        (disk, 0usize..3, power_loss.clone()).prop_map(|(disk, attempt, inner)| {
+            Some(Then::Repair {
+                disk,
+                attempt,
+                crash: Box::new(inner),
+            })
+        }),
         power_loss.clone().prop_map(|inner| Some(Then::Service {
             crash: Some(Box::new(inner)),
         })),

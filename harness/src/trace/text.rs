@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use blkdebug::disks::Disk;
 use engine::device::{Event, OpKind};
 use engine::image::Unmap;
 use engine::manage::{Amend, BitmapState};
@@ -311,15 +312,23 @@ pub(super) fn choices(text: &str) -> Parsed<Vec<u32>> {
 
 impl fmt::Display for RequestRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {} #{}", self.event, self.kind.name(), self.ordinal)
+        write!(f, "{} {} #{}", self.event, self.kind.name(), self.ordinal)?;
+        match self.disk {
+            Disk::Image => Ok(()),
+            Disk::Backing | Disk::Base | Disk::Other => write!(f, " on {}", self.disk.name()),
+        }
     }
 }
 
 fn request(words: &[&str]) -> Option<RequestRef> {
-    let [event, kind, ordinal] = words else {
+    let (disk, [event, kind, ordinal]) = (match words {
+        [name @ .., "on", disk] => (Disk::from_name(disk)?, name),
+        name => (Disk::Image, name),
+    }) else {
         return None;
     };
     Some(RequestRef {
+        disk,
         event: Event::from_name(event)?,
         kind: OpKind::from_name(kind)?,
         ordinal: ordinal.strip_prefix('#')?.parse().ok()?,
@@ -377,7 +386,8 @@ pub(super) fn survivor(text: &str) -> Parsed<Survivor> {
         [ref rest @ .., "length", "lost"] => (rest, LengthLeft::Lost),
         ref rest => (rest, LengthLeft::Kept),
     };
-    let (name, rest) = words.split_at_checked(3).unwrap_or((&[], &[]));
+    let name_words = if words.get(3) == Some(&"on") { 5 } else { 3 };
+    let (name, rest) = words.split_at_checked(name_words).unwrap_or((&[], &[]));
     let content = match rest {
         [] => Some(Left::Whole),
         ["sectors", list] => Some(Left::Sectors(sectors(list)?)),

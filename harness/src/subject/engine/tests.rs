@@ -66,7 +66,7 @@ fn workload() -> Vec<(OperationId, Operation)> {
 
 /// Every state that a disk without a cache could leave, with the moment of its cut.
 fn prefixes(recording: &Recording) -> Vec<(Moment, PageImage)> {
-    let mut image = recording.base.clone();
+    let mut image = recording.bases.image().clone();
     let mut states = vec![(Moment(0), image.clone())];
     for entry in recording.entries.iter().filter(|e| e.changes_content()) {
         if let RecordedOp::SetLen { len_bytes } = entry.op {
