@@ -6,7 +6,7 @@
 use std::cell::Cell;
 use std::future::ready;
 
-use crate::device::{Event, ExtentKind, Port, SECTOR_BYTES};
+use crate::device::{Event, ExtentKind, Port, SECTOR_BYTES, Unmapped};
 use crate::error::{Error, KeySlotProblem, Refused};
 use crate::image::{
     Access, Image, LocalFuture, Status, StatusKind, Unmap, must_contain, must_reach,
@@ -97,15 +97,16 @@ impl Image for Raw {
         Box::pin(async move {
             self.access.must_allow_writes()?;
             self.must_contain(offset, len_bytes)?;
+            // Nothing but old bytes or zeroes may show, a power loss included.
+            let gives_zeroes = self.file.limits().unmapped == Unmapped::Zeroes;
+            let unmap = unmap == Unmap::Allow && gives_zeroes;
             let at = self.file.at(Event::PwritevZero);
-            Ok(at
-                .write_zeroes(offset, len_bytes, unmap == Unmap::Allow)
-                .await?)
+            Ok(at.write_zeroes(offset, len_bytes, unmap).await?)
         })
     }
 
     fn discard(&self, offset: u64, len_bytes: u64) -> LocalFuture<'_, ()> {
-        // The device may leave garbage in a discarded range; a guest is promised old bytes or zeroes.
+        // A discarded range may hold anything; a guest is promised old bytes or zeroes.
         self.write_zeroes(offset, len_bytes, Unmap::Allow)
     }
 
