@@ -136,8 +136,22 @@ defects! {
     HeaderNotFlushed "header-not-flushed",
     /// A commit empties the overlay before what it copied is durable in the backing image.
     CommitBeforeFlush "commit-before-flush",
+    /// A commit flushes the overlay instead of the backing image before it empties the overlay.
+    CommitFlushesOverlay "commit-flushes-overlay",
+    /// A commit leaves what the backing image has where the overlay holds zeroes.
+    CommitSkipsZeroes "commit-skips-zeroes",
     /// A rebase names the new backing file before what it copied is durable in the overlay.
     RebaseBeforeFlush "rebase-before-flush",
+    /// A rebase names the new backing file before it copies anything.
+    RebaseNamesFirst "rebase-names-first",
+    /// A rebase takes what lies behind the end of a shorter new backing file for equal.
+    RebaseIgnoresEnd "rebase-ignores-end",
+    /// A stream names the base before what it copied is durable in the image.
+    StreamBeforeFlush "stream-before-flush",
+    /// A stream copies no zeroes, although they hide what the base has.
+    StreamSkipsZeroes "stream-skips-zeroes",
+    /// A stream copies what the first file beneath the image holds, and nothing from further down.
+    StreamLooksOneDeep "stream-looks-one-deep",
     /// Refcounts of another width are switched to before they are durable.
     WidthBeforeBlocks "width-before-blocks",
     /// The header becomes version 2 before the zeroes that it cannot express are expanded durably.

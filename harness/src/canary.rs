@@ -102,7 +102,8 @@ fn pins(defect: Defect) -> Pins {
         }
         Defect::RepairSkipsSnapshots | Defect::RepairDropsSnapshot => Pins {
             abandoned: Some(true),
-            ..with_snapshots()
+            snapshots: Some(true),
+            ..Pins::default()
         },
         Defect::RebuildSwitchesEarly => Pins {
             abandoned: Some(true),
@@ -118,10 +119,7 @@ fn pins(defect: Defect) -> Pins {
         | Defect::KeySlotNotFlushed
         | Defect::KeyWipeEarly
         | Defect::KeyWipeNotFlushed => key_slots(),
-        Defect::SharersUncounted | Defect::CompressedTailRewritten => Pins {
-            compression: Some(Some(Compression::Zstd)),
-            ..Pins::default()
-        },
+        Defect::SharersUncounted | Defect::CompressedTailRewritten => pinned("compression=zstd"),
         Defect::RaiseBeforeClaims
         | Defect::SnapshotSwitchEarly
         | Defect::SnapshotNotFlushed
@@ -129,18 +127,12 @@ fn pins(defect: Defect) -> Pins {
         | Defect::SnapshotRaisesLate
         | Defect::SnapshotKeepsCopied
         | Defect::ApplyKeepsCopied
-        | Defect::SnapshotFreesEarly => with_snapshots(),
+        | Defect::SnapshotFreesEarly => pinned("snapshots=on"),
         Defect::BitmapMarkedLate
         | Defect::BitmapSwitchBeforeContent
         | Defect::BitmapNotFlushed
-        | Defect::BitmapForgetsZeroes => Pins {
-            bitmaps: Some(true),
-            ..Pins::default()
-        },
-        Defect::BitmapForgetsSnapshot => Pins {
-            bitmaps: Some(true),
-            ..with_snapshots()
-        },
+        | Defect::BitmapForgetsZeroes => pinned("bitmaps=on"),
+        Defect::BitmapForgetsSnapshot => pinned("bitmaps=on,snapshots=on"),
         Defect::LinkBeforeRefcounts
         | Defect::LinkBeforeData
         | Defect::L1BeforeL2
@@ -166,17 +158,23 @@ fn pins(defect: Defect) -> Pins {
         | Defect::LinkBeforeDataFile
         | Defect::FlushSkipsDataFile
         | Defect::RawZeroesByFlag
-        | Defect::RawDataBeforeLink
+        | Defect::RawDataBeforeLink => Pins::default(),
+        Defect::CommitBeforeFlush
+        | Defect::CommitFlushesOverlay
+        | Defect::CommitSkipsZeroes
         | Defect::RebaseBeforeFlush
-        | Defect::CommitBeforeFlush => Pins::default(),
+        | Defect::RebaseNamesFirst
+        | Defect::RebaseIgnoresEnd
+        | Defect::StreamBeforeFlush => pinned("chain=on"),
+        // It takes two files beneath.
+        Defect::StreamSkipsZeroes | Defect::StreamLooksOneDeep => {
+            pinned("chain=on,backing=qcow2,operations=12")
+        }
     }
 }
 
-fn with_snapshots() -> Pins {
-    Pins {
-        snapshots: Some(true),
-        ..Pins::default()
-    }
+fn pinned(options: &str) -> Pins {
+    Pins::parse(options).expect("the options are constant")
 }
 
 fn subclusters() -> Pins {

@@ -45,14 +45,9 @@ fn not_hunted(defect: Defect) -> Option<&'static str> {
         Defect::RawZeroesByFlag,
         Defect::RawDataBeforeLink,
     ];
-    if of_two_files.contains(&defect) {
-        return Some(
-            "workloads use images that hold their data; engine/tests/data_file_power.rs finds it on two files",
-        );
-    }
-    [Defect::CommitBeforeFlush, Defect::RebaseBeforeFlush]
-        .contains(&defect)
-        .then_some("workloads use one image; engine/tests/chain.rs finds it on two")
+    of_two_files.contains(&defect).then_some(
+        "workloads use images that hold their data; engine/tests/data_file_power.rs finds it on two files",
+    )
 }
 
 fn parse_defect(name: &str) -> Result<Defect, String> {

@@ -89,8 +89,11 @@ fn dump(replayed: &Replayed, directory: &Path) -> Result<(), Refusal> {
         Ok(())
     };
     write("steps.txt", steps(replayed).as_bytes())?;
-    if let Some(image) = &replayed.crashed {
-        write("crashed.img", &bytes_of(image))?;
+    if let Some(disks) = &replayed.crashed {
+        write("crashed.img", &bytes_of(disks.image()))?;
+        for (disk, image) in disks.others() {
+            write(&format!("crashed-{}.img", disk.name()), &bytes_of(image))?;
+        }
     }
     if let Some(image) = &replayed.recovered {
         write("recovered.img", &bytes_of(image))?;

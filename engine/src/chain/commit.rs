@@ -3,12 +3,12 @@
 use super::{Progress, STEP_BYTES, Watch};
 use crate::defect::{Defect, Planted};
 use crate::error::Error;
-use crate::image::{Image, StatusKind, Unmap, is_zero};
+use crate::image::{Image, Status, StatusKind, Unmap, is_zero};
 use crate::manage::Manage;
 use crate::qcow2::unit::mem_len;
 
 /// What becomes of the overlay.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Overlay {
     /// It gives up what it held.
     Empty,
@@ -44,37 +44,52 @@ pub async fn commit(
     let mut done_bytes = 0;
     while done_bytes < total_bytes {
         let status = overlay.status(done_bytes, total_bytes - done_bytes).await?;
-        let len_bytes = match status.kind {
-            StatusKind::Unallocated => status.len_bytes,
-            StatusKind::Zero => {
-                let len_bytes = status.len_bytes;
-                let unmap = Unmap::Allow;
-                backing.write_zeroes(done_bytes, len_bytes, unmap).await?;
-                len_bytes
-            }
-            StatusKind::Data | StatusKind::Compressed => {
-                let len_bytes = status.len_bytes.min(STEP_BYTES);
-                let data = overlay.read(done_bytes, mem_len(len_bytes)).await?;
-                if is_zero(&data) {
-                    let unmap = Unmap::Allow;
-                    backing.write_zeroes(done_bytes, len_bytes, unmap).await?;
-                } else {
-                    backing.write(done_bytes, data).await?;
-                }
-                len_bytes
-            }
-        };
-        done_bytes += len_bytes;
+        done_bytes += pass_down(overlay, backing, done_bytes, status, how.planted).await?;
         watch(Progress {
             done_bytes,
             total_bytes,
         });
     }
-    if !how.planted.has(Defect::CommitBeforeFlush) {
+    if how.planted.has(Defect::CommitFlushesOverlay) {
+        overlay.flush().await?;
+    } else if !how.planted.has(Defect::CommitBeforeFlush) {
         backing.flush().await?;
     }
     match how.overlay {
         Overlay::Empty => overlay.manage(Manage::MakeEmpty).await,
         Overlay::Keep => Ok(()),
+    }
+}
+
+/// Copies a stretch that is of one kind, or a step of it, and says how much that was in bytes.
+async fn pass_down(
+    overlay: &dyn Image,
+    backing: &dyn Image,
+    offset: u64,
+    status: Status,
+    planted: Planted,
+) -> Result<u64, Error> {
+    match status.kind {
+        StatusKind::Unallocated => Ok(status.len_bytes),
+        StatusKind::Zero => {
+            if !planted.has(Defect::CommitSkipsZeroes) {
+                let unmap = Unmap::Allow;
+                backing
+                    .write_zeroes(offset, status.len_bytes, unmap)
+                    .await?;
+            }
+            Ok(status.len_bytes)
+        }
+        StatusKind::Data | StatusKind::Compressed => {
+            let len_bytes = status.len_bytes.min(STEP_BYTES);
+            let data = overlay.read(offset, mem_len(len_bytes)).await?;
+            if is_zero(&data) {
+                let unmap = Unmap::Allow;
+                backing.write_zeroes(offset, len_bytes, unmap).await?;
+            } else {
+                backing.write(offset, data).await?;
+            }
+            Ok(len_bytes)
+        }
     }
 }

@@ -54,12 +54,25 @@ pub async fn rebase(
     how: &Rebase,
     watch: Watch<'_>,
 ) -> Result<(), Error> {
+    if how.planted.has(Defect::RebaseNamesFirst) {
+        let name = how.name.clone();
+        overlay.manage(Manage::SetBacking(name)).await?;
+    }
     let total_bytes = overlay.virtual_bytes();
+    // Behind the ends of both nothing differs.
+    let ends = [old, new].map(|image| image.map_or(0, Image::virtual_bytes));
+    let end = if how.planted.has(Defect::RebaseIgnoresEnd) {
+        ends[1]
+    } else {
+        ends[0].max(ends[1])
+    };
+    let end = end.next_multiple_of(how.store.unit_bytes());
     let mut done_bytes = 0;
     while done_bytes < total_bytes {
         let status = overlay.status(done_bytes, total_bytes - done_bytes).await?;
         let mut len_bytes = status.len_bytes;
-        if status.kind == StatusKind::Unallocated {
+        if status.kind == StatusKind::Unallocated && done_bytes < end {
+            len_bytes = len_bytes.min(end - done_bytes);
             len_bytes = len_bytes.min(STEP_BYTES.max(how.store.unit_bytes()));
             let data = content(old, done_bytes, len_bytes).await?;
             let other = content(new, done_bytes, len_bytes).await?;
@@ -75,7 +88,7 @@ pub async fn rebase(
             total_bytes,
         });
     }
-    switch(overlay, how).await
+    switch(overlay, how, Defect::RebaseBeforeFlush).await
 }
 
 /// Copies into `active` what the images between it and `base` hold, makes that durable, and then names
@@ -93,6 +106,11 @@ pub async fn stream(
     let Some(top) = between.first().copied() else {
         return active.manage(Manage::SetBacking(how.name.clone())).await;
     };
+    let looked_at = if how.planted.has(Defect::StreamLooksOneDeep) {
+        &between[..1]
+    } else {
+        between
+    };
     let total_bytes = active.virtual_bytes();
     let unit = how.store.unit_bytes();
     let mut done_bytes = 0;
@@ -101,11 +119,12 @@ pub async fn stream(
         let mut len_bytes = status.len_bytes;
         if status.kind == StatusKind::Unallocated {
             let held;
-            (held, len_bytes) = whole_units(between, done_bytes, len_bytes, unit).await?;
+            (held, len_bytes) = whole_units(looked_at, done_bytes, len_bytes, unit).await?;
             if held {
                 len_bytes = len_bytes.min(STEP_BYTES.max(unit));
                 let data = content(Some(top), done_bytes, len_bytes).await?;
-                if base.is_some() || !is_zero(&data) {
+                let hides = base.is_some() && !how.planted.has(Defect::StreamSkipsZeroes);
+                if hides || !is_zero(&data) {
                     keep(active, Some(top), done_bytes, &data, how.store).await?;
                 }
             }
@@ -116,12 +135,13 @@ pub async fn stream(
             total_bytes,
         });
     }
-    switch(active, how).await
+    switch(active, how, Defect::StreamBeforeFlush).await
 }
 
-/// Names the new backing file, after what was copied for it.
-async fn switch(overlay: &dyn Image, how: &Rebase) -> Result<(), Error> {
-    if !how.planted.has(Defect::RebaseBeforeFlush) {
+/// Names the new backing file, after what was copied for it is durable; `early` is the defect that does
+/// not wait for that.
+async fn switch(overlay: &dyn Image, how: &Rebase, early: Defect) -> Result<(), Error> {
+    if !how.planted.has(early) {
         overlay.flush().await?;
     }
     overlay.manage(Manage::SetBacking(how.name.clone())).await

@@ -208,6 +208,9 @@ impl History {
             | Operation::SnapshotDelete { .. }
             | Operation::Amend(_)
             | Operation::KeySlot(_)
+            | Operation::Commit { .. }
+            | Operation::Rebase { .. }
+            | Operation::Stream { .. }
             | Operation::Reopen => {}
         }
         let stores = matches!(
@@ -343,6 +346,9 @@ impl Expectation<'_> {
         disk_sectors: u64,
         value: &dyn Fn(u64) -> SectorValue,
     ) -> Option<BitmapViolation> {
+        if !self.is_of_disk() {
+            return None;
+        }
         let history = &self.ledger().bitmaps;
         let mut first = None;
         for list in history.lists(self.cut()) {

@@ -4,6 +4,9 @@ use std::ops::Range;
 
 use xxhash_rust::xxh3::xxh3_128;
 
+use blkdebug::disks::Disk;
+
+use super::chain::{Source, World};
 use super::{Answer, Effect, Entry, Facts, Ledger, Listed, Moment, OperationId, Origin, Sizing};
 use crate::workload::stamp::{SectorValue, Writer};
 
@@ -57,11 +60,22 @@ pub struct Expectation<'a> {
     allowed: Vec<Allowed>,
     /// The writers that are legal, for one segment after the other; ascending within a segment.
     writers: Vec<OperationId>,
-    /// The past snapshots whose content is legal, for one segment after the other.
+    /// The past snapshots, and behind those the files beneath, whose content at the start is legal, for
+    /// one segment after the other.
     pasts: Vec<usize>,
     sizes: Vec<u64>,
     facts: Vec<Facts>,
     key: u128,
+    subject: Whose,
+}
+
+/// Whose sectors are legal or not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Whose {
+    /// The guest's disk, or a snapshot of it.
+    Disk,
+    /// A file beneath.
+    File,
 }
 
 #[derive(Clone, Debug)]
@@ -72,8 +86,19 @@ struct Allowed {
     beneath: bool,
     /// Whether what was there at the start is legal.
     initial: bool,
+    others: Others,
     writers: Range<usize>,
     pasts: Range<usize>,
+}
+
+/// Whether values are legal that nobody put there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+enum Others {
+    /// No.
+    #[default]
+    Illegal,
+    /// Yes.
+    Legal,
 }
 
 /// The values that are legal in a segment, while they are gathered.
@@ -82,8 +107,21 @@ struct Legal {
     zero: bool,
     beneath: bool,
     initial: bool,
+    others: Others,
     writers: Vec<OperationId>,
     pasts: Vec<usize>,
+}
+
+impl Legal {
+    /// Adds what else is legal.
+    fn add(&mut self, mut more: Self) {
+        self.zero |= more.zero;
+        self.initial |= more.initial;
+        self.beneath |= more.beneath;
+        self.others = self.others.max(more.others);
+        self.writers.append(&mut more.writers);
+        self.pasts.append(&mut more.pasts);
+    }
 }
 
 impl<'a> Expectation<'a> {
@@ -98,6 +136,7 @@ impl<'a> Expectation<'a> {
             sizes: Vec::new(),
             facts: Vec::new(),
             key: 0,
+            subject: Whose::Disk,
         };
         for segment in &ledger.segments {
             let entries = &ledger.entries[segment.entries.clone()];
@@ -124,6 +163,7 @@ impl<'a> Expectation<'a> {
             sizes: vec![ledger.size_of(origin)],
             facts: Vec::new(),
             key: 0,
+            subject: Whose::Disk,
         };
         for segment in &ledger.segments {
             let entries = &ledger.entries[segment.entries.clone()];
@@ -133,6 +173,47 @@ impl<'a> Expectation<'a> {
         }
         expectation.key = expectation.floor_hash(0);
         expectation
+    }
+
+    /// What a file beneath may hold, if there is one on that disk: before a commit into it what it held,
+    /// and after it what the guest's disk showed.
+    pub fn of_file(&self, disk: Disk) -> Option<Self> {
+        let ledger = self.ledger;
+        let found = ledger.chain.worlds(disk, self.cut)?;
+        let mut expectation = Self {
+            ledger,
+            cut: self.cut,
+            allowed: Vec::with_capacity(ledger.segments.len()),
+            writers: Vec::new(),
+            pasts: Vec::new(),
+            sizes: found.sizes,
+            facts: Vec::new(),
+            key: self.key,
+            subject: Whose::File,
+        };
+        for segment in &ledger.segments {
+            let sector = segment.sectors.start;
+            let entries = &ledger.entries[segment.entries.clone()];
+            let mut legal = Legal::default();
+            let here = |world: &&World| world.sectors.contains(&sector);
+            for world in found.worlds.iter().filter(here) {
+                match world.source {
+                    Source::Start(file) => legal.pasts.push(ledger.past().len() + file),
+                    Source::Anywhere => legal.others = Others::Legal,
+                    Source::Shown(at) => {
+                        legal.add(gather(ledger, sector, entries, Some(at), at).1);
+                    }
+                }
+            }
+            // Nothing but these values counts.
+            expectation.allow(Some(Moment(0)), legal);
+        }
+        Some(expectation)
+    }
+
+    /// Whether this is of the guest's disk, and not of a file beneath it.
+    pub(super) fn is_of_disk(&self) -> bool {
+        self.subject == Whose::Disk
     }
 
     /// The two worlds of a disk that was going back to a snapshot at the cut: it had not, or it had. The
@@ -231,7 +312,7 @@ impl<'a> Expectation<'a> {
             values.push(initial);
         }
         let pasts = self.pasts[allowed.pasts.clone()].iter();
-        values.extend(pasts.map(|past| self.ledger.past[*past].content.value(sector)));
+        values.extend(pasts.map(|past| self.ledger.stored(*past).value(sector)));
         values.sort_unstable();
         values.dedup();
         values
@@ -272,6 +353,7 @@ impl<'a> Expectation<'a> {
             zero: legal.zero,
             beneath: legal.beneath,
             initial: legal.initial,
+            others: legal.others,
             writers: writers..self.writers.len(),
             pasts: pasts..self.pasts.len(),
         });
@@ -306,7 +388,14 @@ impl<'a> Expectation<'a> {
         let sizings = self.ledger.sizes.iter().filter(done).count();
         let counted = |count| u64::try_from(count).expect("a workload is short");
         let promises = self.ledger.bitmaps.promises(self.cut);
-        let words = [counted(turns), counted(sizings), settled_changes, promises];
+        let commits = counted(self.ledger.chain.settled(self.cut));
+        let words = [
+            counted(turns),
+            counted(sizings),
+            settled_changes,
+            promises,
+            commits,
+        ];
         let words = words.into_iter().chain(floors);
         xxh3_128(&words.flat_map(u64::to_le_bytes).collect::<Vec<u8>>())
     }
@@ -410,12 +499,7 @@ fn gather(
             Effect::Zero | Effect::PerhapsZero => legal.zero = true,
             Effect::Beneath => legal.beneath = true,
             Effect::Restore(origin) => {
-                let mut more = restored(ledger, sector, entries, origin);
-                legal.zero |= more.zero;
-                legal.initial |= more.initial;
-                legal.beneath |= more.beneath;
-                legal.writers.append(&mut more.writers);
-                legal.pasts.append(&mut more.pasts);
+                legal.add(restored(ledger, sector, entries, origin));
             }
         }
     }
@@ -481,7 +565,7 @@ impl<'a> Checker<'a> {
             let (run, allowed) = self.run_from(at);
             let run = run.start.max(at)..run.end.min(sectors.end);
             let bad = match allowed {
-                Some(allowed) if allowed.zero => None,
+                Some(allowed) if allowed.zero || allowed.others == Others::Legal => None,
                 Some(allowed) => self.first_nonzero(allowed, &run),
                 None => initial.first_nonzero(&run),
             };
@@ -503,7 +587,7 @@ impl<'a> Checker<'a> {
     fn first_nonzero(&self, allowed: &Allowed, sectors: &Range<u64>) -> Option<u64> {
         let ledger = self.expectation.ledger;
         let pasts = self.expectation.pasts[allowed.pasts.clone()].iter();
-        let mut contents: Vec<_> = pasts.map(|past| &ledger.past[*past].content).collect();
+        let mut contents: Vec<_> = pasts.map(|past| ledger.stored(*past)).collect();
         contents.extend(allowed.initial.then_some(&ledger.initial));
         contents.extend(allowed.beneath.then_some(&ledger.beneath));
         let mut at = sectors.start;
@@ -524,6 +608,9 @@ impl<'a> Checker<'a> {
         let expectation = self.expectation;
         let (_, allowed) = self.run_from(sector);
         if let Some(allowed) = allowed {
+            if allowed.others == Others::Legal {
+                return true;
+            }
             match found {
                 SectorValue::Zero if allowed.zero => return true,
                 SectorValue::Stamp {
@@ -541,7 +628,7 @@ impl<'a> Checker<'a> {
                 return true;
             }
             let pasts = &expectation.pasts[allowed.pasts.clone()];
-            let past = |past: &usize| expectation.ledger.past[*past].content.value(sector);
+            let past = |past: &usize| expectation.ledger.stored(*past).value(sector);
             if pasts.iter().any(|index| past(index) == found) {
                 return true;
             }

@@ -6,12 +6,13 @@
 
 use std::fmt;
 
+use blkdebug::disks::Disk;
 use engine::manage::Amend;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::key_slots::KeySlots;
 use crate::workload::ops::{Answer, Happening, Moment, Operation};
-use crate::workload::perform::backing_name;
+use crate::workload::perform::{backing_name, file_name};
 
 /// What the header says that an amendment can change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -60,6 +61,7 @@ impl Facts {
                 let step = |key_slots| Self { key_slots, ..self };
                 steps.into_iter().map(step).collect()
             }
+            Operation::Rebase { onto } | Operation::Stream { base: onto } => vec![self.over(onto)],
             Operation::Read { .. }
             | Operation::Write { .. }
             | Operation::WriteCompressed { .. }
@@ -69,10 +71,25 @@ impl Facts {
             | Operation::Grow { .. }
             | Operation::Empty
             | Operation::Bitmap(_)
+            | Operation::Commit { .. }
             | Operation::SnapshotCreate { .. }
             | Operation::SnapshotApply { .. }
             | Operation::SnapshotDelete { .. }
             | Operation::Reopen => vec![self],
+        }
+    }
+
+    /// The same of an image that lies over that file.
+    fn over(self, file: Option<Disk>) -> Self {
+        let name = file.map_or("", file_name);
+        Self {
+            backing_name_bytes: u32::try_from(name.len()).expect("a name is short"),
+            backing_name: if name.is_empty() {
+                0
+            } else {
+                xxh3_64(name.as_bytes())
+            },
+            ..self
         }
     }
 
@@ -105,10 +122,15 @@ impl Facts {
         let mut settled = 0;
         for happening in history.iter().filter(|it| it.submitted <= cut) {
             let Happening { operation, .. } = happening;
-            if !matches!(
+            let changes = matches!(
                 operation,
-                Operation::Amend(_) | Operation::Rename { .. } | Operation::KeySlot(_)
-            ) {
+                Operation::Amend(_)
+                    | Operation::Rename { .. }
+                    | Operation::KeySlot(_)
+                    | Operation::Rebase { .. }
+                    | Operation::Stream { .. }
+            );
+            if !changes {
                 continue;
             }
             let done = matches!(happening.completed, Some((at, Answer::Done)) if at <= cut);

@@ -7,14 +7,15 @@
 //! before the cut writes it; a discard writes zeroes and may also have done nothing. A candidate is
 //! *superseded*, and illegal, where a write that must be durable was submitted after the candidate's
 //! operation had ended. A write must be durable if it completed before the submission of a flush that
-//! completed at or before the cut; a reopening, a growth of the disk, and an operation on bitmaps or snapshots
-//! count as flushes. What failed may
+//! completed at or before the cut; a reopening, a growth of the disk, an operation on bitmaps or snapshots, a
+//! commit that empties the image, a rebase and a stream count as flushes. What failed may
 //! or may not have happened, and supersedes nothing; nor does a discard.
 //!
 //! Reads during the run are held to the same rule, with "completed before the read was submitted" in the
 //! place of "must be durable".
 
 mod bitmaps;
+mod chain;
 mod content;
 mod expectation;
 mod facts;
@@ -23,9 +24,12 @@ mod past;
 
 use std::ops::Range;
 
+use engine::chain::Overlay;
+
 use crate::workload::ops::{Answer, Happening, Moment, Operation, OperationId};
 
 pub use bitmaps::BitmapViolation;
+pub use chain::File;
 pub use content::Content;
 pub use expectation::{Checker, Expectation, Level, SectorViolation};
 pub use facts::Facts;
@@ -51,6 +55,7 @@ pub struct Ledger {
     /// The size of the disk behind the operations entered so far.
     size_now: u64,
     bitmaps: bitmaps::History,
+    chain: chain::Chain,
     /// When each operation was submitted, by operation.
     submissions: Vec<(OperationId, Moment)>,
     /// What the header said at the start, where that is known, and what changed it.
@@ -121,6 +126,32 @@ impl Ledger {
         past: Vec<Past>,
         history: &[Happening],
     ) -> Self {
+        let chain = chain::Chain::default();
+        Self::build(initial, beneath, virtual_bytes, past, chain, history)
+    }
+
+    /// The same, of an image that lies over the first of these files, and can be put over the others.
+    pub fn over_files(
+        initial: Content,
+        virtual_bytes: u64,
+        files: Vec<File>,
+        history: &[Happening],
+    ) -> Self {
+        let beneath = files.first();
+        let over = beneath.map(|file| file.disk);
+        let beneath = beneath.map_or_else(Content::zeroes, |file| file.content.clone());
+        let chain = chain::Chain::new(files, over);
+        Self::build(initial, beneath, virtual_bytes, Vec::new(), chain, history)
+    }
+
+    fn build(
+        initial: Content,
+        beneath: Content,
+        virtual_bytes: u64,
+        past: Vec<Past>,
+        chain: chain::Chain,
+        history: &[Happening],
+    ) -> Self {
         let mut ledger = Self {
             initial,
             beneath,
@@ -133,6 +164,7 @@ impl Ledger {
             turns: Vec::new(),
             size_now: virtual_bytes,
             bitmaps: bitmaps::History::default(),
+            chain,
             submissions: history.iter().map(|h| (h.id, h.submitted)).collect(),
             facts: None,
         };
@@ -140,6 +172,7 @@ impl Ledger {
         let mut effects: Vec<(Range<u64>, Entry)> = Vec::new();
         for happening in history {
             ledger.bitmaps.enter(happening, ledger.size_now);
+            ledger.chain.enter(happening, ledger.size_now);
             ledger.enter(happening, &mut effects);
         }
         ledger.bound_snapshots(&mut effects);
@@ -198,7 +231,8 @@ impl Ledger {
 
     /// The moments at which the guest was promised that something is durable.
     pub fn promises(&self) -> impl Iterator<Item = Moment> {
-        self.flushes.iter().map(|flush| flush.completed)
+        let flushes = self.flushes.iter().map(|flush| flush.completed);
+        flushes.chain(self.chain.promises())
     }
 
     /// The moment before whose arrival everything that completed must be durable at `cut`.
@@ -237,6 +271,9 @@ impl Ledger {
             | Operation::Bitmap(_)
             | Operation::KeySlot(_)
             | Operation::Amend(_)
+            | Operation::Commit { .. }
+            | Operation::Rebase { .. }
+            | Operation::Stream { .. }
             | Operation::Rename { .. } => {}
             Operation::Empty => self.empty(happening, effects),
             Operation::SnapshotCreate { .. }
@@ -268,7 +305,15 @@ impl Ledger {
         }
         let flushes = matches!(
             happening.operation,
-            Operation::Flush | Operation::Reopen | Operation::Bitmap(_) | Operation::Grow { .. }
+            Operation::Flush
+                | Operation::Reopen
+                | Operation::Bitmap(_)
+                | Operation::Grow { .. }
+                | Operation::Commit {
+                    overlay: Overlay::Empty
+                }
+                | Operation::Rebase { .. }
+                | Operation::Stream { .. }
         );
         if let (true, Some((completed, Answer::Done))) = (flushes, happening.completed) {
             self.flushes.push(Barrier {
@@ -355,11 +400,12 @@ impl Ledger {
             .iter()
             .flat_map(|(sectors, _)| [sectors.start, sectors.end])
             .collect();
-        // What a past snapshot holds may differ from the disk where no operation goes.
-        let everywhere = !self.past.is_empty();
+        // What a past snapshot, or a file beneath, holds may differ from the disk where no operation goes.
+        let everywhere = !self.past.is_empty() || !self.chain.files().is_empty();
         if everywhere {
             bounds.extend([0, u64::MAX / 512]);
             bounds.extend(self.past.iter().map(|past| past.virtual_bytes / 512));
+            bounds.extend(self.chain.bounds());
         }
         bounds.sort_unstable();
         bounds.dedup();
@@ -388,6 +434,14 @@ impl Ledger {
                 &self.entries[segment.entries.clone()]
             }
             Some(_) | None => &[],
+        }
+    }
+
+    /// What a past snapshot holds, or behind those what a file beneath held at the start.
+    fn stored(&self, index: usize) -> &Content {
+        match self.past.get(index) {
+            Some(past) => &past.content,
+            None => &self.chain.files()[index - self.past.len()].content,
         }
     }
 

@@ -148,6 +148,9 @@ impl Ledger {
             | Operation::Empty
             | Operation::Bitmap(_)
             | Operation::KeySlot(_)
+            | Operation::Commit { .. }
+            | Operation::Rebase { .. }
+            | Operation::Stream { .. }
             | Operation::Reopen => return None,
         };
         let name = name_of(snapshot);

@@ -1,3 +1,5 @@
+use blkdebug::disks::Disk;
+use engine::chain::Overlay;
 use engine::image::Unmap;
 use engine::manage::Amend;
 use proptest::prelude::*;
@@ -254,6 +256,9 @@ fn naive_legal(
         | Operation::SnapshotDelete { .. }
         | Operation::Bitmap(_)
         | Operation::KeySlot(_)
+        | Operation::Commit { .. }
+        | Operation::Rebase { .. }
+        | Operation::Stream { .. }
         | Operation::Reopen => None,
     };
     let effect = |happening: &Happening| {
@@ -556,4 +561,105 @@ fn a_bitmap_may_note_what_was_under_way_while_it_was_cleared() {
     assert_eq!(check(&[]), Some("bitmap-uncovered"));
     assert_eq!(check(&[8]), Some("bitmap-uncovered"));
     assert_eq!(check(&[0, 16]), Some("bitmap-spurious"));
+}
+
+/// A disk of two sectors over a file of three, into which it is committed.
+fn committed(answer: Option<u64>) -> Ledger {
+    let mut content = Content::zeroes();
+    content.stamp(0..3, Writer::Backing);
+    let file = File {
+        disk: Disk::Backing,
+        content: content.clone(),
+        virtual_bytes: 3 * 512,
+        over: None,
+    };
+    let happening = |id, operation, submitted, completed: Option<u64>| Happening {
+        id: OperationId(id),
+        operation,
+        submitted: Moment(submitted),
+        completed: completed.map(|at| (Moment(at), Answer::Done)),
+    };
+    let commit = Operation::Commit {
+        overlay: Overlay::Keep,
+    };
+    let mut history = vec![
+        happening(0, write(0, 1), 1, Some(2)),
+        happening(1, commit, 3, answer),
+    ];
+    history.extend(answer.map(|_| happening(2, write(1, 1), 20, Some(21))));
+    Ledger::over_files(content, 2 * 512, vec![file], &history)
+}
+
+fn legal_in_file(ledger: &Ledger, sector: u64, cut: u64) -> Vec<SectorValue> {
+    let expectation = ledger.expect(Moment(cut));
+    let file = expectation.of_file(Disk::Backing).unwrap();
+    file.legal(sector)
+}
+
+#[test]
+fn a_file_that_is_committed_into_holds_what_it_held_or_what_the_disk_showed() {
+    let below = |sector| SectorValue::Stamp {
+        writer: Writer::Backing,
+        sector,
+    };
+    let ledger = committed(Some(10));
+    assert_eq!(legal_in_file(&ledger, 0, 2), [below(0)]);
+    assert_eq!(legal_in_file(&ledger, 0, 5), [own(0, 0), below(0)]);
+    // What the disk shows later does not matter, nor does what lies behind its end.
+    for cut in [10, 21] {
+        assert_eq!(legal_in_file(&ledger, 0, cut), [own(0, 0)]);
+        assert_eq!(legal_in_file(&ledger, 1, cut), [below(1)]);
+        assert_eq!(legal_in_file(&ledger, 2, cut), [below(2)]);
+    }
+    let unanswered = committed(None);
+    assert_eq!(legal_in_file(&unanswered, 0, 21), [own(0, 0), below(0)]);
+    let keys = [5, 10].map(|cut| ledger.expect(Moment(cut)).key());
+    assert_ne!(keys[0], keys[1]);
+    assert!(ledger.promises().any(|moment| moment == Moment(10)));
+}
+
+#[test]
+fn a_file_that_lies_over_one_that_was_committed_into_may_show_anything() {
+    let file = |disk, over| File {
+        disk,
+        content: Content::zeroes(),
+        virtual_bytes: 1024,
+        over,
+    };
+    let files = vec![
+        file(Disk::Backing, Some(Disk::Base)),
+        file(Disk::Base, None),
+    ];
+    let operation = |at: u64, operation| Happening {
+        id: OperationId(u32::try_from(at).unwrap()),
+        operation,
+        submitted: Moment(at),
+        completed: Some((Moment(at + 1), Answer::Done)),
+    };
+    let history = [
+        operation(
+            1,
+            Operation::Stream {
+                base: Some(Disk::Base),
+            },
+        ),
+        operation(
+            5,
+            Operation::Commit {
+                overlay: Overlay::Empty,
+            },
+        ),
+    ];
+    let ledger = Ledger::over_files(Content::zeroes(), 1024, files, &history);
+    let stale = [7; 512];
+    for (disk, cut, legal) in [
+        (Disk::Backing, 4, false),
+        (Disk::Backing, 6, true),
+        (Disk::Base, 6, false),
+    ] {
+        let expectation = ledger.expect(Moment(cut));
+        let file = expectation.of_file(disk).unwrap();
+        let miss = file.checker().check_bytes(0, Some(&stale));
+        assert_eq!(miss.is_none(), legal, "{disk:?} at {cut}");
+    }
 }

@@ -7,6 +7,7 @@
 mod explain;
 pub mod judge;
 mod key_slots;
+mod raw;
 #[cfg(test)]
 pub(crate) mod sample;
 mod service;
@@ -17,5 +18,6 @@ pub mod view;
 
 pub use judge::{Judge, Judgement, Observer, Stage, Witness};
 pub(crate) use key_slots::fingerprint;
+pub use raw::judge_raw;
 pub use service::Service;
 pub use verdict::{FailureClass, Oracle, Verdict, Violation};

@@ -88,7 +88,12 @@ impl Backing {
             return Run::new(sector..u64::MAX, Source::Zeroes);
         }
         match view {
-            Some(view) => view.run_from(sector),
+            Some(view) => {
+                // What lies beneath may be longer than this image, which hides the rest.
+                let mut run = view.run_from(sector);
+                run.sectors.end = run.sectors.end.min(sectors);
+                run
+            }
             None => Run::new(
                 sector..sectors,
                 Source::Stored {

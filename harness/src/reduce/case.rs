@@ -8,7 +8,7 @@ use engine::qcow2::geometry::Geometry;
 
 use crate::minimise::{Shrink, without_stretches};
 use crate::workload::ops::Operation;
-use crate::workload::shape::{Extent, ImageShape, Management, Scenario, Start};
+use crate::workload::shape::{Backing, Chain, Extent, ImageShape, Management, Scenario, Start};
 
 const SECTOR: u64 = 512;
 
@@ -50,6 +50,14 @@ impl Small {
         }
     }
 
+    fn with_chain(&self, change: impl FnOnce(&mut Chain)) -> Option<Self> {
+        self.with_shape(|shape| {
+            if let Some(chain) = &mut shape.chain {
+                change(chain);
+            }
+        })
+    }
+
     fn with_shape(&self, change: impl FnOnce(&mut ImageShape)) -> Option<Self> {
         let mut scenario = self.scenario.clone();
         let Start::New(shape) = &mut scenario.image else {
@@ -62,6 +70,14 @@ impl Small {
             choices: self.choices.clone(),
             fresh: true,
         })
+    }
+}
+
+/// A smaller file beneath, unless there is none.
+fn halved(backing: Backing) -> Backing {
+    Backing {
+        virtual_bytes: (backing.virtual_bytes / 2).next_multiple_of(SECTOR),
+        ..backing
     }
 }
 
@@ -136,6 +152,14 @@ impl Small {
         };
         let mut simpler = vec![
             self.with_shape(|shape| shape.backing = None),
+            self.with_shape(|shape| shape.chain = None),
+            self.with_chain(|chain| chain.other = None),
+            self.with_chain(|chain| chain.base = None),
+            self.with_chain(|chain| chain.held.clear()),
+            self.with_chain(|chain| chain.lazy_refcounts = false),
+            self.with_chain(|chain| chain.cluster_bits = 12),
+            self.with_chain(|chain| chain.other = chain.other.map(halved)),
+            self.with_chain(|chain| chain.base = chain.base.map(halved)),
             self.with_shape(|shape| shape.filled.clear()),
             self.with_shape(|shape| shape.packed.clear()),
             self.with_shape(|shape| shape.encryption = None),
@@ -167,17 +191,10 @@ impl Small {
                 simpler.push(self.with_shape(|shape| shape.filled[index].len_bytes = half));
             }
         }
-        if let Some(backing) = shape.backing {
-            let half = (backing.virtual_bytes / 2).next_multiple_of(SECTOR);
-            if half < backing.virtual_bytes {
-                simpler.push(self.with_shape(|shape| {
-                    shape.backing = shape
-                        .backing
-                        .map(|backing| crate::workload::shape::Backing {
-                            virtual_bytes: half,
-                            ..backing
-                        });
-                }));
+        simpler.push(self.with_shape(|shape| shape.backing = shape.backing.map(halved)));
+        if let Some(chain) = &shape.chain {
+            for held in without_stretches(&chain.held) {
+                simpler.push(self.with_chain(|chain| chain.held = held));
             }
         }
         simpler.push(self.smaller_disk(shape));
@@ -220,8 +237,16 @@ impl Small {
         let mut small = self.with_shape(|shape| {
             shape.geometry = with_bits(shape.geometry, Some(cluster_bits), None);
             shape.virtual_bytes = scale_len(shape.virtual_bytes);
-            if let Some(backing) = &mut shape.backing {
+            let chain = shape.chain.as_mut();
+            let lower = chain.map(|chain| [&mut chain.base, &mut chain.other]);
+            let lower = lower.into_iter().flatten().chain([&mut shape.backing]);
+            for backing in lower.flatten() {
                 backing.virtual_bytes = scale_len(backing.virtual_bytes);
+            }
+            let chain = shape.chain.as_mut();
+            for extent in chain.into_iter().flat_map(|chain| &mut chain.held) {
+                extent.offset = scale(extent.offset);
+                extent.len_bytes = scale_len(extent.len_bytes);
             }
             for extent in shape.filled.iter_mut().chain(&mut shape.packed) {
                 extent.offset = scale(extent.offset);

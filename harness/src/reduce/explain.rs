@@ -1,13 +1,13 @@
 //! Finding the sentence behind a failing state of a case.
 
-use blkdebug::disks::Disk;
+use blkdebug::disks::Disks;
 use blkdebug::record::{Recording, Tick};
 use engine::device::PageImage;
 
 use crate::crash::explain::{self, Explanation, Failing, Relation};
 use crate::guest::Ledger;
-use crate::oracle::{Judge, Verdict, Violation};
-use crate::run::{Case, Finding, Life, Subjects};
+use crate::oracle::{Verdict, Violation};
+use crate::run::{Bench, Case, Finding, Life};
 use crate::trace::{Crash, Then};
 use crate::workload::ops::Moment;
 
@@ -39,18 +39,17 @@ pub(super) fn explain(case: &Case, life: &Life, finding: Finding) -> Told {
 
 fn tell(case: &Case, life: &Life, finding: &Finding) -> Option<Told> {
     let crash = finding.crash.as_ref()?;
-    let subjects = Subjects::of(case, life);
-    let judge = subjects.judge();
+    let bench = Bench::of(case, life);
     let (cut, survivors) = crash.find(life.recording()).ok()?;
     let expectation = life.ledger.expect(Moment(cut.0));
-    let first = |image| judge.judge(image, &expectation, None);
+    let first = |disks| bench.judge(disks, &expectation);
     let outer = Varied {
         recording: life.recording(),
         promises: promises(&life.ledger),
         crash,
     };
     let Some(then) = &crash.then else {
-        let mut judge = |image, _| first(image).verdict;
+        let mut judge = |disks, _| first(disks).verdict;
         let (told, relation) = vary(&outer, finding, &mut judge)?;
         return Some(Told {
             crash: Some(told.crash?),
@@ -59,26 +58,26 @@ fn tell(case: &Case, life: &Life, finding: &Finding) -> Option<Told> {
         });
     };
     let state = crate::crash::state::CrashState::build(life.recording(), cut, &survivors).ok()?;
-    let before = first(state.disks.into_image());
+    let before = first(state.disks);
     match then {
         Then::Repair {
-            disk: _,
+            disk,
             attempt,
             crash,
         } => {
             let inner = Varied {
-                recording: before.repairs.get(*attempt)?,
+                recording: before.of(*disk)?.repairs.get(*attempt)?,
                 promises: Vec::new(),
                 crash,
             };
-            let mut again = |image, _| {
-                judge
-                    .judge(image, &expectation, Some(&before.state))
+            let mut again = |disks: Disks<PageImage>, _| {
+                bench
+                    .judge_repair(&before, *disk, disks.into_image(), &expectation)
                     .verdict
             };
             let (told, sentence) = vary(&inner, finding, &mut again)?;
             let then = Then::Repair {
-                disk: Disk::Image,
+                disk: *disk,
                 attempt: *attempt,
                 crash: Box::new(told.crash?),
             };
@@ -86,15 +85,19 @@ fn tell(case: &Case, life: &Life, finding: &Finding) -> Option<Told> {
         }
         Then::Service { crash: None } => None,
         Then::Service { crash: Some(crash) } => {
-            let recovered = before.recovered.as_ref().unwrap_or(&before.state);
-            let service = judge.judge_service(recovered, &expectation);
+            let service = bench.serve(&before, &expectation);
             let ledger = service.ledger?;
             let inner = Varied {
                 recording: &service.recording,
                 promises: promises(&ledger),
                 crash,
             };
-            let mut again = |image, cut: Tick| judge_served(&judge, &ledger, image, cut);
+            let mut again = |disks: Disks<PageImage>, cut: Tick| {
+                let expectation = ledger.expect(Moment(cut.0));
+                bench
+                    .judge_in_service(&before, disks.into_image(), &expectation)
+                    .verdict
+            };
             let (told, sentence) = vary(&inner, finding, &mut again)?;
             let then = Then::Service {
                 crash: Some(Box::new(told.crash?)),
@@ -102,11 +105,6 @@ fn tell(case: &Case, life: &Life, finding: &Finding) -> Option<Told> {
             Some(within(outer.crash, then, told.violation, sentence))
         }
     }
-}
-
-fn judge_served(judge: &Judge<'_>, ledger: &Ledger, image: PageImage, cut: Tick) -> Verdict {
-    let expectation = ledger.expect(Moment(cut.0));
-    judge.judge(image, &expectation, None).verdict
 }
 
 fn within(outer: &Crash, then: Then, violation: Violation, sentence: Option<String>) -> Told {
@@ -125,7 +123,7 @@ fn within(outer: &Crash, then: Then, violation: Violation, sentence: Option<Stri
 fn vary(
     varied: &Varied<'_>,
     finding: &Finding,
-    judge: &mut dyn FnMut(PageImage, Tick) -> Verdict,
+    judge: &mut dyn FnMut(Disks<PageImage>, Tick) -> Verdict,
 ) -> Option<(Told, Option<String>)> {
     let (cut, survivors) = varied.crash.find(varied.recording).ok()?;
     let failing = Failing {
@@ -136,12 +134,12 @@ fn vary(
     };
     let class = &finding.violation.class;
     let Explanation { state, relation } = explain::explain(failing, &mut |state| {
-        let verdict = judge(state.disks.image().clone(), state.cut);
+        let verdict = judge(state.disks.clone(), state.cut);
         matches!(verdict, Verdict::Violated(violation) if violation.class == *class)
     })
     .ok()??;
     let crash = Crash::of(varied.recording, state.cut, &state.survivors);
-    let Verdict::Violated(violation) = judge(state.disks.into_image(), state.cut) else {
+    let Verdict::Violated(violation) = judge(state.disks, state.cut) else {
         return None;
     };
     let sentence = (relation != Relation::Anyhow).then(|| relation.to_string());

@@ -4,17 +4,17 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use blkdebug::disks::Disk;
 use blkdebug::record::{Recording, Tick};
 use engine::device::{ContentHash, PageImage};
 use xxhash_rust::xxh3::Xxh3;
 
-use super::live::{Life, Subjects, live};
+use super::bench::{Bench, Judged};
+use super::live::{Life, live};
 use super::{Case, Counts, Effort, Finding, Outcome};
 use crate::crash::explore::{Budget, Explored, Explorer};
 use crate::crash::state::CrashState;
 use crate::guest::{Expectation, Ledger};
-use crate::oracle::{Judge, Judgement, Oracle, Service, Verdict, Violation};
+use crate::oracle::{Oracle, Service, Verdict, Violation};
 use crate::prng::Prng;
 use crate::trace::{Crash, Then};
 use crate::workload::ops::Moment;
@@ -32,13 +32,12 @@ pub(super) fn examine(
         Ok(life) => life,
         Err(error) => return unprepared(&error.to_string()),
     };
-    let subjects = Subjects::of(case, &life);
-    let judge = subjects.judge();
+    let bench = Bench::of(case, &life);
     let mut examination = Examination {
         case,
         effort,
         life: &life,
-        judge,
+        bench: &bench,
         draw: draw_for(case),
         expectations: Expectations::default(),
         passed: Vec::new(),
@@ -99,7 +98,7 @@ struct Examination<'a> {
     case: &'a Case,
     effort: &'a Effort,
     life: &'a Life,
-    judge: Judge<'a>,
+    bench: &'a Bench<'a>,
     draw: Prng,
     expectations: Expectations<'a>,
     passed: Vec<Passed<'a>>,
@@ -124,18 +123,18 @@ impl Examination<'_> {
         }
         if !self.stopped && life.faults == 0 && life.ends_closed(&self.case.scenario.operations) {
             let end = self.expectations.at(life, life.recording().end());
-            let judgement = self.judge.judge_closed(life.last.clone(), &end);
-            self.settle_closed(judgement);
+            let judged = self.bench.judge_closed(life.last.clone(), &end);
+            self.settle_closed(judged);
         }
         self.go_on();
     }
 
     /// What is wrong with an image that was closed in good order needs no power loss.
-    fn settle_closed(&mut self, judgement: Judgement) {
+    fn settle_closed(&mut self, judged: Judged) {
         self.outcome.counts.states_generated += 1;
         self.outcome.counts.states_distinct += 1;
-        let hash = judgement.state.image.content_hash();
-        self.settle(hash, judgement.verdict, || None);
+        let hash = judged.image.state.image.content_hash();
+        self.settle(hash, judged.verdict, || None);
     }
 
     fn explore(&mut self) {
@@ -144,7 +143,7 @@ impl Examination<'_> {
         let promises = promises(&life.ledger);
         let mut sampling = self.draw.fork("crash");
         let expectations = Expectations(Rc::clone(&self.expectations.0));
-        let budget = affordable(self.effort.states, life.last.len());
+        let budget = affordable(self.effort.states, life.last.image().len());
         let mut explorer = Explorer::new(life.recording(), contract, budget, &promises)
             .with_draw(move |bound| sampling.below(bound))
             .with_expectation(move |cut| expectations.at(life, cut).key());
@@ -167,14 +166,12 @@ impl Examination<'_> {
     fn visit(&mut self, state: CrashState) {
         let life = self.life;
         let expectation = self.expectations.at(life, state.cut);
-        let judgement = self
-            .judge
-            .judge(state.disks.into_image(), &expectation, None);
+        let judged = self.bench.judge(state.disks, &expectation);
         let crash = || Crash::of(life.recording(), state.cut, &state.survivors);
-        let survived = judgement.verdict.survived();
-        let repaired = !judgement.repairs.is_empty();
-        self.settle(state.hash, judgement.verdict.clone(), || Some(crash()));
-        if let Some(recovered) = &judgement.recovered {
+        let survived = judged.verdict.survived();
+        let repaired = judged.repairs().next().is_some();
+        self.settle(state.hash, judged.verdict.clone(), || Some(crash()));
+        if let Some(recovered) = &judged.image.recovered {
             let hash = recovered.image.content_hash();
             self.digest.update(&hash.0.to_le_bytes());
         }
@@ -188,7 +185,7 @@ impl Examination<'_> {
         if interrupt || serve {
             self.passed.push(Passed {
                 crash: crash(),
-                judgement,
+                judged,
                 expectation,
                 interrupt,
                 serve,
@@ -211,15 +208,16 @@ impl Examination<'_> {
 
     /// Loses power inside the repair.
     fn interrupt(&mut self, passed: &Passed<'_>) {
-        let whole = self.judge;
-        for (attempt, recording) in passed.judgement.repairs.iter().enumerate() {
+        let bench = self.bench;
+        for (disk, attempt, recording) in passed.judged.repairs() {
             let judge = |image, _| {
-                let before = Some(&passed.judgement.state);
-                whole.judge(image, &passed.expectation, before).verdict
+                bench
+                    .judge_repair(&passed.judged, disk, image, &passed.expectation)
+                    .verdict
             };
             let crash = |crash| {
                 passed.then(Then::Repair {
-                    disk: Disk::Image,
+                    disk,
                     attempt,
                     crash,
                 })
@@ -236,14 +234,13 @@ impl Examination<'_> {
 
     /// Lets work go on after recovery, and loses power in that too.
     fn serve(&mut self, passed: &Passed<'_>) {
-        let whole = self.judge;
-        let recovered = passed.judgement.recovered.as_ref();
-        let recovered = recovered.unwrap_or(&passed.judgement.state);
+        let bench = self.bench;
+        let recovered = passed.judged.recovered();
         let Service {
             verdict,
             recording,
             ledger,
-        } = whole.judge_service(recovered, &passed.expectation);
+        } = bench.serve(&passed.judged, &passed.expectation);
         let survived = verdict.survived();
         self.outcome.counts.served += 1;
         self.settle(recovered.image.content_hash(), verdict, || {
@@ -254,8 +251,8 @@ impl Examination<'_> {
         };
         let judge = |image, cut: Tick| {
             let expectation = ledger.expect(Moment(cut.0));
-            whole
-                .judge_in_service(recovered, image, &expectation)
+            bench
+                .judge_in_service(&passed.judged, image, &expectation)
                 .verdict
         };
         let crash = |crash| passed.then(Then::Service { crash: Some(crash) });
@@ -347,7 +344,7 @@ fn affordable(budget: Budget, image_bytes: u64) -> Budget {
 /// A state that passed, to be looked at once more.
 struct Passed<'a> {
     crash: Crash,
-    judgement: Judgement,
+    judged: Judged,
     expectation: Rc<Expectation<'a>>,
     interrupt: bool,
     serve: bool,

@@ -2,7 +2,8 @@
 
 use std::rc::Rc;
 
-use blkdebug::record::{Clock, Recording};
+use blkdebug::disks::Disks;
+use blkdebug::record::{Clock, Entry, Recording};
 use blkdebug::rule::Rules;
 use blkdebug::volatile::{Answering, VolatileDisk};
 use engine::defect::Planted;
@@ -10,15 +11,13 @@ use engine::device::{PageImage, Port};
 use engine::error::{Error, Refused};
 
 use super::{Case, Schedule};
-use crate::guest::Ledger;
+use crate::guest::{File, Ledger};
 use crate::oracle::structure::walk;
-use crate::oracle::view::Backing;
-use crate::oracle::{Judge, Oracle, Violation, Witness};
+use crate::oracle::{Oracle, Violation};
 use crate::sim::Failure;
 use crate::sim::chooser::{Chooser, Random, Replay};
-use crate::sim::stage::{BackingFile, Disks, Stage, StageError, open_options};
+use crate::sim::stage::{Stage, StageError, open_options};
 use crate::sim::world::{Ending, Lived, World};
-use crate::subject::EngineSubject;
 use crate::trace::operation_text;
 use crate::workload::ops::{Happening, Operation};
 use crate::workload::shape::Scenario;
@@ -32,8 +31,10 @@ pub struct Life {
     pub lived: Lived,
     /// The history of the guest's disk.
     pub ledger: Ledger,
-    /// The image as it stands at the end.
-    pub last: PageImage,
+    /// What happened on the disks that were written to; the image's is always among them.
+    pub recording: Recording,
+    /// These disks as they stand at the end.
+    pub last: Disks<PageImage>,
     /// How many requests went wrong by rule.
     pub faults: u64,
 }
@@ -48,17 +49,20 @@ pub fn live(case: &Case) -> Result<Life, StageError> {
     };
     let rules = Rules::new(case.scenario.faults.clone(), Vec::new());
     let file = disk(&stage.image, rules);
+    let files = stage.beneath.iter();
+    let beneath: Vec<Rc<VolatileDisk>> = files
+        .map(|file| disk(&file.bytes, Rules::default()))
+        .collect();
+    let opener = stage.files(
+        Port::new(Rc::<VolatileDisk>::clone(&file)),
+        beneath
+            .iter()
+            .map(|disk| Port::new(Rc::<VolatileDisk>::clone(disk)))
+            .collect(),
+        open_options(case.scenario.caches, planted(&case.scenario)),
+    );
     let mut disks = vec![Rc::clone(&file)];
-    let backing = stage.backing.as_ref().map(|backing| {
-        let disk = disk(&backing.bytes, Rules::default());
-        disks.push(Rc::clone(&disk));
-        (backing.format, Port::new(disk))
-    });
-    let opener = Disks {
-        file: Port::new(Rc::<VolatileDisk>::clone(&file)),
-        backing,
-        options: open_options(case.scenario.caches, planted(&case.scenario)),
-    };
+    disks.extend(beneath.iter().map(Rc::clone));
     let mut chooser: Box<dyn Chooser> = match &case.schedule {
         Schedule::Drawn(prng) => Box::new(Random::new((**prng).clone())),
         Schedule::Given(choices) => Box::new(Replay::new(choices.clone())),
@@ -73,9 +77,19 @@ pub fn live(case: &Case) -> Result<Life, StageError> {
         budget_steps: budget_steps(&case.scenario),
     }
     .live(&mut *chooser);
+    let mut recordings = Disks::one(lived.recordings[0].clone());
+    let mut last = Disks::one(file.current());
+    let lower = stage.beneath.iter().zip(&lived.recordings[1..]);
+    for ((file, recording), device) in lower.zip(&beneath) {
+        if recording.changes() {
+            recordings.put(file.disk, recording.clone());
+            last.put(file.disk, device.current());
+        }
+    }
     Ok(Life {
         ledger: ledger(&stage, &lived.history),
-        last: file.current(),
+        recording: Recording::join(&recordings),
+        last,
         faults: file.hits(),
         stage,
         lived,
@@ -85,14 +99,25 @@ pub fn live(case: &Case) -> Result<Life, StageError> {
 /// The history of the guest's disk, and of what the image says of itself.
 fn ledger(stage: &Stage, history: &[Happening]) -> Ledger {
     let walked = walk(&stage.image);
-    let ledger = Ledger::from_start(
-        stage.content.clone(),
-        stage.beneath.clone(),
-        stage.virtual_bytes,
-        stage.past.clone(),
-        history,
-    )
-    .with_bitmaps(&walked.bitmaps);
+    let ledger = if stage.is_chain() {
+        let files = stage.beneath.iter().map(|file| File {
+            disk: file.disk,
+            content: file.content.clone(),
+            virtual_bytes: file.virtual_bytes,
+            over: file.over,
+        });
+        let content = stage.content.clone();
+        Ledger::over_files(content, stage.virtual_bytes, files.collect(), history)
+    } else {
+        Ledger::from_start(
+            stage.content.clone(),
+            stage.shown_beneath.clone(),
+            stage.virtual_bytes,
+            stage.past.clone(),
+            history,
+        )
+    };
+    let ledger = ledger.with_bitmaps(&walked.bitmaps);
     match walked.layout {
         Some(layout) => ledger.starting(layout.facts(&stage.image), history),
         None => ledger,
@@ -113,10 +138,16 @@ fn may_be_refused(operation: Operation, error: &Error) -> bool {
         Refused::NotVacant { .. } | Refused::NotWholeClusters { .. } => {
             matches!(operation, Operation::WriteCompressed { .. })
         }
-        // A header without room, features that version 2 lacks, counts that do not fit.
+        // A header without room, features that version 2 lacks, counts that do not fit; and what a workload
+        // that was made smaller asks of a chain that was not changed before.
         Refused::Option(_) => matches!(
             operation,
-            Operation::Amend(_) | Operation::Rename { .. } | Operation::Bitmap(_)
+            Operation::Amend(_)
+                | Operation::Rename { .. }
+                | Operation::Bitmap(_)
+                | Operation::Commit { .. }
+                | Operation::Rebase { .. }
+                | Operation::Stream { .. }
         ),
         // Which slots are active depends on what was refused before.
         Refused::KeySlot(_) => matches!(operation, Operation::KeySlot(_)),
@@ -147,7 +178,7 @@ fn may_be_refused(operation: Operation, error: &Error) -> bool {
 
 /// The defect of a scenario: none in a build that cannot plant any, which whoever runs a case with a
 /// defect finds out beforehand.
-fn planted(scenario: &Scenario) -> Planted {
+pub(super) fn planted(scenario: &Scenario) -> Planted {
     #[cfg(feature = "defects")]
     if let Some(defect) = scenario.defect {
         return Planted::one(defect);
@@ -170,9 +201,9 @@ fn budget_steps(scenario: &Scenario) -> u64 {
 }
 
 impl Life {
-    /// What happened on the image's disk.
+    /// What happened on the disks that were written to.
     pub fn recording(&self) -> &Recording {
-        &self.lived.recordings[0]
+        &self.recording
     }
 
     /// What is wrong with the run itself, whatever a power loss would have left.
@@ -269,47 +300,31 @@ impl Life {
         })
     }
 
+    /// A write to a file beneath the image that no commit accounts for.
     fn backing_writes(&self) -> Option<Violation> {
-        let recording = self.lived.recordings.get(1)?;
-        let entry = recording.entries.iter().find(|e| e.changes_content())?;
-        let line = format!("the backing file was written to: {}", entry.name());
-        Some(Violation::new(
-            Oracle::Guest,
-            "backing-written",
-            "",
-            vec![line],
-        ))
-    }
-}
-
-/// Who recovers the crash states of a life, and on what.
-#[derive(Debug)]
-pub struct Subjects {
-    backing: Option<Backing>,
-    base: Witness,
-    subject: EngineSubject,
-}
-
-impl Subjects {
-    /// Those of this life.
-    pub fn of(case: &Case, life: &Life) -> Self {
-        let backing = life.stage.backing.as_ref().map(BackingFile::view);
-        let options = open_options(case.scenario.caches, planted(&case.scenario));
-        Self {
-            subject: EngineSubject::new(options, backing.clone()),
-            base: Witness::new(life.stage.image.clone()),
-            backing,
-        }
+        let lower = self.stage.beneath.iter().zip(&self.lived.recordings[1..]);
+        lower.into_iter().find_map(|(file, recording)| {
+            let unaccounted = |entry: &&Entry| entry.changes_content() && !self.may_write(entry);
+            let entry = recording.entries.iter().find(unaccounted)?;
+            let file = file.disk.name();
+            let line = format!("the file `{file}` was written to: {}", entry.name());
+            let kind = "backing-written";
+            Some(Violation::new(Oracle::Guest, kind, "", vec![line]))
+        })
     }
 
-    /// Judges with them.
-    pub fn judge(&self) -> Judge<'_> {
-        Judge {
-            subject: &self.subject,
-            backing: self.backing.as_ref(),
-            base: Some(&self.base),
-            accept: None,
-            observer: &(),
-        }
+    /// Whether a file beneath may be written to at that moment: in a commit, or as it is closed after one.
+    fn may_write(&self, entry: &Entry) -> bool {
+        let mut history = self.lived.history.iter();
+        let committed = history.any(|it| {
+            matches!(it.operation, Operation::Commit { .. }) && it.submitted < entry.submitted
+        });
+        let mut history = self.lived.history.iter();
+        let during = history.find(|it| {
+            let over = it.completed.is_some_and(|(at, _)| at < entry.submitted);
+            it.submitted < entry.submitted && !over
+        });
+        let closes = |operation| matches!(operation, Operation::Commit { .. } | Operation::Reopen);
+        committed && during.is_none_or(|during| closes(during.operation))
     }
 }

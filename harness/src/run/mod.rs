@@ -3,6 +3,7 @@
 //! scenario -> stage -> world -> recording -> crash states -> verdicts. Everything is a function of the
 //! case and of the effort; nothing is drawn but from the case's own generator.
 
+mod bench;
 mod examine;
 mod live;
 mod replay;
@@ -14,7 +15,8 @@ use crate::prng::Prng;
 use crate::trace::Crash;
 use crate::workload::shape::Scenario;
 
-pub use live::{Life, Subjects, live};
+pub use bench::{Bench, Judged};
+pub use live::{Life, live};
 pub use replay::{Replayed, Step, Unreplayable, replay};
 
 /// What is run: a scenario and who decides its schedule.

@@ -1,9 +1,11 @@
 //! Running a trace again: the one crash that it names, or every crash state of its run.
 
+use blkdebug::disks::{Disk, Disks};
 use blkdebug::record::{Entry, Recording, RequestName, Tick};
 use engine::device::PageImage;
 
-use super::live::{Life, Subjects, live};
+use super::bench::Bench;
+use super::live::{Life, live};
 use super::{Case, Effort, Schedule, find};
 use crate::caught::{Panic, catch};
 use crate::crash::durability::Frontier;
@@ -27,8 +29,8 @@ pub struct Replayed {
     pub steps: Vec<Step>,
     /// What became of each volatile request, one line each.
     pub survivors: String,
-    /// What the power loss left.
-    pub crashed: Option<PageImage>,
+    /// What the power loss left, on each disk that was written to.
+    pub crashed: Option<Disks<PageImage>>,
     /// What recovery made of that.
     pub recovered: Option<PageImage>,
 }
@@ -167,51 +169,54 @@ fn judge_crash(
     crash: &Crash,
     replayed: &mut Replayed,
 ) -> Result<(), Unreplayable> {
-    let subjects = Subjects::of(case, life);
-    let judge = subjects.judge();
+    let bench = Bench::of(case, life);
     let (cut, survivors) = crash.find(life.recording())?;
     let expectation = life.ledger.expect(Moment(cut.0));
     let state = CrashState::build(life.recording(), cut, &survivors)?;
     replayed.steps = steps(life, cut);
     replayed.survivors = describe(life.recording(), cut, &survivors)?;
-    let mut judgement = judge.judge(state.disks.into_image(), &expectation, None);
+    let judged = bench.judge(state.disks, &expectation);
+    let mut crashed = judged.disks.clone();
+    let recovered = |judgement: &Judgement| {
+        let recovered = judgement.recovered.as_ref();
+        recovered.map(|witness| witness.image.clone())
+    };
+    replayed.verdict = judged.verdict.clone();
+    replayed.recovered = recovered(&judged.image);
     match &crash.then {
         None => {}
         Some(Then::Repair {
-            disk: _,
+            disk,
             attempt,
             crash,
         }) => {
-            let recording = judgement.repairs.get(*attempt);
+            let of_disk = judged.of(*disk);
+            let recording = of_disk.and_then(|judgement| judgement.repairs.get(*attempt));
             let recording = recording.ok_or(Unreplayable::NoRepair(*attempt))?;
-            let second = replayed.second(recording, crash, "repair")?;
-            judgement = judge.judge(
-                second.disks.into_image(),
-                &expectation,
-                Some(&judgement.state),
-            );
+            let image = replayed
+                .second(recording, crash, "repair")?
+                .disks
+                .into_image();
+            crashed.put(*disk, image.clone());
+            let again = bench.judge_repair(&judged, *disk, image, &expectation);
+            replayed.verdict = again.verdict;
+            replayed.recovered = again.recovered.map(|witness| witness.image);
         }
         Some(Then::Service { crash }) => {
-            let recovered = judgement.recovered.as_ref().unwrap_or(&judgement.state);
-            let service = judge.judge_service(recovered, &expectation);
-            judgement.verdict = service.verdict;
+            let service = bench.serve(&judged, &expectation);
+            replayed.verdict = service.verdict;
             if let (Some(crash), Some(ledger)) = (crash, &service.ledger) {
                 let second = replayed.second(&service.recording, crash, "service")?;
                 let expectation = ledger.expect(Moment(second.cut.0));
-                judgement =
-                    judge.judge_in_service(recovered, second.disks.into_image(), &expectation);
+                let image = second.disks.into_image();
+                crashed.put(Disk::Image, image.clone());
+                let again = bench.judge_in_service(&judged, image, &expectation);
+                replayed.verdict = again.verdict.clone();
+                replayed.recovered = recovered(&again);
             }
         }
     }
-    let Judgement {
-        verdict,
-        state,
-        recovered,
-        ..
-    } = judgement;
-    replayed.verdict = verdict;
-    replayed.crashed = Some(state.image);
-    replayed.recovered = recovered.map(|witness| witness.image);
+    replayed.crashed = Some(crashed);
     Ok(())
 }
 

@@ -3,24 +3,34 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
+use blkdebug::disks::Disk;
 use blkdebug::record::Clock;
+use engine::chain::Rebase;
 use engine::error::{Error, Refused};
 use engine::image::{Image, LocalFuture};
 
+use super::chain;
+use super::files::Opened;
 use crate::workload::ops::{Answer, Happening, Moment, Operation, OperationId};
 use crate::workload::perform::perform;
 
 /// Opens the image under test on the simulated disks, as often as it is asked to.
 pub trait Opener {
     /// Opens the image for reading and writing.
-    fn open(&self) -> LocalFuture<'static, Rc<dyn Image>>;
+    fn open(&self) -> LocalFuture<'static, Opened>;
+
+    /// Opens a file that the image can be put over, for reading.
+    fn open_file(&self, disk: Disk) -> LocalFuture<'static, Rc<dyn Image>>;
+
+    /// How the image is moved over a file.
+    fn rebase_onto(&self, onto: Option<Disk>) -> Result<Rebase, Error>;
 }
 
 /// What the operations of a run did so far.
 pub(super) struct Client {
     opener: Box<dyn Opener>,
     clock: Clock,
-    image: RefCell<Option<Rc<dyn Image>>>,
+    image: RefCell<Option<Opened>>,
     log: RefCell<Log>,
 }
 
@@ -88,7 +98,9 @@ impl Client {
     /// The size of the disk at present, in bytes; 0 where no image is open.
     pub(super) fn disk_bytes(&self) -> u64 {
         let image = self.image.borrow();
-        image.as_ref().map_or(0, |image| image.virtual_bytes())
+        image
+            .as_ref()
+            .map_or(0, |image| image.image.virtual_bytes())
     }
 
     /// Notes the submission of the next operation; the future carries it out.
@@ -109,6 +121,14 @@ impl Client {
         async move {
             let outcome = self.perform(id, operation).await;
             self.finish(id, outcome);
+            // What lies beneath is another file now, and has been since the answer.
+            if matches!(
+                operation,
+                Operation::Rebase { .. } | Operation::Stream { .. }
+            ) && let Err(error) = self.reopen().await
+            {
+                self.fail(Some(id), error);
+            }
         }
     }
 
@@ -120,9 +140,31 @@ impl Client {
         if operation == Operation::Reopen {
             return self.reopen().await.map(|()| Vec::new());
         }
-        let image = self.image.borrow().clone();
-        let image = image.ok_or(Refused::Distrusted)?;
-        perform(&*image, id, operation).await
+        let opened = self.image.borrow().clone();
+        let opened = opened.ok_or(Refused::Distrusted)?;
+        let opener = &*self.opener;
+        let done = match operation {
+            Operation::Commit { overlay } => chain::commit(opener, &opened, overlay).await,
+            Operation::Rebase { onto } => chain::rebase(opener, &opened, onto).await,
+            Operation::Stream { base } => chain::stream(opener, &opened, base).await,
+            Operation::Read { .. }
+            | Operation::Write { .. }
+            | Operation::WriteCompressed { .. }
+            | Operation::WriteZeroes { .. }
+            | Operation::Discard { .. }
+            | Operation::Flush
+            | Operation::Grow { .. }
+            | Operation::Amend(_)
+            | Operation::Rename { .. }
+            | Operation::Empty
+            | Operation::SnapshotCreate { .. }
+            | Operation::SnapshotApply { .. }
+            | Operation::SnapshotDelete { .. }
+            | Operation::Bitmap(_)
+            | Operation::KeySlot(_)
+            | Operation::Reopen => return perform(&*opened.image, id, operation).await,
+        };
+        done.map(|()| Vec::new())
     }
 
     /// Closes and opens; opens even where closing failed, as a new process would.

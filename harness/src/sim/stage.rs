@@ -1,30 +1,33 @@
 //! The disks as they are before a run, and what a guest finds on them.
 
-use std::future::ready;
 use std::rc::Rc;
 use std::sync::LazyLock;
 
+use blkdebug::disks::{Disk, Disks};
 use engine::defect::Planted;
-use engine::device::{Event, PageImage, Port, RamDevice, drive};
+use engine::device::{ContentHash, PageImage, Port, RamDevice, drive};
 use engine::error::{Error, Refused};
-use engine::image::{Access, Image, LocalFuture, Unmap};
+use engine::image::{Access, Image};
 use engine::luks::{self, Hash, NewVolume, Secret};
-use engine::manage::{BitmapState, Manage};
+use engine::manage::BitmapState;
 use engine::qcow2::create::{self, BackingFormat, CreateOptions, NewEncryption};
 use engine::qcow2::geometry::Geometry;
 use engine::qcow2::header::incompatible;
 use engine::qcow2::{CacheSizes, OpenOptions, Qcow2};
+use engine::raw::Raw;
+use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
 use super::client::Opener;
+use super::files::{File, Files, Follow};
 use crate::guest::{Content, Past, name_of};
 use crate::oracle::Witness;
-use crate::oracle::structure::walk;
+use crate::oracle::structure::{layout, walk};
 use crate::oracle::view::{self, Content as SectorContent, GuestView, merge};
 use crate::workload::ops::{BitmapChange, BitmapOperation, Operation, OperationId};
-use crate::workload::perform::{managed, perform};
+use crate::workload::perform::{file_name, managed, perform};
 use crate::workload::shape::{
-    Backing, BitmapStanding, CacheShape, Encrypted, ImageShape, Start, TEST_CIPHER, TEST_KEY,
-    TEST_SECRETS,
+    Backing, BitmapStanding, CacheShape, Encrypted, Extent, ImageShape, Start, TEST_CIPHER,
+    TEST_KEY, TEST_SECRETS,
 };
 use crate::workload::stamp::{SectorValue, Writer, identify, stamp_range, thin_stamp_range};
 
@@ -33,12 +36,14 @@ use crate::workload::stamp::{SectorValue, Writer, identify, stamp_range, thin_st
 pub struct Stage {
     /// The image's file.
     pub image: PageImage,
-    /// The file of what lies beneath.
-    pub backing: Option<BackingFile>,
+    /// The files beneath, the one that the image lies over first.
+    pub beneath: Vec<LowerFile>,
+    /// Whether the image's header says which of them it lies over; it is the first otherwise.
+    pub follow: Follow,
     /// What a guest finds.
     pub content: Content,
     /// What a guest would find if the image held nothing.
-    pub beneath: Content,
+    pub shown_beneath: Content,
     /// The snapshots that are there.
     pub past: Vec<Past>,
     /// How large its disk is.
@@ -47,13 +52,21 @@ pub struct Stage {
     pub geometry: Geometry,
 }
 
-/// The file of what lies beneath an image.
+/// A file beneath an image.
 #[derive(Clone, Debug)]
-pub struct BackingFile {
+pub struct LowerFile {
+    /// Where it stands.
+    pub disk: Disk,
     /// Its format.
     pub format: BackingFormat,
     /// Its bytes.
     pub bytes: PageImage,
+    /// What it lies over.
+    pub over: Option<Disk>,
+    /// The size of its disk in bytes.
+    pub virtual_bytes: u64,
+    /// What it shows.
+    pub content: Content,
 }
 
 /// Why there is nothing to start from.
@@ -70,16 +83,6 @@ pub enum StageError {
     Illegible,
 }
 
-impl BackingFile {
-    /// The same as the oracles read it.
-    pub fn view(&self) -> view::Backing {
-        match self.format {
-            BackingFormat::Raw => view::Backing::raw(self.bytes.clone()),
-            BackingFormat::Qcow2 => view::Backing::qcow2(self.bytes.clone(), None),
-        }
-    }
-}
-
 impl Stage {
     /// Makes the image that a run starts with.
     pub fn prepare(start: &Start) -> Result<Self, StageError> {
@@ -88,16 +91,88 @@ impl Stage {
             Start::Given(given) => given_image(&given.bytes),
         }
     }
+
+    /// Whether files beneath may be written to, or the image be put over another.
+    pub fn is_chain(&self) -> bool {
+        self.follow == Follow::Header
+    }
+
+    /// The file of a disk beneath the image.
+    pub fn file(&self, disk: Disk) -> Option<&LowerFile> {
+        self.beneath.iter().find(|file| file.disk == disk)
+    }
+
+    /// The file that the image of a disk lies over where the disks hold this: by name, if that tells.
+    pub fn over(&self, disk: Disk, disks: &Disks<PageImage>) -> Option<Disk> {
+        if disk != Disk::Image {
+            return self.file(disk)?.over;
+        }
+        match self.follow {
+            Follow::Always => self.beneath.first().map(|file| file.disk),
+            Follow::Header => {
+                let name = layout(disks.image())?.backing_name;
+                let names = |file: &&LowerFile| xxh3_64(file_name(file.disk).as_bytes()) == name;
+                self.beneath.iter().find(names).map(|file| file.disk)
+            }
+        }
+    }
+
+    /// What a disk holds, by these contents or as it was.
+    fn bytes<'a>(&'a self, disk: Disk, disks: &'a Disks<PageImage>) -> &'a PageImage {
+        let then = || self.file(disk).map(|file| &file.bytes);
+        let bytes = disks.get(disk).or_else(then);
+        bytes.expect("there is a file on each disk that is asked about")
+    }
+
+    /// A file beneath as the oracles read it, where the disks hold this.
+    pub fn view(&self, disk: Disk, disks: &Disks<PageImage>) -> view::Backing {
+        let bytes = self.bytes(disk, disks).clone();
+        let file = self
+            .file(disk)
+            .expect("only files that there are lie beneath");
+        match file.format {
+            BackingFormat::Raw => view::Backing::raw(bytes),
+            BackingFormat::Qcow2 => {
+                let below = file.over.map(|over| self.view(over, disks));
+                view::Backing::qcow2(bytes, below)
+            }
+        }
+    }
+
+    /// Names what a file beneath holds and what lies beneath it.
+    pub fn hash(&self, disk: Disk, disks: &Disks<PageImage>) -> ContentHash {
+        let own = self.bytes(disk, disks).content_hash();
+        match self.over(disk, disks) {
+            None => own,
+            Some(over) => {
+                let below = self.hash(over, disks);
+                let words = [own.0.to_le_bytes(), below.0.to_le_bytes()];
+                ContentHash(xxh3_128(&words.concat()))
+            }
+        }
+    }
+
+    /// The files of a run on these devices; `beneath` are those of the files beneath, in order.
+    pub fn files(&self, image: Port, beneath: Vec<Port>, options: OpenOptions) -> Files {
+        let files = self.beneath.iter().zip(beneath);
+        Files {
+            image,
+            beneath: files
+                .map(|(file, port)| File {
+                    disk: file.disk,
+                    format: file.format,
+                    port,
+                    over: file.over,
+                })
+                .collect(),
+            follow: self.follow,
+            options,
+        }
+    }
 }
 
 fn new_image(shape: &ImageShape) -> Result<Stage, StageError> {
-    let backing = match shape.backing {
-        Some(backing) => Some(BackingFile {
-            format: backing.format,
-            bytes: backing_file(backing)?,
-        }),
-        None => None,
-    };
+    let beneath = lower_files(shape)?;
     let file = Rc::new(RamDevice::default());
     let options = CreateOptions {
         virtual_bytes: shape.virtual_bytes,
@@ -109,17 +184,17 @@ fn new_image(shape: &ImageShape) -> Result<Stage, StageError> {
         encryption: shape.encryption.map(encryption),
         extended_l2: shape.geometry.has_subclusters(),
         backing: shape.backing.map(|backing| create::Backing {
-            name: "backing".into(),
+            name: file_name(Disk::Backing).into(),
             format: backing.format,
         }),
         data_file: None,
     };
     at_once(create::create(&port(&file), &options))?;
     if !shape.bitmaps.is_empty() {
-        at_once(add_bitmaps(&file, backing.as_ref(), shape))?;
+        at_once(add_bitmaps(&file, &beneath, shape))?;
     }
     if !shape.filled.is_empty() || !shape.packed.is_empty() || shape.snapshots > 0 {
-        at_once(fill(&file, backing.as_ref(), shape))?;
+        at_once(fill(&file, &beneath, shape))?;
     }
     let mut image = file.snapshot();
     outdate(&mut image, shape);
@@ -131,9 +206,14 @@ fn new_image(shape: &ImageShape) -> Result<Stage, StageError> {
     }
     Ok(Stage {
         image,
-        backing,
+        beneath,
+        follow: if shape.chain.is_some() {
+            Follow::Header
+        } else {
+            Follow::Always
+        },
         content: shape.content(),
-        beneath: shape.beneath(),
+        shown_beneath: shape.beneath(),
         past: (0..shape.snapshots)
             .map(|snapshot| past(shape, snapshot))
             .collect(),
@@ -198,9 +278,10 @@ fn given_image(bytes: &PageImage) -> Result<Stage, StageError> {
     })?;
     Ok(Stage {
         image: bytes.clone(),
-        backing: None,
+        beneath: Vec::new(),
+        follow: Follow::Always,
         content: Content::from_values(values),
-        beneath: Content::zeroes(),
+        shown_beneath: Content::zeroes(),
         past: Witness::new(bytes.clone()).past(None),
         virtual_bytes: view.virtual_bytes(),
         geometry,
@@ -209,15 +290,10 @@ fn given_image(bytes: &PageImage) -> Result<Stage, StageError> {
 
 async fn add_bitmaps(
     file: &Rc<RamDevice>,
-    backing: Option<&BackingFile>,
+    beneath: &[LowerFile],
     shape: &ImageShape,
 ) -> Result<(), Error> {
-    let disks = Disks {
-        file: port(file),
-        backing: backing.map(|backing| (backing.format, ram_port(&backing.bytes))),
-        options: OpenOptions::default(),
-    };
-    let image = disks.open().await?;
+    let image = open_over(file, beneath).await?;
     for bitmap in &shape.bitmaps {
         let state = match bitmap.standing {
             BitmapStanding::Enabled | BitmapStanding::Inconsistent => BitmapState::Enabled,
@@ -249,15 +325,10 @@ fn outdate(image: &mut PageImage, shape: &ImageShape) {
 
 async fn fill(
     file: &Rc<RamDevice>,
-    backing: Option<&BackingFile>,
+    beneath: &[LowerFile],
     shape: &ImageShape,
 ) -> Result<(), Error> {
-    let disks = Disks {
-        file: port(file),
-        backing: backing.map(|backing| (backing.format, ram_port(&backing.bytes))),
-        options: OpenOptions::default(),
-    };
-    let image = disks.open().await?;
+    let image = open_over(file, beneath).await?;
     let mut snapshots = 0..shape.snapshots;
     let mut next = snapshots.next();
     for filled in 0..=shape.filled.len() {
@@ -335,60 +406,102 @@ fn abandon(image: &mut PageImage) {
     image.write_zeroes(table, clusters * cluster_bytes);
 }
 
-fn backing_file(backing: Backing) -> Result<PageImage, StageError> {
-    let data = stamp_range(Writer::Backing, 0, backing.virtual_bytes);
+/// The image for reading and writing, over the first of these files.
+async fn open_over(file: &Rc<RamDevice>, beneath: &[LowerFile]) -> Result<Rc<dyn Image>, Error> {
+    let files = Files {
+        image: port(file),
+        beneath: beneath
+            .iter()
+            .map(|file| File {
+                disk: file.disk,
+                format: file.format,
+                port: ram_port(&file.bytes),
+                over: file.over,
+            })
+            .collect(),
+        follow: Follow::Always,
+        options: OpenOptions::default(),
+    };
+    Ok(files.open().await?.image)
+}
+
+/// The files beneath an image.
+fn lower_files(shape: &ImageShape) -> Result<Vec<LowerFile>, StageError> {
+    let has_base = shape.file(Disk::Base).is_some();
+    let mut files = Vec::new();
+    for disk in [Disk::Backing, Disk::Base, Disk::Other] {
+        if let Some(backing) = shape.file(disk) {
+            files.push(LowerFile {
+                disk,
+                format: backing.format,
+                bytes: lower_file(shape, disk, backing)?,
+                over: (disk == Disk::Backing && has_base).then_some(Disk::Base),
+                virtual_bytes: backing.virtual_bytes,
+                content: shape.content_of(disk),
+            });
+        }
+    }
+    Ok(files)
+}
+
+fn lower_file(shape: &ImageShape, disk: Disk, backing: Backing) -> Result<PageImage, StageError> {
+    let writer = match disk {
+        Disk::Image | Disk::Backing => Writer::Backing,
+        Disk::Base => Writer::Base,
+        Disk::Other => Writer::Other,
+    };
     if backing.format == BackingFormat::Raw {
+        let data = stamp_range(writer, 0, backing.virtual_bytes);
         return Ok(PageImage::from_bytes(&data));
     }
-    let file = Rc::new(RamDevice::default());
-    let options = CreateOptions {
+    let mut held = vec![Extent {
+        offset: 0,
+        len_bytes: backing.virtual_bytes,
+    }];
+    let mut options = CreateOptions {
         virtual_bytes: backing.virtual_bytes,
         cluster_bits: 12,
         ..CreateOptions::default()
     };
+    if let Some(chain) = &shape.chain {
+        options.cluster_bits = chain.cluster_bits;
+        options.lazy_refcounts = chain.lazy_refcounts;
+        if disk == Disk::Backing {
+            held.clone_from(&chain.held);
+            options.backing = chain.base.map(|base| create::Backing {
+                name: file_name(Disk::Base).into(),
+                format: base.format,
+            });
+        }
+    }
+    // What is written in part is filled up from what lies beneath.
+    let below: Option<Rc<dyn Image>> = match shape.file(Disk::Base) {
+        Some(base) if options.backing.is_some() => {
+            let bytes = lower_file(shape, Disk::Base, base)?;
+            Some(at_once(open_lower(base.format, ram_port(&bytes)))?)
+        }
+        Some(_) | None => None,
+    };
+    let file = Rc::new(RamDevice::default());
     at_once(async {
         create::create(&port(&file), &options).await?;
-        let image = Qcow2::open(port(&file), None, &OpenOptions::default()).await?;
-        image.write(0, data).await?;
+        let image = Qcow2::open(port(&file), below, &OpenOptions::default()).await?;
+        for extent in &held {
+            let data = stamp_range(writer, extent.offset, extent.len_bytes);
+            image.write(extent.offset, data).await?;
+        }
         image.close().await
     })?;
     Ok(file.snapshot())
 }
 
-/// Opens the image under test over its backing file.
-#[derive(Clone, Debug)]
-pub struct Disks {
-    /// The image's file.
-    pub file: Port,
-    /// What lies beneath.
-    pub backing: Option<(BackingFormat, Port)>,
-    /// How the image is opened.
-    pub options: OpenOptions,
-}
-
-impl Opener for Disks {
-    fn open(&self) -> LocalFuture<'static, Rc<dyn Image>> {
-        let disks = self.clone();
-        Box::pin(async move {
-            let backing = match disks.backing {
-                Some((format, port)) => Some(open_backing(format, port).await?),
-                None => None,
-            };
-            let image =
-                Qcow2::open_with_secrets(disks.file, backing, &disks.options, &secrets()).await?;
-            let image: Rc<dyn Image> = Rc::new(image);
-            Ok(image)
-        })
-    }
-}
-
-async fn open_backing(format: BackingFormat, port: Port) -> Result<Rc<dyn Image>, Error> {
+async fn open_lower(format: BackingFormat, port: Port) -> Result<Rc<dyn Image>, Error> {
     let read_only = OpenOptions {
         access: Access::ReadOnly,
         ..OpenOptions::default()
     };
     Ok(match format {
-        BackingFormat::Raw => Rc::new(Beneath(port)),
+        BackingFormat::Raw => Rc::new(Raw::open(port, Access::ReadOnly)),
         BackingFormat::Qcow2 => Rc::new(Qcow2::open(port, None, &read_only).await?),
     })
 }
@@ -418,49 +531,6 @@ fn ram_port(bytes: &PageImage) -> Port {
     Port::new(Rc::new(RamDevice::new(bytes.clone())))
 }
 
-/// A raw file that is only read.
-#[derive(Debug)]
-struct Beneath(Port);
-
-impl Image for Beneath {
-    fn virtual_bytes(&self) -> u64 {
-        self.0.len().next_multiple_of(512)
-    }
-
-    fn read(&self, offset: u64, len_bytes: usize) -> LocalFuture<'_, Vec<u8>> {
-        let at = self.0.at(Event::ReadAio);
-        Box::pin(async move { Ok(at.read(offset, len_bytes).await?) })
-    }
-
-    fn write(&self, _: u64, _: Vec<u8>) -> LocalFuture<'_, ()> {
-        read_only()
-    }
-
-    fn write_zeroes(&self, _: u64, _: u64, _: Unmap) -> LocalFuture<'_, ()> {
-        read_only()
-    }
-
-    fn discard(&self, _: u64, _: u64) -> LocalFuture<'_, ()> {
-        read_only()
-    }
-
-    fn flush(&self) -> LocalFuture<'_, ()> {
-        Box::pin(ready(Ok(())))
-    }
-
-    fn manage(&self, _: Manage) -> LocalFuture<'_, ()> {
-        read_only()
-    }
-
-    fn close(&self) -> LocalFuture<'_, ()> {
-        Box::pin(ready(Ok(())))
-    }
-}
-
-fn read_only() -> LocalFuture<'static, ()> {
-    Box::pin(ready(Err(Refused::ReadOnly.into())))
-}
-
 fn value(content: SectorContent<'_>) -> SectorValue {
     match content {
         SectorContent::Zeroes => SectorValue::Zero,
@@ -485,7 +555,9 @@ mod tests {
         for seed in 0..200 {
             let start = scenario(&Prng::from_seed(seed), &Pins::default()).image;
             let stage = Stage::prepare(&start).unwrap();
-            let backing = stage.backing.as_ref().map(BackingFile::view);
+            let disks = Disks::one(stage.image.clone());
+            let over = stage.over(Disk::Image, &disks);
+            let backing = over.map(|over| stage.view(over, &disks));
             let report = walk(&stage.image);
             let abandoned = matches!(&start, Start::New(shape) if shape.abandoned);
             assert!(report.is_perfect() != abandoned, "{start:?}");

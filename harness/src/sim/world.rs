@@ -172,6 +172,9 @@ impl Life<'_> {
             Operation::Empty
             | Operation::SnapshotApply { .. }
             | Operation::KeySlot(_)
+            | Operation::Commit { .. }
+            | Operation::Rebase { .. }
+            | Operation::Stream { .. }
             | Operation::Reopen => Manners::Alone,
             Operation::Grow { .. }
             | Operation::Amend(_)

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use super::text::{self, BadText};
 use super::{BadTrace, Crash, Cut, Expected, Loader, MAJOR, MINOR, Then, Trace, bytes};
 use crate::workload::shape::{
-    Backing, CacheShape, Encrypted, Extent, Given, ImageShape, Management, Scenario, Start,
+    Backing, CacheShape, Chain, Encrypted, Extent, Given, ImageShape, Management, Scenario, Start,
     backing_format,
 };
 
@@ -74,7 +74,7 @@ struct ExpectedJson {
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum ImageJson {
-    New(NewJson),
+    New(Box<NewJson>),
     Given(GivenJson),
 }
 
@@ -94,6 +94,8 @@ struct NewJson {
     virtual_bytes: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     backing: Option<BackingJson>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    chain: Option<ChainJson>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     filled: Vec<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -127,6 +129,20 @@ fn is_off(switch: &bool) -> bool {
 struct BackingJson {
     format: String,
     virtual_bytes: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ChainJson {
+    cluster_bytes: u64,
+    #[serde(default, skip_serializing_if = "is_off")]
+    lazy_refcounts: bool,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    held: Vec<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    base: Option<BackingJson>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    other: Option<BackingJson>,
 }
 
 /// An image from outside: its bytes where they are few, its path and hash otherwise.
@@ -228,7 +244,7 @@ pub(super) fn write(trace: &Trace) -> String {
             },
         },
         image: match &scenario.image {
-            Start::New(shape) => ImageJson::New(write_shape(shape)),
+            Start::New(shape) => ImageJson::New(Box::new(write_shape(shape))),
             Start::Given(given) => ImageJson::Given(write_given(given)),
         },
         caches: CachesJson {
@@ -263,9 +279,13 @@ fn write_shape(shape: &ImageShape) -> NewJson {
         lazy_refcounts: shape.lazy_refcounts,
         extended_l2: shape.geometry.has_subclusters(),
         virtual_bytes: shape.virtual_bytes,
-        backing: shape.backing.map(|backing| BackingJson {
-            format: backing.format.name().into(),
-            virtual_bytes: backing.virtual_bytes,
+        backing: shape.backing.map(write_backing),
+        chain: shape.chain.as_ref().map(|chain| ChainJson {
+            cluster_bytes: 1 << chain.cluster_bits,
+            lazy_refcounts: chain.lazy_refcounts,
+            held: write_extents(&chain.held),
+            base: chain.base.map(write_backing),
+            other: chain.other.map(write_backing),
         }),
         filled: write_extents(&shape.filled),
         encryption: shape.encryption.map(|method| method.name().into()),
@@ -282,6 +302,13 @@ fn write_shape(shape: &ImageShape) -> NewJson {
             .iter()
             .map(|bitmap| text::bitmap_shape_text(*bitmap))
             .collect(),
+    }
+}
+
+fn write_backing(backing: Backing) -> BackingJson {
+    BackingJson {
+        format: backing.format.name().into(),
+        virtual_bytes: backing.virtual_bytes,
     }
 }
 
@@ -458,11 +485,9 @@ fn read_shape(json: &NewJson) -> Result<ImageShape, BadTrace> {
         })?,
         lazy_refcounts: json.lazy_refcounts,
         virtual_bytes: json.virtual_bytes,
-        backing: match &json.backing {
-            Some(backing) => Some(Backing {
-                format: known("image.new.backing.format", &backing.format, backing_format)?,
-                virtual_bytes: backing.virtual_bytes,
-            }),
+        backing: read_backing("backing", json.backing.as_ref())?,
+        chain: match &json.chain {
+            Some(chain) => Some(read_chain(chain)?),
             None => None,
         },
         filled: read_extents("filled", &json.filled)?,
@@ -479,6 +504,31 @@ fn read_shape(json: &NewJson) -> Result<ImageShape, BadTrace> {
         snapshots: json.snapshots,
         terse_snapshots: json.terse_snapshots,
         bitmaps,
+    })
+}
+
+fn read_backing(name: &str, json: Option<&BackingJson>) -> Result<Option<Backing>, BadTrace> {
+    let Some(json) = json else {
+        return Ok(None);
+    };
+    let field = format!("image.new.{name}.format");
+    Ok(Some(Backing {
+        format: known(&field, &json.format, backing_format)?,
+        virtual_bytes: json.virtual_bytes,
+    }))
+}
+
+fn read_chain(json: &ChainJson) -> Result<Chain, BadTrace> {
+    if !json.cluster_bytes.is_power_of_two() {
+        let problem = format!("{} is no size of a cluster", json.cluster_bytes);
+        return Err(meaning("image.new.chain.cluster_bytes", &problem));
+    }
+    Ok(Chain {
+        cluster_bits: json.cluster_bytes.trailing_zeros(),
+        lazy_refcounts: json.lazy_refcounts,
+        held: read_extents("chain.held", &json.held)?,
+        base: read_backing("chain.base", json.base.as_ref())?,
+        other: read_backing("chain.other", json.other.as_ref())?,
     })
 }
 

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use blkdebug::disks::Disk;
+use engine::chain::Overlay;
 use engine::device::{Event, OpKind};
 use engine::image::Unmap;
 use engine::manage::{Amend, BitmapState};
@@ -61,6 +62,12 @@ pub fn operation_text(operation: Operation) -> String {
             KeySlotChange::Fill { secret } => format!("key-slot-fill {slot} {secret}"),
             KeySlotChange::Erase => format!("key-slot-erase {slot}"),
         },
+        Operation::Commit { overlay } => match overlay {
+            Overlay::Empty => "commit".into(),
+            Overlay::Keep => "commit keep".into(),
+        },
+        Operation::Rebase { onto } => format!("rebase {}", file_text(onto)),
+        Operation::Stream { base } => format!("stream {}", file_text(base)),
         Operation::Reopen => "reopen".into(),
     }
 }
@@ -126,17 +133,39 @@ pub(super) fn operation(text: &str) -> Parsed<Operation> {
             slot: number(slot)?,
             change: KeySlotChange::Erase,
         }),
+        ["commit"] => Operation::Commit {
+            overlay: Overlay::Empty,
+        },
+        ["commit", "keep"] => Operation::Commit {
+            overlay: Overlay::Keep,
+        },
+        ["rebase", onto] => Operation::Rebase { onto: file(onto)? },
+        ["stream", base] => Operation::Stream { base: file(base)? },
         ["reopen"] => Operation::Reopen,
         _ => {
             return Err(BadText(format!(
                 "`{text}` is no operation: expected read, write, write-compressed, write-zeroes or \
                  discard with offset and length, grow with a size, amend with changes, rename with \
                  a length, empty, snapshot-create, snapshot-apply or snapshot-delete with a number, \
-                 bitmap, key-slot-fill with a slot and a secret, key-slot-erase with a slot, \
-                 flush or reopen"
+                 bitmap, key-slot-fill with a slot and a secret, key-slot-erase with a slot, commit, \
+                 rebase or stream with a file, flush or reopen"
             )));
         }
     })
+}
+
+fn file_text(disk: Option<Disk>) -> &'static str {
+    disk.map_or("none", Disk::name)
+}
+
+fn file(text: &str) -> Parsed<Option<Disk>> {
+    match (text, Disk::from_name(text)) {
+        ("none", _) => Ok(None),
+        (_, Some(disk)) if disk != Disk::Image => Ok(Some(disk)),
+        _ => Err(BadText(format!(
+            "`{text}` is no file: expected none, backing, base or other"
+        ))),
+    }
 }
 
 fn amend_text(amend: Amend) -> String {

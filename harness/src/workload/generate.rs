@@ -6,6 +6,7 @@
 //! so that tables are often one entry short of growing. Clusters are mostly small, since a small image
 //! is judged in microseconds.
 
+mod chain;
 mod key_slots;
 mod snapshots;
 
@@ -32,6 +33,12 @@ const MAX_WRITE_BYTES: u64 = 96 << 10;
 
 /// Draws a scenario without faults and defects, on the disk that promises least.
 pub fn scenario(prng: &Prng, pins: &Pins) -> Scenario {
+    let chained = chain::is_drawn(prng, pins);
+    let pins = &if chained {
+        chain::pins(prng, pins)
+    } else {
+        *pins
+    };
     let mut draw = prng.fork("image");
     let mut shape = match room(&mut draw, pins) {
         Room::Any => image(&mut draw, pins),
@@ -55,6 +62,9 @@ pub fn scenario(prng: &Prng, pins: &Pins) -> Scenario {
     );
     snapshots::add(prng, &pins, &mut shape, &mut operations);
     key_slots::add(prng, &pins, shape.encryption, &mut operations);
+    if chained {
+        chain::add(prng, &pins, &mut shape, &mut operations);
+    }
     if let Some(count) = pins.operations {
         // What was added takes the place of others, and one reopening may follow.
         operations.truncate(count + 1);
@@ -105,6 +115,11 @@ fn image(draw: &mut Prng, pins: &Pins) -> ImageShape {
     let virtual_bytes = pins
         .virtual_bytes
         .unwrap_or_else(|| virtual_bytes(draw, geometry));
+    let virtual_bytes = if pins.chain == Some(true) {
+        virtual_bytes.min(chain::MAX_CLUSTERS * geometry.cluster_bytes())
+    } else {
+        virtual_bytes
+    };
     let backing = backing(draw, virtual_bytes, geometry, pins);
     let filled = filled(draw, virtual_bytes, geometry);
     let encryption = encryption(draw, geometry, pins);
@@ -120,6 +135,7 @@ fn image(draw: &mut Prng, pins: &Pins) -> ImageShape {
         lazy_refcounts,
         virtual_bytes,
         backing,
+        chain: None,
         filled,
         encryption,
         compression,
@@ -375,6 +391,7 @@ fn tight_image(draw: &mut Prng, pins: &Pins, room: Room) -> ImageShape {
         lazy_refcounts: pins.lazy_refcounts.unwrap_or(drawn_lazy),
         virtual_bytes,
         backing,
+        chain: None,
         filled: vec![Extent {
             offset: 0,
             len_bytes: fill,
@@ -804,11 +821,15 @@ mod tests {
                 Operation::SnapshotDelete { .. } => 15,
                 Operation::Bitmap(_) => 12,
                 Operation::KeySlot(_) => 16,
+                Operation::Commit { .. } => 17,
+                Operation::Rebase { .. } => 18,
+                Operation::Stream { .. } => 19,
             }));
         }
         assert_eq!(clusters, (9..=21).collect());
         assert_eq!(orders, (0..=6).collect());
-        assert_eq!(kinds.len(), KINDS + snapshots::KINDS + key_slots::KINDS);
+        let added = snapshots::KINDS + key_slots::KINDS + chain::KINDS;
+        assert_eq!(kinds.len(), KINDS + added);
     }
 
     #[test]
@@ -820,6 +841,20 @@ mod tests {
         assert!(drawn(300, &on).all(|scenario| split(&scenario)));
         let off = Pins::parse("extended_l2=off").unwrap();
         assert!(!drawn(300, &off).any(|scenario| split(&scenario)));
+    }
+
+    #[test]
+    fn chains_are_drawn_and_can_be_pinned() {
+        let is_chain = |scenario: &Scenario| shape(scenario).chain.is_some();
+        let by_chance = drawn(1000, &Pins::default()).filter(is_chain).count();
+        assert!((40..140).contains(&by_chance), "{by_chance} of 1000");
+        let off = Pins::parse("chain=off").unwrap();
+        assert!(!drawn(300, &off).any(|scenario| is_chain(&scenario)));
+        let on = Pins::parse("chain=on").unwrap();
+        for scenario in drawn(1000, &on) {
+            assert!(is_chain(&scenario));
+            scenario.check().unwrap();
+        }
     }
 
     #[test]

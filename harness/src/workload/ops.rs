@@ -1,5 +1,7 @@
 //! The operations that a workload is made of.
 
+use blkdebug::disks::Disk;
+use engine::chain::Overlay;
 use engine::image::Unmap;
 use engine::manage::{Amend, BitmapState};
 
@@ -81,6 +83,21 @@ pub enum Operation {
     Bitmap(BitmapOperation),
     /// An operation on a key slot of a LUKS image; nothing else is in flight meanwhile.
     KeySlot(KeySlotOperation),
+    /// Commit what the image holds into the file that it lies over.
+    Commit {
+        /// What becomes of the image.
+        overlay: Overlay,
+    },
+    /// Move the image over another file, without changing what it shows.
+    Rebase {
+        /// The file, or `None` for none.
+        onto: Option<Disk>,
+    },
+    /// Copy into the image what the files between it and another hold, and move it over that one.
+    Stream {
+        /// The file, or `None` to copy everything.
+        base: Option<Disk>,
+    },
     /// Wait for everything in flight, close the image and open it again.
     Reopen,
 }
@@ -106,6 +123,9 @@ impl Operation {
             | Self::SnapshotDelete { .. }
             | Self::Bitmap(_)
             | Self::KeySlot(_)
+            | Self::Commit { .. }
+            | Self::Rebase { .. }
+            | Self::Stream { .. }
             | Self::Reopen => None,
         }
     }
@@ -134,6 +154,9 @@ impl Operation {
             | Self::SnapshotDelete { .. }
             | Self::Bitmap(_)
             | Self::KeySlot(_)
+            | Self::Commit { .. }
+            | Self::Rebase { .. }
+            | Self::Stream { .. }
             | Self::Reopen => self,
         }
     }

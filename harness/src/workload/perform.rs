@@ -1,5 +1,6 @@
 //! Carrying an operation out on an open image.
 
+use blkdebug::disks::Disk;
 use engine::error::Error;
 use engine::image::Image;
 use engine::luks::{NewSlot, Secret};
@@ -14,10 +15,11 @@ use super::stamp::{Writer, stamp_range, thin_stamp_range};
 use crate::guest::name_of;
 use crate::prng::Prng;
 
-/// Carries out any operation but [`Operation::Reopen`], which is its caller's. Yields what was read.
+/// Carries out any operation but reopening and those on chains, for which an open image is not enough:
+/// they are the caller's. Yields what was read.
 ///
 /// # Panics
-/// Where it is asked to reopen.
+/// Where it is asked for one of those.
 pub async fn perform(
     image: &dyn Image,
     id: OperationId,
@@ -69,9 +71,17 @@ pub async fn perform(
         }
         Operation::Bitmap(operation) => image.manage(managed(operation)).await,
         Operation::KeySlot(operation) => image.manage(key_slot(id, operation)).await,
-        Operation::Reopen => unreachable!("the caller reopens"),
+        Operation::Commit { .. }
+        | Operation::Rebase { .. }
+        | Operation::Stream { .. }
+        | Operation::Reopen => unreachable!("it takes more than an open image"),
     }
     .map(|()| Vec::new())
+}
+
+/// How an image calls a file that it lies over.
+pub(crate) fn file_name(disk: Disk) -> &'static str {
+    disk.name()
 }
 
 /// The name of that length that [`Operation::Rename`] gives.

@@ -47,6 +47,8 @@ pub struct Pins {
     pub bitmaps: Option<bool>,
     /// Whether key slots change, where there are any.
     pub key_slots: Option<bool>,
+    /// Whether the image lies over a chain of files, and is committed, rebased and streamed.
+    pub chain: Option<bool>,
 }
 
 /// Operations that change an image as a whole, by kind.
@@ -114,7 +116,7 @@ pub const OPTIONS: &str = "version=2|3, cluster_size=512..2M, refcount_bits=1|2|
      backing=raw|qcow2|none, size=BYTES, concurrency=1.., overlap=on|off, operations=1.., \
      room=any|block|table, abandoned=on|off, manage=on|off|amend|rename|empty, \
      compression=zlib|zstd|off, snapshots=on|off, bitmaps=on|off, encrypt=aes|luks|off, \
-     key_slots=on|off";
+     key_slots=on|off, chain=on|off";
 
 /// The largest disk that a campaign makes: every written sector is looked at in every crash state.
 const MAX_VIRTUAL_BYTES: u64 = 1 << 40;
@@ -181,6 +183,9 @@ impl Pins {
             "key_slots" => {
                 self.key_slots = Some(switch(value).ok_or_else(|| wrong("on or off"))?);
             }
+            "chain" => {
+                self.chain = Some(switch(value).ok_or_else(|| wrong("on or off"))?);
+            }
             "backing" => {
                 self.backing = Some(match (value, backing_format(value)) {
                     ("none", _) => None,
@@ -230,6 +235,15 @@ impl Pins {
         Ok(())
     }
 
+    /// Whether nothing is pinned that a chain goes without.
+    pub(super) fn chain_is_free(&self) -> bool {
+        let managed = match self.manage {
+            None | Some(Managed::None | Managed::Amend) => true,
+            Some(Managed::All | Managed::Rename | Managed::Empty) => false,
+        };
+        self.snapshots != Some(true) && self.bitmaps != Some(true) && managed
+    }
+
     fn check(&self) -> Result<(), BadPin> {
         if self.extended_l2 == Some(true) {
             let small = self
@@ -240,6 +254,13 @@ impl Pins {
                     "extended_l2=on takes version=3 and clusters of 16k or more".into(),
                 ));
             }
+        }
+        if self.chain == Some(true) && (self.backing == Some(None) || !self.chain_is_free()) {
+            return Err(BadPin(
+                "chain=on takes a backing file and goes without snapshots, bitmaps and manage=rename, \
+                 empty or on"
+                    .into(),
+            ));
         }
         let only_16 = self.refcount_order.is_some_and(|order| order != 4);
         if self.version == Some(2)
@@ -332,6 +353,7 @@ mod tests {
             ("encrypt=rot13", "aes, luks or off"),
             ("compression=lzma", "zlib, zstd or off"),
             ("version=2,compression=zstd", "use version=3"),
+            ("chain=on,snapshots=on", "goes without snapshots"),
         ] {
             let message = Pins::parse(text).unwrap_err().to_string();
             assert!(message.contains(part), "{text}: {message}");

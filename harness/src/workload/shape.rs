@@ -8,6 +8,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use blkdebug::contract::Contract;
+use blkdebug::disks::Disk;
 use blkdebug::rule::Rule;
 use engine::defect::Defect;
 use engine::device::PageImage;
@@ -83,6 +84,8 @@ pub struct ImageShape {
     pub virtual_bytes: u64,
     /// What lies beneath.
     pub backing: Option<Backing>,
+    /// What else there is for operations on chains; with a backing file only.
+    pub chain: Option<Chain>,
     /// What the guest wrote long ago, each range stamped with [`Writer::Image`].
     pub filled: Vec<Extent>,
     /// How the guest's data are encrypted, if they are.
@@ -172,7 +175,23 @@ pub enum BitmapStanding {
     Inconsistent,
 }
 
-/// A backing file, every sector of which is stamped with [`Writer::Backing`].
+/// Files that make a chain of what lies beneath an image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Chain {
+    /// Binary logarithm of the cluster size of the qcow2 files among them, the backing file included.
+    pub cluster_bits: u32,
+    /// Whether these ask for lazy refcounts.
+    pub lazy_refcounts: bool,
+    /// What the backing file holds itself, if it is qcow2: elsewhere it shows the base.
+    pub held: Vec<Extent>,
+    /// What the backing file lies over, every sector stamped with [`Writer::Base`].
+    pub base: Option<Backing>,
+    /// Another file that the image can be put over, every sector stamped with [`Writer::Other`].
+    pub other: Option<Backing>,
+}
+
+/// A file beneath an image, every sector of which is stamped with [`Writer::Backing`] unless a [`Chain`]
+/// says otherwise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Backing {
     /// Its format.
@@ -244,9 +263,9 @@ impl ImageShape {
     /// What the guest's disk holds before the run.
     pub fn content(&self) -> Content {
         let mut content = Content::zeroes();
-        if let Some(backing) = self.backing {
-            let sectors = backing.virtual_bytes.min(self.virtual_bytes) / 512;
-            content.stamp(0..sectors, Writer::Backing);
+        for (sectors, writer) in self.shown_by(Disk::Backing) {
+            let end = sectors.end.min(self.virtual_bytes / 512);
+            content.stamp(sectors.start.min(end)..end, writer);
         }
         for extent in self.filled.iter().chain(&self.packed) {
             content.stamp(extent.sectors(), Writer::Image);
@@ -256,11 +275,50 @@ impl ImageShape {
 
     /// What lies beneath, however large the image's own disk is.
     pub fn beneath(&self) -> Content {
+        self.content_of(Disk::Backing)
+    }
+
+    /// What a file beneath shows; zeroes where there is no such file.
+    pub fn content_of(&self, disk: Disk) -> Content {
         let mut content = Content::zeroes();
-        if let Some(backing) = self.backing {
-            content.stamp(0..backing.virtual_bytes / 512, Writer::Backing);
+        for (sectors, writer) in self.shown_by(disk) {
+            content.stamp(sectors, writer);
         }
         content
+    }
+
+    /// The file of a disk beneath, if there is one.
+    pub fn file(&self, disk: Disk) -> Option<Backing> {
+        let chain = self.chain.as_ref();
+        match disk {
+            Disk::Image => None,
+            Disk::Backing => self.backing,
+            Disk::Base => chain.and_then(|chain| chain.base),
+            Disk::Other => chain.and_then(|chain| chain.other),
+        }
+    }
+
+    /// The stamped sectors that a file beneath shows, the later over the earlier.
+    fn shown_by(&self, disk: Disk) -> Vec<(Range<u64>, Writer)> {
+        let Some(file) = self.file(disk) else {
+            return Vec::new();
+        };
+        let whole = 0..file.virtual_bytes / 512;
+        match (disk, &self.chain) {
+            (Disk::Image, _) => Vec::new(),
+            (Disk::Backing, Some(chain)) if file.format == BackingFormat::Qcow2 => {
+                let base = chain.base.map(|base| {
+                    let end = base.virtual_bytes.min(file.virtual_bytes) / 512;
+                    (0..end, Writer::Base)
+                });
+                let held = chain.held.iter();
+                let held = held.map(|extent| (extent.sectors(), Writer::Backing));
+                base.into_iter().chain(held).collect()
+            }
+            (Disk::Backing, _) => vec![(whole, Writer::Backing)],
+            (Disk::Base, _) => vec![(whole, Writer::Base)],
+            (Disk::Other, _) => vec![(whole, Writer::Other)],
+        }
     }
 
     /// How many ranges of `filled` a snapshot from before the run holds.
@@ -334,6 +392,9 @@ impl ImageShape {
                 format!("two bitmaps have the number {}", bitmap.number),
             )?;
         }
+        if let Some(chain) = &self.chain {
+            self.check_chain(chain)?;
+        }
         for extent in self.filled.iter().chain(&self.packed) {
             check_range(extent.offset, extent.len_bytes)?;
             require(
@@ -343,6 +404,36 @@ impl ImageShape {
                     extent.offset
                 ),
             )?;
+        }
+        Ok(())
+    }
+
+    fn check_chain(&self, chain: &Chain) -> Result<(), BadScenario> {
+        let refuse = |text: &str| Err(BadScenario(text.into()));
+        let Some(backing) = self.backing else {
+            return refuse("a chain needs a backing file");
+        };
+        if self.snapshots > 0 || !self.bitmaps.is_empty() {
+            return refuse("an image over a chain has no snapshots and no bitmaps");
+        }
+        if !Geometry::CLUSTER_BITS.contains(&chain.cluster_bits) {
+            return refuse("the files of a chain have clusters of 512 bytes to 2 MiB");
+        }
+        let holds = chain.base.is_some() || !chain.held.is_empty();
+        if backing.format == BackingFormat::Raw && holds {
+            return refuse("a raw backing file lies over nothing and holds all of itself");
+        }
+        for extent in &chain.held {
+            check_range(extent.offset, extent.len_bytes)?;
+            if extent.end() > backing.virtual_bytes {
+                return refuse("the backing file holds something beyond its end");
+            }
+        }
+        for file in [Some(backing), chain.base, chain.other]
+            .into_iter()
+            .flatten()
+        {
+            check_range(0, file.virtual_bytes)?;
         }
         Ok(())
     }
@@ -380,6 +471,7 @@ impl Scenario {
             if let Some(Extent { offset, len_bytes }) = operation.range() {
                 check_range(offset, len_bytes)?;
             }
+            self.check_chained(*operation)?;
             match *operation {
                 Operation::Grow { virtual_bytes } => check_range(virtual_bytes, 512)?,
                 Operation::Rename { name_bytes } => {
@@ -418,10 +510,58 @@ impl Scenario {
                 | Operation::Empty
                 | Operation::Flush
                 | Operation::Bitmap(_)
+                | Operation::Commit { .. }
+                | Operation::Rebase { .. }
+                | Operation::Stream { .. }
                 | Operation::Reopen => {}
             }
         }
         Ok(())
+    }
+
+    /// Operations on chains need one; and where there is one, the history of what lies beneath is told
+    /// by them alone.
+    fn check_chained(&self, operation: Operation) -> Result<(), BadScenario> {
+        let shape = match &self.image {
+            Start::New(shape) => Some(shape),
+            Start::Given(_) => None,
+        };
+        let shape = shape.filter(|shape| shape.chain.is_some());
+        let there = |disk: Option<Disk>| {
+            let is_there = |disk| shape.is_some_and(|shape| shape.file(disk).is_some());
+            disk.is_none_or(is_there)
+        };
+        let (holds, text) = match operation {
+            Operation::Commit { .. } => (shape.is_some(), "a commit needs a chain"),
+            Operation::Rebase { onto: disk } | Operation::Stream { base: disk } => (
+                shape.is_some() && there(disk),
+                "a rebase or stream needs a chain with that file",
+            ),
+            Operation::Rename { .. }
+            | Operation::Empty
+            | Operation::SnapshotCreate { .. }
+            | Operation::SnapshotApply { .. }
+            | Operation::SnapshotDelete { .. }
+            | Operation::Bitmap(_) => (
+                shape.is_none(),
+                "an image over a chain is not renamed, emptied, taken a snapshot of or given bitmaps",
+            ),
+            Operation::Read { .. }
+            | Operation::Write { .. }
+            | Operation::WriteCompressed { .. }
+            | Operation::WriteZeroes { .. }
+            | Operation::Discard { .. }
+            | Operation::Grow { .. }
+            | Operation::Amend(_)
+            | Operation::KeySlot(_)
+            | Operation::Flush
+            | Operation::Reopen => (true, ""),
+        };
+        if holds {
+            Ok(())
+        } else {
+            Err(BadScenario(text.into()))
+        }
     }
 }
 

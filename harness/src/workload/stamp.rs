@@ -28,6 +28,10 @@ pub enum Writer {
     Image,
     /// The backing file holds it.
     Backing,
+    /// The file beneath the backing file holds it.
+    Base,
+    /// Another file that the image can be put over holds it.
+    Other,
 }
 
 /// What a sector contains.
@@ -48,7 +52,7 @@ pub enum SectorValue {
 
 impl Writer {
     /// The highest operation number that a stamp can name.
-    pub const LAST_OPERATION: OperationId = OperationId(u32::MAX - 2);
+    pub const LAST_OPERATION: OperationId = OperationId(u32::MAX - 4);
 
     fn code(self) -> u64 {
         match self {
@@ -58,6 +62,8 @@ impl Writer {
             }
             Self::Image => 0xffff_ffff,
             Self::Backing => 0xffff_fffe,
+            Self::Base => 0xffff_fffd,
+            Self::Other => 0xffff_fffc,
         }
     }
 
@@ -65,6 +71,8 @@ impl Writer {
         match u32::try_from(code & !MAGIC_MASK).expect("the mask leaves 32 bits") {
             0xffff_ffff => Self::Image,
             0xffff_fffe => Self::Backing,
+            0xffff_fffd => Self::Base,
+            0xffff_fffc => Self::Other,
             id => Self::Operation(OperationId(id)),
         }
     }
@@ -152,6 +160,8 @@ impl std::fmt::Display for Writer {
             Self::Operation(id) => write!(f, "operation {}", id.0),
             Self::Image => f.write_str("the initial image"),
             Self::Backing => f.write_str("the backing file"),
+            Self::Base => f.write_str("the base file"),
+            Self::Other => f.write_str("the other file"),
         }
     }
 }
@@ -211,6 +221,8 @@ mod tests {
             (0..=Writer::LAST_OPERATION.0).prop_map(|id| Writer::Operation(OperationId(id))),
             Just(Writer::Image),
             Just(Writer::Backing),
+            Just(Writer::Base),
+            Just(Writer::Other),
         ]
     }
 

@@ -144,6 +144,11 @@ impl StructureReport {
     }
 }
 
+/// What the header of `image` says, if it is legible.
+pub fn layout(image: &PageImage) -> Option<Layout> {
+    Layout::read(image).ok()
+}
+
 /// Walks `image`.
 pub fn walk(image: &PageImage) -> StructureReport {
     let mut report = StructureReport::default();

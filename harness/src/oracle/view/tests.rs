@@ -162,3 +162,15 @@ fn ranges_merge_where_they_touch() {
         [0..3, 5..10]
     );
 }
+
+#[test]
+fn an_image_beneath_hides_what_lies_behind_its_end() {
+    let mut middle = Sample::new();
+    middle.long(24, 9 * 512);
+    let base = Backing::raw(PageImage::from_bytes(&vec![7; 64 * 512]));
+    let backing = Backing::qcow2(middle.image, Some(base));
+    let expected: Vec<Option<u8>> = (0..64)
+        .map(|sector| Some(if sector < 9 { 7 } else { 0 }))
+        .collect();
+    assert_eq!(firsts(&Sample::new().image, Some(&backing)), expected);
+}

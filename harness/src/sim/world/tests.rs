@@ -1,13 +1,17 @@
 //! Worlds around a plain image of the tests' own: guest offset equals host offset.
 
+use blkdebug::disks::Disk;
 use blkdebug::volatile::Answering;
+use engine::chain::Rebase;
 use engine::device::{Completion, Event, PageImage, Port};
+use engine::error::{Error, Refused};
 use engine::image::{Image, LocalFuture, Unmap};
 use engine::manage::Manage;
 
 use super::*;
 use crate::prng::Prng;
 use crate::sim::chooser::{Fifo, Random, Replay};
+use crate::sim::files::Opened;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Flaw {
@@ -24,13 +28,20 @@ struct Plain {
 }
 
 impl Opener for Plain {
-    fn open(&self) -> LocalFuture<'static, Rc<dyn Image>> {
+    fn open(&self) -> LocalFuture<'static, Opened> {
         let image = self.clone();
         Box::pin(async move {
             image.port.at(Event::L2Load).read(0, 512).await?;
-            let image: Rc<dyn Image> = Rc::new(image);
-            Ok(image)
+            Ok(Opened::alone(Rc::new(image)))
         })
+    }
+
+    fn open_file(&self, _: Disk) -> LocalFuture<'static, Rc<dyn Image>> {
+        Box::pin(async { Err(Refused::ReadOnly.into()) })
+    }
+
+    fn rebase_onto(&self, _: Option<Disk>) -> Result<Rebase, Error> {
+        Err(Refused::ReadOnly.into())
     }
 }
 

@@ -1,0 +1,300 @@
+//! Who judges the crash states of a life: the image, and each file beneath it that was written to.
+//!
+//! A power loss goes through all disks at once. The image is judged over the file that its header names,
+//! as that file was left; then each file that the workload wrote to is judged as an image of its own:
+//! structure, repair, and what it shows.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use blkdebug::disks::{Disk, Disks};
+use blkdebug::record::Recording;
+use engine::device::{ContentHash, PageImage};
+use engine::qcow2::OpenOptions;
+use engine::qcow2::create::BackingFormat;
+
+use super::Case;
+use super::live::{Life, planted};
+use crate::guest::Expectation;
+use crate::oracle::view::Backing;
+use crate::oracle::{Judge, Judgement, Service, Verdict, Witness, judge_raw};
+use crate::sim::stage::{Stage, open_options};
+use crate::subject::EngineSubject;
+use crate::workload::ops::Moment;
+
+/// Judges the crash states of one life.
+#[derive(Debug)]
+pub struct Bench<'a> {
+    stage: &'a Stage,
+    options: OpenOptions,
+    /// The image before the workload.
+    base: Witness,
+    /// Where the files beneath never change: what the image is always judged with.
+    always: Option<Rc<Tools>>,
+    /// The files that passed, by disk, content and expectation, and at which cut at the latest.
+    passed: RefCell<BTreeMap<(Disk, ContentHash, u128), Moment>>,
+}
+
+/// What one image is judged with.
+#[derive(Debug)]
+struct Tools {
+    backing: Option<Backing>,
+    subject: EngineSubject,
+}
+
+/// What came of judging what a power loss left.
+#[derive(Clone, Debug)]
+pub struct Judged {
+    /// The verdict.
+    pub verdict: Verdict,
+    /// What was left.
+    pub disks: Disks<PageImage>,
+    /// That of the image alone.
+    pub image: Judgement,
+    /// Those of the files beneath that are images themselves and were not known to pass.
+    pub beneath: Vec<(Disk, Judgement)>,
+}
+
+impl Judged {
+    /// The judgement of the image of one disk, if it was made.
+    pub fn of(&self, disk: Disk) -> Option<&Judgement> {
+        if disk == Disk::Image {
+            return Some(&self.image);
+        }
+        let mut beneath = self.beneath.iter();
+        let found = beneath.find(|(other, _)| *other == disk);
+        found.map(|(_, judgement)| judgement)
+    }
+
+    /// What wrote to an image in order to repair it: on which disk, and as which attempt on it.
+    pub fn repairs(&self) -> impl Iterator<Item = (Disk, usize, &Recording)> {
+        let image = std::iter::once((Disk::Image, &self.image));
+        let beneath = self.beneath.iter().map(|(disk, of)| (*disk, of));
+        image.chain(beneath).flat_map(|(disk, of)| {
+            let attempts = of.repairs.iter().enumerate();
+            attempts.map(move |(attempt, recording)| (disk, attempt, recording))
+        })
+    }
+
+    /// The image as recovery left it.
+    pub fn recovered(&self) -> &Witness {
+        let recovered = self.image.recovered.as_ref();
+        recovered.unwrap_or(&self.image.state)
+    }
+}
+
+impl Tools {
+    fn judge<'a>(&'a self, base: Option<&'a Witness>) -> Judge<'a> {
+        Judge {
+            subject: &self.subject,
+            backing: self.backing.as_ref(),
+            base,
+            accept: None,
+            observer: &(),
+        }
+    }
+}
+
+impl<'a> Bench<'a> {
+    /// That of this life.
+    pub fn of(case: &Case, life: &'a Life) -> Self {
+        let stage = &life.stage;
+        let options = open_options(case.scenario.caches, planted(&case.scenario));
+        let mut bench = Self {
+            stage,
+            options,
+            base: Witness::new(stage.image.clone()),
+            always: None,
+            passed: RefCell::default(),
+        };
+        if !stage.is_chain() {
+            let disks = Disks::one(stage.image.clone());
+            bench.always = Some(bench.tools(Disk::Image, &disks));
+        }
+        bench
+    }
+
+    /// What the image of a disk is judged with where the others hold this.
+    fn tools(&self, disk: Disk, disks: &Disks<PageImage>) -> Rc<Tools> {
+        if let Some(always) = &self.always {
+            return Rc::clone(always);
+        }
+        let over = self.stage.over(disk, disks);
+        let backing = over.map(|over| self.stage.view(over, disks));
+        Rc::new(Tools {
+            subject: EngineSubject::new(self.options.clone(), backing.clone()),
+            backing,
+        })
+    }
+
+    /// What the image was before the workload, where that says what it shows.
+    fn base(&self) -> Option<&Witness> {
+        self.always.as_ref().map(|_| &self.base)
+    }
+
+    /// Judges what a power loss left on the disks that were written to.
+    pub fn judge(&self, disks: Disks<PageImage>, expectation: &Expectation<'_>) -> Judged {
+        let tools = self.tools(Disk::Image, &disks);
+        let judge = tools.judge(self.base());
+        let image = judge.judge(disks.image().clone(), expectation, None);
+        let judged = Judged {
+            verdict: image.verdict.clone(),
+            disks,
+            image,
+            beneath: Vec::new(),
+        };
+        self.judge_beneath(judged, expectation, Ending::PowerLoss)
+    }
+
+    /// Judges what a workload left that closed the image in good order: nothing is left that a repair
+    /// could improve.
+    pub fn judge_closed(&self, disks: Disks<PageImage>, expectation: &Expectation<'_>) -> Judged {
+        let tools = self.tools(Disk::Image, &disks);
+        let judge = tools.judge(self.base());
+        let image = judge.judge_closed(disks.image().clone(), expectation);
+        let judged = Judged {
+            verdict: image.verdict.clone(),
+            disks,
+            image,
+            beneath: Vec::new(),
+        };
+        self.judge_beneath(judged, expectation, Ending::Closed)
+    }
+
+    fn judge_beneath(
+        &self,
+        mut judged: Judged,
+        expectation: &Expectation<'_>,
+        ending: Ending,
+    ) -> Judged {
+        let written: Vec<Disk> = judged.disks.others().map(|(disk, _)| disk).collect();
+        for disk in written {
+            if !judged.verdict.survived() {
+                break;
+            }
+            let verdict = self.judge_file(disk, &mut judged, expectation, ending);
+            judged.verdict = in_file(verdict, disk);
+        }
+        judged
+    }
+
+    /// Judges a file beneath the image as an image of its own.
+    fn judge_file(
+        &self,
+        disk: Disk,
+        judged: &mut Judged,
+        expectation: &Expectation<'_>,
+        ending: Ending,
+    ) -> Verdict {
+        let (Some(file), Some(content)) = (self.stage.file(disk), judged.disks.get(disk)) else {
+            return Verdict::HarnessBroken(format!("there is no file `{}`", disk.name()));
+        };
+        let known = (
+            disk,
+            self.stage.hash(disk, &judged.disks),
+            expectation.key(),
+        );
+        let cut = expectation.cut();
+        let passed = self.passed.borrow().get(&known).copied();
+        if ending == Ending::PowerLoss && passed.is_some_and(|earlier| earlier <= cut) {
+            return Verdict::Survived;
+        }
+        let Some(expected) = expectation.of_file(disk) else {
+            let how = format!("nothing is expected of `{}`", disk.name());
+            return Verdict::HarnessBroken(how);
+        };
+        let verdict = match file.format {
+            BackingFormat::Raw => judge_raw(content, &expected),
+            BackingFormat::Qcow2 => {
+                let tools = self.tools(disk, &judged.disks);
+                let judge = tools.judge(None);
+                let judgement = match ending {
+                    Ending::PowerLoss => judge.judge(content.clone(), &expected, None),
+                    Ending::Closed => judge.judge_closed(content.clone(), &expected),
+                };
+                let verdict = judgement.verdict.clone();
+                judged.beneath.push((disk, judgement));
+                verdict
+            }
+        };
+        if verdict.survived() {
+            self.passed.borrow_mut().insert(known, cut);
+        }
+        verdict
+    }
+
+    /// Judges what a second power loss left, inside a repair of the image of `disk`; the others are as
+    /// the first one left them.
+    ///
+    /// # Panics
+    /// Where the image of that disk was not judged.
+    pub fn judge_repair(
+        &self,
+        judged: &Judged,
+        disk: Disk,
+        image: PageImage,
+        expectation: &Expectation<'_>,
+    ) -> Judgement {
+        let before = judged
+            .of(disk)
+            .expect("only what was judged is judged again");
+        let before = Some(&before.state);
+        let tools = self.tools(disk, &judged.disks);
+        if disk == Disk::Image {
+            let judge = tools.judge(self.base());
+            return judge.judge(image, expectation, before);
+        }
+        let expected = expectation.of_file(disk);
+        let expected = expected.expect("what was judged is in the history");
+        let again = tools.judge(None).judge(image, &expected, before);
+        Judgement {
+            verdict: in_file(again.verdict, disk),
+            ..again
+        }
+    }
+
+    /// Lets work go on with the recovered image.
+    pub fn serve(&self, judged: &Judged, expectation: &Expectation<'_>) -> Service {
+        let tools = self.tools(Disk::Image, &judged.disks);
+        let judge = tools.judge(self.base());
+        judge.judge_service(judged.recovered(), expectation)
+    }
+
+    /// Judges what a power loss left in that work.
+    pub fn judge_in_service(
+        &self,
+        judged: &Judged,
+        image: PageImage,
+        expectation: &Expectation<'_>,
+    ) -> Judgement {
+        let tools = self.tools(Disk::Image, &judged.disks);
+        let judge = tools.judge(self.base());
+        judge.judge_in_service(judged.recovered(), image, expectation)
+    }
+}
+
+/// How a workload ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ending {
+    PowerLoss,
+    Closed,
+}
+
+/// The same complaint, about a file beneath the image.
+fn in_file(verdict: Verdict, disk: Disk) -> Verdict {
+    match verdict {
+        Verdict::Violated(mut violation) => {
+            let site = &violation.class.site;
+            violation.class.site = if site.is_empty() {
+                disk.name().into()
+            } else {
+                format!("{}/{site}", disk.name())
+            };
+            let line = format!("in the file `{}`, beneath the image:", disk.name());
+            violation.lines.insert(0, line);
+            Verdict::Violated(violation)
+        }
+        Verdict::Survived | Verdict::NotMeasured(_) | Verdict::HarnessBroken(_) => verdict,
+    }
+}

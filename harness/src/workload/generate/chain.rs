@@ -1,0 +1,183 @@
+//! Chains of files in drawn scenarios: what lies beneath the image, and commit, rebase and stream.
+//!
+//! They are drawn apart from everything else, so that a scenario without them stays what it was.
+
+use blkdebug::disks::Disk;
+use engine::chain::Overlay;
+use engine::qcow2::create::BackingFormat;
+
+use super::super::ops::Operation;
+use super::super::pin::{Managed, Pins, Room};
+use super::super::shape::{Backing, Chain, Extent, ImageShape};
+use super::SECTOR;
+use crate::prng::Prng;
+
+/// How many kinds of operation there are.
+#[cfg(test)]
+pub(super) const KINDS: usize = 3;
+
+/// The files beneath are no larger, since every sector of theirs counts.
+const MAX_BYTES: u64 = 48 << 10;
+/// The image's disk has no more clusters: operations on chains go through all of them.
+pub(super) const MAX_CLUSTERS: u64 = 48;
+
+/// Whether a scenario is about a chain.
+pub(super) fn is_drawn(prng: &Prng, pins: &Pins) -> bool {
+    let drawn = prng.fork("chained").chance(1, 12);
+    let wanted = pins.chain.unwrap_or(drawn && pins.chain_is_free());
+    wanted && pins.backing != Some(None)
+}
+
+/// What else is then not drawn: what the history of a chain cannot tell, and what makes it large.
+pub(super) fn pins(prng: &Prng, pins: &Pins) -> Pins {
+    let managed = if prng.fork("chain-manage").chance(1, 4) {
+        Managed::Amend
+    } else {
+        Managed::None
+    };
+    Pins {
+        chain: Some(true),
+        snapshots: Some(false),
+        bitmaps: Some(false),
+        // Each crash state is opened by itself, and would derive its keys anew.
+        encryption: pins.encryption.or(Some(None)),
+        manage: Some(managed),
+        room: Some(pins.room.unwrap_or(Room::Any)),
+        ..*pins
+    }
+}
+
+/// Puts the image over a chain, and adds operations on it.
+pub(super) fn add(
+    prng: &Prng,
+    pins: &Pins,
+    shape: &mut ImageShape,
+    operations: &mut Vec<Operation>,
+) {
+    let mut draw = prng.fork("chain");
+    let chain = files(&mut draw, pins, shape);
+    let mut route = Route {
+        over: Some(Disk::Backing),
+        has_base: chain.base.is_some(),
+        has_other: chain.other.is_some(),
+    };
+    shape.chain = Some(chain);
+    let count = draw.between(1, 4);
+    let end = u64::try_from(operations.len()).expect("a workload is short");
+    let mut places: Vec<u64> = (0..count).map(|_| draw.between(0, end)).collect();
+    places.sort_unstable();
+    let mut places = places.into_iter().peekable();
+    let mut with = Vec::with_capacity(operations.len() + 4);
+    for (index, operation) in (0..).zip(operations.drain(..)) {
+        while places.next_if_eq(&index).is_some() {
+            with.push(route.draw_one(&mut draw));
+        }
+        with.push(operation);
+    }
+    with.extend(places.map(|_| route.draw_one(&mut draw)));
+    *operations = with;
+}
+
+/// The files beneath the image.
+fn files(draw: &mut Prng, pins: &Pins, shape: &mut ImageShape) -> Chain {
+    let format = |draw: &mut Prng| *draw.pick(&[BackingFormat::Raw, BackingFormat::Qcow2]);
+    let size = |draw: &mut Prng, wanted: u64| {
+        let slack = draw.between(1, 16) * SECTOR;
+        let bytes = match draw.below(3) {
+            0 => wanted,
+            1 => wanted.saturating_sub(slack),
+            _ => wanted + slack,
+        };
+        bytes.clamp(SECTOR, MAX_BYTES)
+    };
+    let drawn = if draw.chance(3, 4) {
+        BackingFormat::Qcow2
+    } else {
+        BackingFormat::Raw
+    };
+    let backing = Backing {
+        format: pins.backing.flatten().unwrap_or(drawn),
+        virtual_bytes: size(draw, shape.virtual_bytes),
+    };
+    shape.backing = Some(backing);
+    let has_base = draw.chance(3, 4) && backing.format == BackingFormat::Qcow2;
+    let base = Backing {
+        format: format(draw),
+        virtual_bytes: size(draw, backing.virtual_bytes),
+    };
+    let has_other = draw.chance(3, 4);
+    let other = Backing {
+        format: format(draw),
+        virtual_bytes: size(draw, shape.virtual_bytes),
+    };
+    Chain {
+        cluster_bits: *draw.pick(&[9, 9, 10, 12]),
+        lazy_refcounts: draw.chance(1, 2),
+        held: held(draw, backing),
+        base: has_base.then_some(base),
+        other: has_other.then_some(other),
+    }
+}
+
+/// What the file that the image lies over holds itself: all of a raw one.
+fn held(draw: &mut Prng, backing: Backing) -> Vec<Extent> {
+    if backing.format == BackingFormat::Raw {
+        return Vec::new();
+    }
+    let sectors = backing.virtual_bytes / SECTOR;
+    let mut extents: Vec<Extent> = (0..draw.between(0, 3))
+        .map(|_| {
+            let first = draw.below(sectors);
+            let count = draw.between(1, (sectors - first).min(24));
+            Extent {
+                offset: first * SECTOR,
+                len_bytes: count * SECTOR,
+            }
+        })
+        .collect();
+    extents.sort_unstable();
+    extents.dedup();
+    extents
+}
+
+/// What the image lies over as its operations go on.
+struct Route {
+    over: Option<Disk>,
+    has_base: bool,
+    has_other: bool,
+}
+
+impl Route {
+    fn draw_one(&mut self, draw: &mut Prng) -> Operation {
+        let kind = if self.over.is_some() {
+            draw.weighted(&[5, 4, 3])
+        } else {
+            1
+        };
+        match kind {
+            0 => Operation::Commit {
+                overlay: *draw.pick(&[Overlay::Empty, Overlay::Empty, Overlay::Keep]),
+            },
+            1 => {
+                let onto = *draw.pick(&self.elsewhere());
+                self.over = onto;
+                Operation::Rebase { onto }
+            }
+            _ => {
+                let above_base = self.over == Some(Disk::Backing) && self.has_base;
+                let base = (above_base && draw.chance(2, 3)).then_some(Disk::Base);
+                self.over = base;
+                Operation::Stream { base }
+            }
+        }
+    }
+
+    /// Where the image can be moved to.
+    fn elsewhere(&self) -> Vec<Option<Disk>> {
+        let mut onto = vec![None, Some(Disk::Backing)];
+        onto.extend(self.has_base.then_some(Some(Disk::Base)));
+        onto.extend(self.has_other.then_some(Some(Disk::Other)));
+        onto.retain(|disk| *disk != self.over);
+        onto
+    }
+}
