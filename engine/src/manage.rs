@@ -126,7 +126,7 @@ pub struct Amend {
 /// A change of what an image says of its external data file.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct DataFileChange {
-    /// Another name for it. What it holds is for the caller to see to: an open image goes on with the file
+    /// Another name for it; an empty one leaves it to whoever opens the image. What it holds is for the caller to see to: an open image goes on with the file
     /// that it was opened with.
     pub name: Option<String>,
     /// What becomes of the promise that it is, by itself, a raw image of the disk.

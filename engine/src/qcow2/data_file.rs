@@ -239,6 +239,7 @@ impl Qcow2 {
             let (kind, data) = (extension::DATA_FILE, name.into_bytes());
             let named = |one: &Extension| one.kind == kind;
             match header.extensions.iter().position(named) {
+                _ if data.is_empty() => header.extensions.retain(|one| !named(one)),
                 Some(at) => header.extensions[at].data = data,
                 None => header.extensions.push(Extension { kind, data }),
             }

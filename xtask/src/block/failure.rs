@@ -38,6 +38,7 @@ pub(crate) fn engine_text(error: &Error) -> String {
             format!("Unsupported qcow2 feature(s): {names}")
         }
         Error::BadImage(bad) => bad.to_string(),
+        Error::Refused(Refused::NoCompression | Refused::NotByFormat(_)) => errno_text(error),
         other @ (Error::Unsupported(Unsupported::ReadOnlyFeature(_)) | Error::Refused(_)) => {
             other.to_string()
         }

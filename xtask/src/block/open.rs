@@ -17,7 +17,7 @@ use engine::qcow2::Encryption;
 use engine::qcow2::create::{CreateOptions, create};
 use engine::qcow2::header::{self, Header};
 use engine::qcow2::snapshot::{self, Snapshot};
-use engine::qcow2::{BitmapInfo, LazyRefcounts, OpenOptions, Qcow2, list_bitmaps};
+use engine::qcow2::{BitmapInfo, Files, LazyRefcounts, OpenOptions, Qcow2, list_bitmaps};
 use engine::raw::Raw;
 
 use super::device::CachedFile;
@@ -93,6 +93,8 @@ pub(crate) struct Node {
     pub(crate) file: FileNode,
     /// Its header, where its format has one.
     pub(crate) header: Option<Header>,
+    /// The file of its guest data, where that is another and more than the header was asked for.
+    data_file: Option<FileNode>,
     /// The image, where it was asked for.
     image: Option<Rc<dyn Image>>,
     /// The same, where it is qcow2.
@@ -134,11 +136,22 @@ impl Node {
                 ..self.file.clone()
             },
             header: Some(header),
+            data_file: None,
             image: Some(qcow2.clone()),
             qcow2: Some(qcow2),
             cache: self.cache,
             backing: Some(Rc::new(self)),
         })
+    }
+
+    /// The file that guest data stand in.
+    pub(crate) fn data_file(&self) -> &FileNode {
+        self.data_file.as_ref().unwrap_or(&self.file)
+    }
+
+    /// The files that this image is made of, without what lies beneath.
+    pub(crate) fn files(&self) -> impl Iterator<Item = &FileNode> {
+        std::iter::once(&self.file).chain(&self.data_file)
     }
 
     /// The size of the guest's disk.
@@ -217,11 +230,15 @@ impl Opener<'_> {
             format,
             header: read_header(format, &file.port, &start)?,
             file,
+            data_file: None,
             image: None,
             qcow2: None,
             backing: None,
             cache: self.opening.cache,
         };
+        if self.opening.depth != Depth::Header {
+            node.data_file = self.open_data_file(spec, &node, access)?;
+        }
         match self.opening.depth {
             Depth::Header => {}
             Depth::HeaderAndBacking => {
@@ -270,9 +287,35 @@ impl Opener<'_> {
         }
     }
 
+    /// Opens the file of guest data, where that is another.
+    fn open_data_file(
+        &mut self,
+        spec: &Spec,
+        node: &Node,
+        access: Access,
+    ) -> Result<Option<FileNode>, Failure> {
+        let header = node.header.as_ref();
+        let header = header.filter(|header| header.geometry.has_external_data());
+        let file = match (header, &spec.data_file) {
+            (None, None) => return Ok(None),
+            (None, Some(_)) => {
+                return Err(Failure::new(
+                    "'data-file' can only be set for images with an external data file",
+                ));
+            }
+            (Some(_), Some(given)) => given.clone(),
+            (Some(header), None) => FileSpec::of_image_data(header)?,
+        };
+        let path = file.path();
+        if identity(path).is_ok_and(|identity| self.above.contains(&identity)) {
+            // A data file that is an image of this chain would be written twice, or read as what it is not.
+            return Err(in_use(path, "shared \"resize\""));
+        }
+        self.open_file(&file, access).map(Some)
+    }
+
     fn must_be_new(&mut self, path: &str) -> Result<(), Failure> {
-        let metadata = fs::metadata(path).map_err(|error| cannot_open(path, &os_text(&error)))?;
-        let identity = (metadata.dev(), metadata.ino());
+        let identity = identity(path).map_err(|error| cannot_open(path, &os_text(&error)))?;
         if self.above.contains(&identity) {
             return Err(Failure(format!(
                 "The backing chain comes back to '{path}': it is a loop"
@@ -331,12 +374,12 @@ impl Opener<'_> {
                     ..OpenOptions::default()
                 };
                 let backing = node.backing.as_ref().map(|node| Rc::clone(node.image()));
-                let opened = at_once(Qcow2::open_with_secrets(
-                    node.file.port.clone(),
+                let files = Files {
+                    image: node.file.port.clone(),
+                    data: node.data_file.as_ref().map(|file| file.port.clone()),
                     backing,
-                    &options,
-                    key.as_slice(),
-                ));
+                };
+                let opened = at_once(Qcow2::open_files(files, &options, key.as_slice()));
                 let qcow2 = Rc::new(opened.map_err(|error| qcow2_failure(&error))?);
                 node.image = Some(qcow2.clone());
                 node.qcow2 = Some(qcow2);
@@ -419,13 +462,22 @@ fn open_local(path: &str, access: Access, sharing: Sharing) -> Result<FileDevice
                 "'file' driver requires '{path}' to be a regular file"
             ))
         } else if error.kind() == ErrorKind::WouldBlock {
-            Failure(format!(
-                "Failed to get \"write\" lock\nIs another process using the image [{path}]?"
-            ))
+            in_use(path, "\"write\"")
         } else {
             cannot_open(path, &os_text(&error))
         }
     })
+}
+
+/// The device and the inode of a local file.
+pub(crate) fn identity(path: &str) -> std::io::Result<(u64, u64)> {
+    fs::metadata(path).map(|metadata| (metadata.dev(), metadata.ino()))
+}
+
+fn in_use(path: &str, lock: &str) -> Failure {
+    Failure(format!(
+        "Failed to get {lock} lock\nIs another process using the image [{path}]?"
+    ))
 }
 
 fn cannot_open(path: &str, why: &str) -> Failure {

@@ -17,6 +17,8 @@ pub(crate) struct Spec {
     pub(crate) file: FileSpec,
     /// What lies beneath it.
     pub(crate) backing: BackingSpec,
+    /// The file of its guest data where the caller names one; otherwise the image does.
+    pub(crate) data_file: Option<FileSpec>,
     /// Whether the caller wants it read-only whatever the command would need.
     pub(crate) read_only: bool,
     /// Overrides what the image says of lazy refcounts.
@@ -61,6 +63,14 @@ impl FileSpec {
             Self::Blkdebug { config, below, .. } => {
                 format!("blkdebug:{config}:{}", below.filename())
             }
+        }
+    }
+
+    /// The local file at the bottom.
+    pub(crate) fn path(&self) -> &str {
+        match self {
+            Self::Local(path) => path,
+            Self::Blkdebug { below, .. } => below.path(),
         }
     }
 
@@ -139,6 +149,46 @@ impl FileSpec {
     }
 }
 
+impl FileSpec {
+    /// The file of an image's guest data, by the word of its header: a local file, and nothing else.
+    /// A relative name starts at the working directory, as QEMU has it.
+    pub(crate) fn of_image_data(header: &Header) -> Result<Self, Failure> {
+        let bytes = header
+            .data_file_name()
+            .ok_or_else(|| Failure::new("'data-file' is required for this image"))?;
+        let text = std::str::from_utf8(bytes)
+            .map_err(|_| Failure::new("The data file's name is not UTF-8"))?;
+        if name::has_protocol(text) {
+            return Err(Failure(format!(
+                "The image names '{text}', and only local files are opened on an image's word: name the \
+                 data file yourself with --image-opts and data-file.* options"
+            )));
+        }
+        Ok(Self::Local(text.to_owned()))
+    }
+
+    /// The file of an image's guest data, by the word of the caller: a file, or a raw image in one.
+    fn of_data(options: &mut Options) -> Result<Self, Failure> {
+        if options.get("driver") != Some("raw") {
+            return Self::from_options(options);
+        }
+        options.take("driver");
+        let mut file = options.take_below("file");
+        if file.is_empty() {
+            return Err(Failure::new(
+                "A block device must be specified for \"file\"",
+            ));
+        }
+        let spec = Self::from_options(&mut file)?;
+        refuse_rest("file", &file)?;
+        for ignored in ["node-name", "read-only", "auto-read-only", "discard"] {
+            options.take(ignored);
+        }
+        drop(options.take_below("cache"));
+        Ok(spec)
+    }
+}
+
 impl Spec {
     /// The image of that name, in that format or in the one that is found.
     pub(crate) fn from_name(called: &str, format: Option<&str>) -> Result<Self, Failure> {
@@ -206,6 +256,7 @@ impl Spec {
             format,
             file,
             backing: BackingSpec::FromImage,
+            data_file: None,
             read_only: false,
             lazy_refcounts: None,
             key_secret: None,
@@ -274,6 +325,16 @@ impl Spec {
         self.key_secret = encrypt.take("key-secret");
         self.encryption = encrypt.take("format");
         refuse_rest("qcow2", &encrypt)?;
+        if let Some(node) = options.take("data-file") {
+            return Err(Failure(format!(
+                "Cannot find device='{node}' nor node-name='{node}'"
+            )));
+        }
+        let mut data_file = options.take_below("data-file");
+        if !data_file.is_empty() {
+            self.data_file = Some(FileSpec::of_data(&mut data_file)?);
+            refuse_rest("file", &data_file)?;
+        }
         if options.take("backing").is_some_and(|name| name.is_empty()) {
             self.backing = BackingSpec::Nothing;
         }

@@ -120,7 +120,7 @@ fn look_below(node: &Node, stretch: &mut Stretch) {
     let Some(offset) = stretch.offset else {
         return;
     };
-    let extent = node.file.port.extent(offset);
+    let extent = node.data_file().port.extent(offset);
     if extent.kind == ExtentKind::Hole {
         stretch.content = Content::Hole;
     }

@@ -6,7 +6,7 @@
 
 use engine::error::{Error, Refused};
 use engine::image::Access;
-use engine::manage::{Amend, Manage};
+use engine::manage::{Amend, DataFileChange, Manage, RawPromise};
 use engine::qcow2::geometry::Geometry;
 use engine::qcow2::header::Header;
 
@@ -151,8 +151,8 @@ struct Wanted {
     virtual_bytes: Option<u64>,
     backing_file: Option<String>,
     backing_format: Option<String>,
-    data_file: bool,
-    data_file_raw: bool,
+    data_file: Option<String>,
+    data_file_raw: Option<bool>,
     key_slots: KeySlots,
 }
 
@@ -176,8 +176,8 @@ impl Wanted {
             "size" => self.virtual_bytes = value.parse().ok().filter(|bytes| *bytes > 0),
             "backing_file" => self.backing_file = Some(value),
             "backing_fmt" => self.backing_format = Some(value),
-            "data_file" => self.data_file = true,
-            "data_file_raw" => self.data_file_raw = value == "on",
+            "data_file" => self.data_file = Some(value),
+            "data_file_raw" => self.data_file_raw = Some(value == "on"),
             _ => self
                 .key_slots
                 .set(name.trim_start_matches("encrypt."), value),
@@ -191,10 +191,10 @@ impl Wanted {
         if self.key_slots.is_asked_for() {
             KeySlots::must_suit(header.encryption)?;
         }
-        if self.data_file {
+        if self.data_file.is_some() && !header.geometry.has_external_data() {
             return refuse("data-file can only be set for images that use an external data file");
         }
-        if self.data_file_raw {
+        if self.data_file_raw == Some(true) && !header.has_raw_data_file() {
             return refuse("data-file-raw cannot be set on existing images");
         }
         self.must_keep_backing(header)?;
@@ -202,6 +202,9 @@ impl Wanted {
             return refuse("Refcount width must be a power of two and may not exceed 64 bits");
         }
         let version = self.version.unwrap_or(header.version);
+        if version < 3 && header.geometry.has_external_data() {
+            return refuse("Cannot downgrade an image with a data file");
+        }
         if version < 3 && self.refcount_bits.is_some_and(|bits| bits != 16) {
             return refuse(
                 "Refcount widths other than 16 bits require compatibility level 1.1 or above (use \
@@ -249,6 +252,18 @@ impl Wanted {
         Geometry::REFCOUNT_ORDER.contains(&order).then_some(order)
     }
 
+    /// What is to be said of the data file, where that is something new.
+    fn data_file_change(&self, node: &Node) -> Option<DataFileChange> {
+        let external = |header: &Header| header.geometry.has_external_data();
+        node.header.as_ref().filter(|header| external(header))?;
+        let raw = match self.data_file_raw {
+            Some(false) => RawPromise::Withdraw,
+            Some(true) | None => RawPromise::Keep,
+        };
+        let name = self.data_file.clone();
+        (name.is_some() || raw == RawPromise::Withdraw).then_some(DataFileChange { name, raw })
+    }
+
     fn carry_out(&self, node: &Node) -> Result<(), Failure> {
         let downgrade = self.version == Some(2);
         let first = Amend {
@@ -260,6 +275,9 @@ impl Wanted {
         at_once(async {
             let image = node.image();
             image.manage(Manage::Amend(first)).await?;
+            if let Some(change) = self.data_file_change(node) {
+                image.manage(Manage::SetDataFile(change)).await?;
+            }
             if let Some(virtual_bytes) = self.virtual_bytes {
                 image.manage(Manage::Resize { virtual_bytes }).await?;
             }

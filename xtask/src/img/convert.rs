@@ -1,7 +1,5 @@
 //! `convert`: one disk, or several in a row, into a new image.
 
-use std::fs;
-use std::os::unix::fs::MetadataExt;
 use std::rc::Rc;
 
 use engine::image::Access;
@@ -16,6 +14,7 @@ use super::pace::Pace;
 use super::pack::Packer;
 use super::progress::{Progress, Shown};
 use super::{Command, Stop, bitmap, open_named, secrets, sharing, sizes, snapshot, tell};
+use crate::block::open::identity;
 use crate::block::secret::Secrets;
 use crate::block::{CacheMode, Depth, Failure, Format, Node, Opening, Sharing, Spec};
 
@@ -360,10 +359,14 @@ pub(super) fn make(
     sources: &[Node],
     secrets: &Secrets,
 ) -> Result<(), Failure> {
-    let path = local_path(name)?;
-    if let Ok(target) = fs::metadata(path) {
-        for source in sources {
-            must_not_use(source, (target.dev(), target.ino()), path)?;
+    for path in [Some(local_path(name)?), creation.data_file()?]
+        .into_iter()
+        .flatten()
+    {
+        if let Ok(target) = identity(path) {
+            for source in sources {
+                must_not_use(source, target, path)?;
+            }
         }
     }
     creation.make(name, secrets)
@@ -373,9 +376,8 @@ pub(super) fn make(
 fn must_not_use(source: &Node, target: (u64, u64), path: &str) -> Result<(), Failure> {
     let mut node = Some(source);
     while let Some(here) = node {
-        let same = fs::metadata(&here.file.path)
-            .is_ok_and(|metadata| (metadata.dev(), metadata.ino()) == target);
-        if same {
+        let mut files = here.files();
+        if files.any(|file| identity(&file.path).is_ok_and(|used| used == target)) {
             return Err(Failure(format!(
                 "Failed to get \"write\" lock\nIs another process using the image [{path}]?"
             )));

@@ -6,12 +6,14 @@ use std::rc::Rc;
 use engine::device::{Event, FileDevice, Port, SECTOR_BYTES};
 use engine::error::{Error, Refused, Structure};
 use engine::qcow2::compress::Compression;
-use engine::qcow2::create::{self, Backing, BackingFormat, CreateOptions};
+use engine::qcow2::create::{
+    self, Backing, BackingFormat, CreateOptions, DataFileContent, NewDataFile,
+};
 use engine::qcow2::geometry::Geometry;
 
 use super::encryption::new_encryption;
 use crate::block::failure::{engine_text, os_text};
-use crate::block::open::at_once;
+use crate::block::open::{at_once, identity};
 use crate::block::secret::Secrets;
 use crate::block::{Failure, Format, name, options, size};
 
@@ -323,8 +325,17 @@ impl Creation {
             Format::Raw => self.make_raw(path),
             Format::Qcow2 => {
                 let options = self.qcow2_options(secrets)?;
-                let port = open_empty(path)?;
-                at_once(create::create(&port, &options)).map_err(|error| qcow2_failure(&error))
+                let made = match self.data_file()? {
+                    None => at_once(create::create(&open_empty(path)?, &options)),
+                    Some(data_path) => {
+                        must_differ(path, data_path)?;
+                        // Where this cannot be made there is no new image either.
+                        let data = open_empty(data_path)?;
+                        let image = open_empty(path)?;
+                        at_once(create::create_with_data_file(&image, &data, &options))
+                    }
+                };
+                made.map_err(|error| qcow2_failure(&error))
             }
         }
     }
@@ -333,18 +344,49 @@ impl Creation {
     fn refuse_what_cannot_be_whole(&self) -> Result<(), Failure> {
         let given =
             |name: &str, harmless: &str| self.get(name).is_some_and(|value| value != harmless);
-        for (name, harmless) in [
-            ("preallocation", "off"),
-            ("data_file", ""),
-            ("data_file_raw", "off"),
-            ("nocow", "off"),
-        ] {
+        for (name, harmless) in [("preallocation", "off"), ("nocow", "off")] {
             if given(name, harmless) {
                 let value = self.get(name).unwrap_or_default();
                 return Err(Failure(format!("{name}={value} is not supported yet")));
             }
         }
         Ok(())
+    }
+
+    /// The local file for the guest's data, where that is another.
+    pub(super) fn data_file(&self) -> Result<Option<&str>, Failure> {
+        self.get("data_file").map(local_path).transpose()
+    }
+
+    /// The data file as the image names it.
+    fn new_data_file(&self, version: u32) -> Result<Option<NewDataFile>, Failure> {
+        let raw = self.get("data_file_raw") == Some("on");
+        let Some(name) = self.data_file()? else {
+            return if raw {
+                Err(Failure::new("data-file-raw requires data-file"))
+            } else {
+                Ok(None)
+            };
+        };
+        if version == 2 {
+            return Err(Failure::new(
+                "External data files are only supported with compatibility level 1.1 and above (use \
+                 version=v3 or greater)",
+            ));
+        }
+        if raw && self.get("backing_file").is_some() {
+            return Err(Failure::new(
+                "Backing file and data-file-raw cannot be used at the same time",
+            ));
+        }
+        Ok(Some(NewDataFile {
+            name: name.to_owned(),
+            content: if raw {
+                DataFileContent::Raw
+            } else {
+                DataFileContent::Clusters
+            },
+        }))
     }
 
     fn make_raw(&self, path: &str) -> Result<(), Failure> {
@@ -460,7 +502,7 @@ impl Creation {
             extended_l2: geometry.has_subclusters(),
             encryption: new_encryption(self, secrets)?,
             backing: self.backing()?,
-            data_file: None,
+            data_file: self.new_data_file(version)?,
         })
     }
 
@@ -535,6 +577,20 @@ fn qcow2_failure(error: &Error) -> Failure {
         );
     }
     Failure(engine_text(error))
+}
+
+/// Refuses an image that would hold its own data file.
+fn must_differ(path: &str, data_path: &str) -> Result<(), Failure> {
+    let same = match (identity(path), identity(data_path)) {
+        (Ok(image), Ok(data)) => image == data,
+        (Ok(_) | Err(_), Ok(_) | Err(_)) => path == data_path,
+    };
+    if same {
+        return Err(Failure(format!(
+            "Failed to get shared \"resize\" lock\nIs another process using the image [{path}]?"
+        )));
+    }
+    Ok(())
 }
 
 /// Opens a file for a new image, made where it does not exist.

@@ -125,7 +125,13 @@ fn specific_of(node: &Node, header: &Header) -> Result<Vec<(&'static str, Json)>
         members.push(("bitmaps", Json::List(bitmaps.iter().map(bitmap).collect())));
     }
     members.push(("refcount-bits", refcount_bits(header).into()));
+    let external = header.geometry.has_external_data();
+    let name = header.data_file_name().map(String::from_utf8_lossy);
+    members.extend(name.map(|name| ("data-file", name.as_ref().into())));
     members.extend(encrypt);
+    if external {
+        members.push(("data-file-raw", header.has_raw_data_file().into()));
+    }
     members.extend([
         ("corrupt", header.is_corrupt().into()),
         ("extended-l2", has(incompatible::EXTENDED_L2).into()),

@@ -192,7 +192,7 @@ impl Writer<'_> {
                 ));
             }
             Output::Human if entry.data && !entry.zero => {
-                let file = &image_at(self.node, entry.depth).file.path;
+                let file = &image_at(self.node, entry.depth).data_file().path;
                 print(&format!(
                     "{:<16}{:<16}{:<16}{file}\n",
                     hexadecimal(entry.start),

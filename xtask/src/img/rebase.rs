@@ -11,6 +11,7 @@ use engine::defect::Planted;
 use engine::error::Error;
 use engine::image::Access;
 use engine::manage::{BackingName, Manage};
+use engine::qcow2::header::Header;
 
 use super::create::open_beneath;
 use super::getopt::{
@@ -84,6 +85,7 @@ fn run(parsed: &Parsed) -> Result<u8, Stop> {
         secrets: &secrets,
     };
     let node = open_named(name, &spec_of(name, parsed)?, &opening)?;
+    must_take_backing(&node, backing)?;
     let new = new_name(backing, parsed.get("backing-format"))?;
     if is_unsafe {
         at_once(node.image().manage(Manage::SetBacking(new)))
@@ -108,11 +110,23 @@ fn run(parsed: &Parsed) -> Result<u8, Stop> {
 }
 
 fn not_changed(backing: Option<&str>, error: &Error) -> Failure {
+    not_changed_because(backing, &engine_text(error))
+}
+
+fn not_changed_because(backing: Option<&str>, why: &str) -> Failure {
     Failure(format!(
-        "Could not change the backing file to '{}': {}",
+        "Could not change the backing file to '{}': {why}",
         backing.unwrap_or_default(),
-        engine_text(error)
     ))
+}
+
+/// Refuses a backing file for a disk that a raw data file shows all of.
+fn must_take_backing(node: &Node, backing: Option<&str>) -> Result<(), Failure> {
+    let raw = node.header.as_ref().is_some_and(Header::has_raw_data_file);
+    if raw && backing.is_some() {
+        return Err(not_changed_because(backing, "Invalid argument"));
+    }
+    Ok(())
 }
 
 fn new_name(backing: Option<&str>, format: Option<&str>) -> Result<Option<BackingName>, Failure> {

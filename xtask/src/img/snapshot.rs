@@ -5,6 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use engine::error::Error;
 use engine::image::Access;
 use engine::manage::{Manage, NewSnapshot};
+use engine::qcow2::header::Header;
 use engine::qcow2::snapshot::Snapshot;
 
 use super::getopt::{Parsed, flag, value};
@@ -105,6 +106,10 @@ fn apply(node: &Node, wanted: &str) -> Result<(), Failure> {
     let failed = |why: &str| Failure(format!("Could not apply snapshot '{wanted}': {why}"));
     if node.format == Format::Raw {
         return Err(failed("Block driver does not support snapshots"));
+    }
+    let external = |header: &Header| header.geometry.has_external_data();
+    if node.header.as_ref().is_some_and(external) {
+        return Err(failed("Failed to load snapshot: Operation not supported"));
     }
     let known = node.snapshots()?;
     if !known
