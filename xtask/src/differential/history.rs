@@ -8,6 +8,8 @@ use super::family::Family;
 pub(super) const IMAGE: &str = "image.qcow2";
 /// The names of the secrets that come and go.
 const MORE_SECRETS: [&str; 2] = ["two", "three"];
+/// The external data file, in the same folder.
+pub(super) const DATA_FILE: &str = "data.raw";
 /// The secret of encrypted images. It guards nothing.
 pub(super) const SECRET: &str = "secret,id=key,data=correct-horse";
 
@@ -150,9 +152,14 @@ impl Shape {
             }
             Family::ExtendedL2 => options.push("extended_l2=on".into()),
             Family::DataFile => {
-                options.push("data_file=data.raw".into());
-                if draw.chance(1, 2) {
-                    options.push("data_file_raw=on".into());
+                options.push(format!("data_file={DATA_FILE}"));
+                match draw.below(4) {
+                    0 | 1 => options.push("data_file_raw=on".into()),
+                    2 => {
+                        steps.extend(self.backing(draw, "backing"));
+                        more = " -b backing -F qcow2".into();
+                    }
+                    _ => options.push("lazy_refcounts=on".into()),
                 }
             }
             Family::Luks => {
@@ -256,9 +263,9 @@ impl Shape {
             | Family::Zstd
             | Family::Preallocation
             | Family::ExtendedL2
-            | Family::DataFile
             | Family::Aes => Vec::new(),
             Family::Luks => vec![self.key_slot(draw)],
+            Family::DataFile => vec![self.data_file(draw)],
             Family::Resize => vec![self.resize(draw)],
             Family::Amend => vec![Self::amend(draw)],
             Family::Snapshots => vec![self.snapshot(draw)],
@@ -281,6 +288,20 @@ impl Shape {
         };
         self.virtual_bytes = bytes;
         img(&format!("resize -q {shrink}{IMAGE} {bytes}"))
+    }
+
+    fn data_file(&mut self, draw: &mut Prng) -> Step {
+        match draw.below(8) {
+            0..3 => {
+                self.virtual_bytes += draw.between(1, 24) * 512;
+                let bytes = self.virtual_bytes;
+                img(&format!("resize -q {IMAGE} {bytes}"))
+            }
+            3 => img(&format!("amend -q -f qcow2 -o data_file_raw=off {IMAGE}")),
+            4 => img(&format!("commit -q {IMAGE}")),
+            5 => img(&format!("snapshot -q -c state {IMAGE}")),
+            _ => Self::amend(draw),
+        }
     }
 
     fn amend(draw: &mut Prng) -> Step {
