@@ -130,6 +130,19 @@ defects! {
     RepairDropsSnapshot "repair-drops-snapshot",
     /// Repair does not lengthen a file whose last mapped clusters lie beyond its end.
     RepairKeepsShortFile "repair-keeps-short-file",
+    /// The space of a cluster that a discarded mapping keeps goes back before the mapping durably says
+    /// "zeroes".
+    PunchBeforeUnlink "punch-before-unlink",
+    /// The space of a cluster that a discarded mapping keeps goes back although a write has taken it again.
+    PunchReused "punch-reused",
+    /// A discarded mapping that keeps its cluster does not say "zeroes".
+    KeptForgetsZero "kept-forgets-zero",
+    /// A detected write of zeroes zeroes whole clusters around it.
+    DetectedRoundedOut "detected-rounded-out",
+    /// Dropping idle parts of the caches drops what was not written yet.
+    CleaningDropsDirty "cleaning-drops-dirty",
+    /// A refcount block's cluster is taken for free, and the check for overlaps misses that.
+    OverlapMissesRefblock "overlap-misses-refblock",
     /// A rewritten header is switched to before what lies behind its first sector is durable.
     HeaderBeforeNames "header-before-names",
     /// A change of the header returns before it is durable.

@@ -63,6 +63,10 @@ pub enum Structure {
     BitmapDirectory,
     /// A bitmap table.
     BitmapTable,
+    /// The L1 table of a snapshot, where it is told from the active one.
+    InactiveL1Table,
+    /// An L2 table that only snapshots name, where it is told from the active ones.
+    InactiveL2Table,
     /// A cluster of guest data.
     Data,
 }
@@ -81,6 +85,8 @@ impl fmt::Display for Structure {
             Self::EncryptionHeader => "encryption header",
             Self::BitmapDirectory => "bitmap directory",
             Self::BitmapTable => "bitmap table",
+            Self::InactiveL1Table => "L1 table of a snapshot",
+            Self::InactiveL2Table => "L2 table of a snapshot",
             Self::Data => "data cluster",
         })
     }

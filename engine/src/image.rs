@@ -97,6 +97,12 @@ pub trait Image {
     /// Carries out an operation on the image as a whole; refused where the format does not know it.
     fn manage(&self, operation: Manage) -> LocalFuture<'_, ()>;
 
+    /// Takes out of memory what needs not be written and was not used since the last call. Who has a clock
+    /// calls this now and then.
+    fn drop_idle(&self) -> LocalFuture<'_, ()> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+
     /// Writes back everything, marks the image clean, and leaves it to nobody. The image takes no
     /// request afterwards.
     fn close(&self) -> LocalFuture<'_, ()>;

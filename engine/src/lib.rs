@@ -17,3 +17,4 @@ pub mod manage;
 pub mod qcow2;
 pub mod raw;
 pub mod sync;
+pub mod zeroes;

@@ -133,6 +133,11 @@ fn pins(defect: Defect) -> Pins {
         | Defect::BitmapNotFlushed
         | Defect::BitmapForgetsZeroes => pinned("bitmaps=on"),
         Defect::BitmapForgetsSnapshot => pinned("bitmaps=on,snapshots=on"),
+        Defect::PunchBeforeUnlink | Defect::PunchReused | Defect::KeptForgetsZero => {
+            pinned("version=3,discard=unmap,discard_no_unref=on")
+        }
+        Defect::DetectedRoundedOut => pinned("detect_zeroes=on"),
+        Defect::CleaningDropsDirty | Defect::OverlapMissesRefblock => pinned("options=on"),
         Defect::LinkBeforeRefcounts
         | Defect::LinkBeforeData
         | Defect::L1BeforeL2

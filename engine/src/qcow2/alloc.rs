@@ -3,6 +3,7 @@
 use super::entry;
 use super::metadata::Metadata;
 use super::unit::{HostCluster, HostOffset, mem_len};
+use crate::defect::Defect;
 use crate::device::Event;
 use crate::error::{BadImage, Error, Refused, Structure};
 
@@ -160,6 +161,11 @@ impl Metadata {
     }
 
     async fn is_free(&mut self, cluster: HostCluster) -> Result<bool, Error> {
+        if self.planted.has(Defect::OverlapMissesRefblock)
+            && self.owners.get(&cluster) == Some(&Structure::RefcountBlock)
+        {
+            return Ok(true);
+        }
         Ok(self
             .find_refcount(cluster)
             .await?

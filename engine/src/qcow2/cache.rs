@@ -44,6 +44,8 @@ pub(super) struct Cache {
     capacity: usize,
     slices: BTreeMap<HostOffset, Slice>,
     clock: u64,
+    /// What the clock said when idle slices were last dropped.
+    dropped: u64,
 }
 
 impl Cache {
@@ -58,6 +60,7 @@ impl Cache {
             capacity: capacity.max(1),
             slices: BTreeMap::new(),
             clock: 0,
+            dropped: 0,
         }
     }
 
@@ -104,6 +107,13 @@ impl Cache {
             .iter()
             .min_by_key(|(_, slice)| slice.used)
             .map(|(offset, _)| *offset)
+    }
+
+    /// Drops the slices that were not used since the last call and that may go.
+    pub(super) fn drop_idle(&mut self, may_go: impl Fn(&Slice) -> bool) {
+        let since = std::mem::replace(&mut self.dropped, self.clock);
+        self.slices
+            .retain(|_, slice| slice.used > since || !may_go(slice));
     }
 
     /// Whether the slice at `offset` must be written before it may go.

@@ -15,6 +15,7 @@
 use std::ops::Range;
 
 use super::data::Place;
+use super::discards::Pass;
 use super::entry::{Copied, Mapping};
 use super::extension;
 use super::geometry::Geometry;
@@ -197,7 +198,8 @@ impl Qcow2 {
     /// until the change of mappings is durable, the guest may see it. Advice.
     pub(super) async fn unmap_data(&self, first: GuestCluster, old: &[Mapping], new: &[Mapping]) {
         let gives_zeroes = self.order.data_file().limits().unmapped == Unmapped::Zeroes;
-        if !self.geometry.has_external_data() || self.raw_data.get() || !gives_zeroes {
+        let passed = self.discards.request == Pass::Yes;
+        if !self.geometry.has_external_data() || self.raw_data.get() || !gives_zeroes || !passed {
             return;
         }
         let place = |mapping: &Mapping| mapping.parts().0.is_some();

@@ -4,6 +4,7 @@
 //! content or none of it. Then what the old table led to is freed; power lost on the way leaves
 //! leaks, and nothing else.
 
+use super::discards::Source;
 use super::entry::{L1Entry, L1Word, L2Entry};
 use super::header::HeaderSector;
 use super::image::Qcow2;
@@ -63,7 +64,7 @@ impl Metadata {
             Ok(content) => content,
             Err(error) => {
                 // Nothing points to the new table; if even this fails, a leak is all that remains.
-                let _ = self.free_now(run.first, run.count).await;
+                let _ = self.free_now(Source::Snapshot, run.first, run.count).await;
                 return Err(error);
             }
         };
@@ -105,11 +106,11 @@ impl Metadata {
             };
             self.release_mappings(offset).await?;
             let cluster = self.geometry.cluster_of(offset);
-            self.free_now(cluster, 1).await?;
+            self.free_now(Source::Snapshot, cluster, 1).await?;
         }
         let first = self.geometry.cluster_of(old.offset);
         let clusters = self.geometry.clusters_for(byte_count(old.words.len()) * 8);
-        self.free_now(first, clusters).await
+        self.free_now(Source::Snapshot, first, clusters).await
     }
 
     async fn release_mappings(&mut self, table: HostOffset) -> Result<(), Error> {
@@ -125,7 +126,7 @@ impl Metadata {
                 problem: Problem::Entry(bad),
             })?;
             if let Some((first, count)) = host_clusters(self, mapping) {
-                self.free_now(first, count).await?;
+                self.free_now(Source::Snapshot, first, count).await?;
             }
         }
         Ok(())

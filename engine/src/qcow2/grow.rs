@@ -1,6 +1,7 @@
 //! Making the guest's disk larger: a longer L1 table, then what the new part shows, then the size.
 
 use super::bounds::MAX_L1_BYTES;
+use super::discards::Source;
 use super::entry::L1Word;
 use super::free::Unlink;
 use super::header::HeaderSector;
@@ -134,7 +135,7 @@ impl Metadata {
             Ok(content) => content,
             Err(error) => {
                 // Nothing points to the new table; if even this fails, a leak is all that remains.
-                let _ = self.free_now(run.first, run.count).await;
+                let _ = self.free_now(Source::Other, run.first, run.count).await;
                 return Err(error);
             }
         };
@@ -154,7 +155,7 @@ impl Metadata {
         self.own(offset, clusters, Structure::L1Table);
         self.l1 = l1;
         self.l1_offset = offset;
-        self.free_after(Unlink::Written(switched), old, old_clusters);
+        self.free_after(Unlink::Written(switched), Source::Other, old, old_clusters);
         Ok(())
     }
 }

@@ -7,6 +7,7 @@ use std::rc::Rc;
 use super::bitmap::Change;
 use super::compress::Compression;
 use super::crypto::{Area, Crypto};
+use super::discards::Discards;
 use super::geometry::Geometry;
 use super::metadata::Metadata;
 use super::order::{Order, Rule};
@@ -16,6 +17,7 @@ use crate::error::Error;
 use crate::image::{Access, Image, LocalFuture, Status, Unmap, must_contain};
 use crate::manage::Manage;
 use crate::sync::{Mode, Mutex, RangeGuard, RangeLock};
+use crate::zeroes::DetectZeroes;
 
 /// An open qcow2 image. Made by [`Qcow2::open`].
 pub struct Qcow2 {
@@ -35,6 +37,8 @@ pub struct Qcow2 {
     pub(super) growing_to: Cell<u64>,
     /// Whether the external data file is kept a raw image of the disk.
     pub(super) raw_data: Cell<bool>,
+    pub(super) discards: Discards,
+    pub(super) detect_zeroes: DetectZeroes,
     pub(super) planted: Planted,
     /// Whether guest writes set bits in a bitmap.
     pub(super) tracks: Cell<bool>,
@@ -89,6 +93,9 @@ impl Qcow2 {
         self.order
             .barrier(Rule::GuestFlush, self.order.latest())
             .await?;
+        // The flush made unlinks durable: the space that they left can go back now. What fails is tried
+        // again, and told, when a cluster is next needed.
+        let _ = self.metadata.lock().await.reap().await;
         if self.planted.has(Defect::FlushClearsDirty) {
             self.metadata.lock().await.clear_dirty().await?;
         }
@@ -178,6 +185,13 @@ impl Image for Qcow2 {
                 Box::pin(self.change_bitmaps(Change::Merge { target, sources }))
             }
         }
+    }
+
+    fn drop_idle(&self) -> LocalFuture<'_, ()> {
+        Box::pin(async {
+            self.metadata.lock().await.drop_idle();
+            Ok(())
+        })
     }
 
     fn close(&self) -> LocalFuture<'_, ()> {

@@ -1,6 +1,7 @@
 //! Looking mappings up, and changing them.
 
 use super::data_file;
+use super::discards::Source;
 use super::entry::{Copied, L1Entry, L1Word, L2Entry, Mapping};
 use super::free::{Unlink, clusters_of};
 use super::metadata::Metadata;
@@ -120,7 +121,21 @@ impl Metadata {
         if keeps == Some((first, count)) || self.planted.has(Defect::OldClusterLeaked) {
             return;
         }
-        self.free_after(Unlink::BySlice(slice), first, count);
+        let source = if new.has_content() {
+            Source::Replaced
+        } else {
+            Source::Request
+        };
+        self.free_after(Unlink::BySlice(slice), source, first, count);
+    }
+
+    /// The slice that holds the mapping of a guest cluster, where there is one.
+    pub(super) fn slice_of(&self, cluster: GuestCluster) -> Result<Option<HostOffset>, Error> {
+        let spot = self.spot(cluster);
+        Ok(match self.l1_entry(spot.l1_index)? {
+            L1Entry::Table { offset, .. } => Some(HostOffset(offset.0 + spot.slice)),
+            L1Entry::Empty => None,
+        })
     }
 
     fn spot(&self, cluster: GuestCluster) -> Spot {
@@ -184,7 +199,10 @@ impl Metadata {
             L1Entry::Table {
                 offset,
                 copied: Copied::Yes,
-            } => return Ok(offset),
+            } => {
+                self.guard_shared(offset).await?;
+                return Ok(offset);
+            }
             L1Entry::Table {
                 offset,
                 copied: Copied::No,
@@ -198,7 +216,7 @@ impl Metadata {
             Ok(content) => content,
             Err(error) => {
                 // The table is linked nowhere; if even this fails, a leak is all that remains.
-                let _ = self.free_now(run.first, 1).await;
+                let _ = self.free_now(Source::Other, run.first, 1).await;
                 return Err(error);
             }
         };
@@ -220,7 +238,7 @@ impl Metadata {
         self.own(offset, 1, Structure::L2Table);
         if let Some(old) = old {
             let old = self.geometry.cluster_of(old);
-            self.free_after(Unlink::Written(hooked), old, 1);
+            self.free_after(Unlink::Written(hooked), Source::Other, old, 1);
         }
         Ok(offset)
     }

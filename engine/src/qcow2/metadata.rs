@@ -3,21 +3,24 @@
 //! One [`Metadata`] stands behind a fair lock; whoever holds it may rely on what the tables say until
 //! the lock is given up. Guest data never move under it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use super::bitmap::Bitmaps;
 use super::cache::Cache;
+use super::discards::Discards;
 use super::entry::{L1Word, ReftableWord};
 use super::free::Deferred;
 use super::geometry::Geometry;
 use super::header::{HeaderSector, incompatible};
 use super::order::{Order, Rule, Stamp};
+use super::overlap::OverlapChecks;
 use super::snapshot::Snapshots;
 use super::unit::{HostCluster, HostOffset, byte_count, mem_len};
 use crate::defect::{Defect, Planted};
 use crate::device::{Event, SECTOR_BYTES};
-use crate::error::{BadImage, Error, Problem, Refused, Structure};
+use crate::error::{BadImage, Error, Refused, Structure};
+use crate::image::Access;
 
 /// How refcounts are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,7 +59,11 @@ pub(super) struct Metadata {
     pub(super) owners: BTreeMap<HostCluster, Structure>,
     pub(super) bitmaps: Bitmaps,
     pub(super) deferred: Deferred,
+    pub(super) discards: Discards,
+    pub(super) overlap_checks: OverlapChecks,
     pub(super) snapshots: Snapshots,
+    /// The clusters of the L2 tables that snapshots name, once somebody asked.
+    pub(super) inactive_tables: Option<BTreeSet<HostCluster>>,
     /// No cluster below this one is free.
     pub(super) free_hint: u64,
     /// Clusters from here on were never written: they read as zeroes.
@@ -261,30 +268,6 @@ impl Metadata {
             .await
     }
 
-    /// Refuses a write that would destroy metadata, and marks the image corrupt.
-    pub(super) async fn guard(&mut self, offset: HostOffset, len_bytes: u64) -> Result<(), Error> {
-        let first = self.geometry.cluster_of(offset);
-        let last = self
-            .geometry
-            .cluster_of(HostOffset(offset.0 + len_bytes.max(1) - 1));
-        let Some((_, owner)) = self.owners.range(first..=last).next() else {
-            return Ok(());
-        };
-        let problem = Problem::Overlap {
-            owner: *owner,
-            len_bytes,
-        };
-        let structure = *owner;
-        Err(self
-            .found_corrupt(BadImage {
-                structure,
-                offset: offset.0,
-                index: None,
-                problem,
-            })
-            .await)
-    }
-
     /// The same for a write of guest data, which an external data file holds apart from all metadata.
     pub(super) async fn guard_data(
         &mut self,
@@ -307,6 +290,27 @@ impl Metadata {
                 .await;
         }
         reason.into()
+    }
+
+    /// Takes out of the caches what needs not be written and was not used since the last call.
+    pub(super) fn drop_idle(&mut self) {
+        let dirty_too = self.planted.has(Defect::CleaningDropsDirty);
+        for cache in [&mut self.l2, &mut self.refcounts] {
+            if dirty_too {
+                cache.drop_idle(|_| true);
+            } else {
+                cache.drop_idle(|slice| !slice.dirty);
+            }
+        }
+    }
+
+    /// Refuses everything on an image that was found corrupt while it was open for writing: what it
+    /// shows may be somebody else's by now. One that was marked before is still good to read.
+    pub(super) fn must_be_usable(&self, access: Access) -> Result<(), Error> {
+        match access {
+            Access::ReadOnly => Ok(()),
+            Access::ReadWrite => self.must_be_sound(),
+        }
     }
 
     /// Refuses changes to an image that was found corrupt.

@@ -67,6 +67,9 @@
 //! 27. **Before a wipe**: the sector that makes a slot inactive is durable before anything of the slot is
 //!     overwritten, so that no active slot is ever without its key material.
 //! 28. **After a wipe**: the overwritten key material is durable before the caller is told.
+//! 29. **Before a punch**: the space of a cluster that a discarded mapping keeps in reserve goes back only
+//!     when the write that made the mapping say "zeroes" is durable, and not at all once a write has
+//!     taken the cluster again.
 //!
 //! A flush that fails may have dropped what it was to make durable, and a later one would not tell.
 //! From then on nothing is allocated and no table is written back, barrier or not.
@@ -89,6 +92,7 @@ pub mod create;
 mod crypto;
 mod data;
 mod data_file;
+mod discards;
 mod empty;
 pub mod entry;
 pub mod extension;
@@ -103,6 +107,7 @@ mod l2;
 mod metadata;
 mod open;
 pub mod order;
+mod overlap;
 pub mod packed;
 mod read;
 mod reftable;
@@ -118,6 +123,8 @@ mod zero;
 
 pub use bitmap::{BitmapInfo, Standing, list_bitmaps};
 pub use crypto::{Encryption, Unlock};
+pub use discards::{DiscardedCluster, Discards, GuestDiscards, Pass};
 pub use header::probe;
 pub use image::Qcow2;
 pub use open::{CacheSizes, Files, LazyRefcounts, OpenOptions};
+pub use overlap::{OverlapChecks, Region};

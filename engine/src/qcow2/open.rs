@@ -8,6 +8,7 @@ use super::bitmap::Bitmaps;
 use super::cache::Cache;
 use super::check::{CheckOptions, Repair, check};
 use super::crypto::{Area, Crypto, Unlock};
+use super::discards::Discards;
 use super::entry::{L1Entry, L1Word, ReftableWord};
 use super::free::Deferred;
 use super::geometry::Geometry;
@@ -15,6 +16,7 @@ use super::header::{self, Header, HeaderSector};
 use super::image::Qcow2;
 use super::metadata::{Metadata, Refcounting};
 use super::order::{Order, Rule, Stamp};
+use super::overlap::OverlapChecks;
 use super::snapshot::Snapshots;
 use super::unit::{HostCluster, HostOffset, byte_count, mem_len};
 use crate::defect::Planted;
@@ -23,6 +25,7 @@ use crate::error::{BadImage, Error, Problem, Refused, Structure};
 use crate::image::{Access, Image};
 use crate::luks::Secret;
 use crate::sync::{Mutex, RangeLock};
+use crate::zeroes::DetectZeroes;
 
 /// How an image is opened.
 #[derive(Clone, Debug)]
@@ -35,6 +38,12 @@ pub struct OpenOptions {
     pub snapshot: Option<String>,
     /// How much of the tables is kept in memory.
     pub caches: CacheSizes,
+    /// What becomes of discards and of the space of freed clusters.
+    pub discards: Discards,
+    /// What is done with a write of zeroes.
+    pub detect_zeroes: DetectZeroes,
+    /// What writes are checked against.
+    pub overlap_checks: OverlapChecks,
     /// The defect that the image carries: none, but in a build that can plant them.
     pub planted: Planted,
 }
@@ -78,6 +87,9 @@ impl Default for OpenOptions {
             lazy_refcounts: None,
             snapshot: None,
             caches: CacheSizes::default(),
+            discards: Discards::default(),
+            detect_zeroes: DetectZeroes::Off,
+            overlap_checks: OverlapChecks::default(),
             planted: Planted::NONE,
         }
     }
@@ -188,6 +200,8 @@ impl Qcow2 {
             virtual_bytes: Cell::new(virtual_bytes),
             growing_to: Cell::new(0),
             raw_data: Cell::new(raw_data),
+            discards: options.discards,
+            detect_zeroes: options.detect_zeroes,
             planted: options.planted,
             tracks,
         })
@@ -305,7 +319,10 @@ pub(super) async fn load(
         owners: BTreeMap::new(),
         bitmaps: Bitmaps::default(),
         deferred: Deferred::default(),
+        discards: options.discards,
+        overlap_checks: options.overlap_checks,
         snapshots,
+        inactive_tables: None,
         free_hint: 0,
         fresh_from,
         packing: None,

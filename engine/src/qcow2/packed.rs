@@ -8,6 +8,7 @@
 //! the same host cluster. What may tear is then nobody's yet.
 
 use super::compress::{Compression, compress};
+use super::discards::Source;
 use super::entry::{Compressed, Mapping};
 use super::free::clusters_of;
 use super::geometry::Geometry;
@@ -67,6 +68,10 @@ impl Qcow2 {
         offset: u64,
         data: &[u8],
     ) -> Result<(), Error> {
+        if let Some(unmap) = self.detect_zeroes.instead_of(data) {
+            let len_bytes = byte_count(data.len());
+            return self.zero_detected(offset, len_bytes, unmap).await;
+        }
         self.require_whole_clusters(offset, byte_count(data.len()))?;
         let clusters = data
             .chunks(self.geometry.cluster_len())
@@ -322,7 +327,7 @@ impl Metadata {
             }
         });
         if placed.is_err() {
-            let _ = self.free_now(run.first, 1).await;
+            let _ = self.free_now(Source::Other, run.first, 1).await;
         }
         placed
     }
@@ -361,7 +366,7 @@ impl Metadata {
     async fn release_parts(&mut self, placed: &[Compressed]) {
         for part in placed {
             let (first, count) = clusters_of(self.geometry, *part);
-            let _ = self.free_now(first, count).await;
+            let _ = self.free_now(Source::Other, first, count).await;
         }
     }
 

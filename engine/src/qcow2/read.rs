@@ -108,7 +108,10 @@ impl Qcow2 {
         let within = geometry.within(offset);
         let clusters = geometry.clusters_for(within + max_bytes);
         let first = GuestCluster(offset >> geometry.cluster_bits());
-        let mappings = self.metadata.lock().await.mappings(first, clusters).await?;
+        let mut metadata = self.metadata.lock().await;
+        metadata.must_be_usable(self.access)?;
+        let mappings = metadata.mappings(first, clusters).await?;
+        drop(metadata);
         let (source, mut len) = self.source_of(mappings[0], within);
         for mapping in &mappings[1..] {
             let (next, more) = self.source_of(*mapping, 0);

@@ -4,6 +4,7 @@
 //! free because nothing counted it before. So their allocation depends on no other block.
 
 use super::bounds::MAX_REFTABLE_BYTES;
+use super::discards::Source;
 use super::entry::{self, ReftableWord};
 use super::free::Unlink;
 use super::header::HeaderSector;
@@ -157,7 +158,7 @@ impl Metadata {
             .max(first.0 + plan.blocks + plan.table_clusters);
         self.refcounts
             .forget(blocks_offset, plan.blocks * cluster_bytes);
-        self.free_after(Unlink::Written(switched), old, old_clusters);
+        self.free_after(Unlink::Written(switched), Source::Other, old, old_clusters);
         Ok(())
     }
 

@@ -17,7 +17,10 @@ impl Qcow2 {
         let first = GuestCluster(offset >> geometry.cluster_bits());
         let clusters = geometry.clusters_for(within + len_bytes);
         let _claim = self.claim(offset, len_bytes, Mode::Shared).await;
-        let mappings = self.metadata.lock().await.mappings(first, clusters).await?;
+        let mut metadata = self.metadata.lock().await;
+        metadata.must_be_usable(self.access)?;
+        let mappings = metadata.mappings(first, clusters).await?;
+        drop(metadata);
         let (kind, host, len) = part_of(mappings[0], geometry, within);
         let mut whole = within + len;
         for mapping in &mappings[1..] {

@@ -7,6 +7,7 @@
 use std::collections::BTreeSet;
 
 use super::bounds::MAX_REFTABLE_BYTES;
+use super::discards::Source;
 use super::entry;
 use super::free::Unlink;
 use super::geometry::Geometry;
@@ -99,11 +100,16 @@ impl Metadata {
             byte_count(plan.blocks.len()) * geometry.cluster_bytes(),
         );
         self.fresh_from = self.fresh_from.max(plan.end().0);
-        self.free_after(Unlink::Written(switched), old_table, old_clusters);
+        self.free_after(
+            Unlink::Written(switched),
+            Source::Other,
+            old_table,
+            old_clusters,
+        );
         for (_, block) in old_blocks {
             self.refcounts.forget(block, geometry.cluster_bytes());
             let cluster = geometry.cluster_of(block);
-            self.free_after(Unlink::Written(switched), cluster, 1);
+            self.free_after(Unlink::Written(switched), Source::Other, cluster, 1);
         }
         self.order
             .barrier(Rule::AfterHeaderSwitch, switched)

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use super::alloc::{Content, Run};
 use super::data::Place;
+use super::discards::Source;
 use super::entry::{Copied, Mapping};
 use super::geometry::Geometry;
 use super::image::Qcow2;
@@ -52,6 +53,11 @@ enum Origin {
 impl Qcow2 {
     /// Writes a range of the guest's disk.
     pub(super) async fn write_range(&self, offset: u64, data: Vec<u8>) -> Result<(), Error> {
+        if let Some(unmap) = self.detect_zeroes.instead_of(&data) {
+            return self
+                .zero_detected(offset, byte_count(data.len()), unmap)
+                .await;
+        }
         self.access.must_allow_writes()?;
         self.must_contain(offset, byte_count(data.len()))?;
         let mut rest = Rest::from(data);
@@ -193,6 +199,7 @@ impl Qcow2 {
                 .guard_data(offset, self.geometry.cluster_bytes())
                 .await?;
             let host = self.geometry.cluster_of(offset);
+            metadata.keep_space(host);
             let run = Run {
                 first: host,
                 count: 1,
@@ -341,7 +348,7 @@ impl Qcow2 {
                 .metadata
                 .lock()
                 .await
-                .free_now(run.first, run.count)
+                .free_now(Source::Replaced, run.first, run.count)
                 .await;
         }
     }

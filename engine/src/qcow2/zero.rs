@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::data::Place;
+use super::discards::GuestDiscards;
 use super::entry::{Copied, Mapping};
 use super::image::Qcow2;
 use super::order::Stamp;
@@ -21,6 +22,22 @@ enum Change {
 }
 
 impl Qcow2 {
+    /// Zeroes a range instead of writing zeroes to it.
+    pub(super) async fn zero_detected(
+        &self,
+        offset: u64,
+        len_bytes: u64,
+        unmap: Unmap,
+    ) -> Result<(), Error> {
+        if self.planted.has(Defect::DetectedRoundedOut) {
+            let start = offset - self.geometry.within(offset);
+            let end = self.geometry.round_up(offset + len_bytes);
+            let end = end.min(self.virtual_bytes.get());
+            return self.zero_range(start, end - start, unmap).await;
+        }
+        self.zero_range(offset, len_bytes, unmap).await
+    }
+
     /// Makes a range of the guest's disk read as zeroes.
     pub(super) async fn zero_range(
         &self,
@@ -30,6 +47,7 @@ impl Qcow2 {
     ) -> Result<(), Error> {
         self.access.must_allow_writes()?;
         self.must_contain(offset, len_bytes)?;
+        let unmap = self.discards.unmap(unmap);
         let _claim = self.claim(offset, len_bytes, Mode::Exclusive).await;
         if !self.planted.has(Defect::BitmapForgetsZeroes) {
             self.record_change(offset, len_bytes).await?;
@@ -64,6 +82,9 @@ impl Qcow2 {
     pub(super) async fn discard_range(&self, offset: u64, len_bytes: u64) -> Result<(), Error> {
         self.access.must_allow_writes()?;
         self.must_contain(offset, len_bytes)?;
+        if self.discards.guest == GuestDiscards::Ignored {
+            return Ok(());
+        }
         if self.version.get() < 3 && self.backing.is_some() {
             // Nothing says "zeroes here" in version 2, and the backing file must not show again.
             return Ok(());
@@ -150,6 +171,9 @@ impl Qcow2 {
                 metadata.must_be_sound()?;
                 metadata.link(first, &new, Stamp::default()).await?;
             }
+            if change != Change::Zero(Unmap::Keep) {
+                metadata.punch_kept(first, &old, &new)?;
+            }
             cluster += byte_count(old.len());
         }
         Ok(())
@@ -162,6 +186,11 @@ impl Qcow2 {
         } else {
             Mapping::Unallocated
         };
+        if change != Change::Zero(Unmap::Keep)
+            && let Some(kept) = self.with_cluster_kept(old)
+        {
+            return kept;
+        }
         match (old, change) {
             (Mapping::Unallocated, _) if self.backing.is_none() => old,
             (Mapping::Zero { .. }, Change::Zero(Unmap::Keep)) => old,

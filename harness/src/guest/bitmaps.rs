@@ -186,6 +186,7 @@ impl History {
         match happening.operation {
             Operation::Write { offset, len_bytes }
             | Operation::WriteCompressed { offset, len_bytes }
+            | Operation::WriteBlank { offset, len_bytes }
             | Operation::WriteZeroes {
                 offset, len_bytes, ..
             } => touch(range(offset, len_bytes), Kind::Written),
@@ -204,6 +205,7 @@ impl History {
             }
             Operation::Read { .. }
             | Operation::Flush
+            | Operation::DropIdle
             | Operation::SnapshotCreate { .. }
             | Operation::SnapshotDelete { .. }
             | Operation::Amend(_)

@@ -65,9 +65,11 @@ impl Facts {
             Operation::Read { .. }
             | Operation::Write { .. }
             | Operation::WriteCompressed { .. }
+            | Operation::WriteBlank { .. }
             | Operation::WriteZeroes { .. }
             | Operation::Discard { .. }
             | Operation::Flush
+            | Operation::DropIdle
             | Operation::Grow { .. }
             | Operation::Empty
             | Operation::Bitmap(_)

@@ -260,13 +260,15 @@ impl Ledger {
             | Operation::WriteCompressed { offset, len_bytes } => {
                 touch(offset, len_bytes, Effect::Stamp);
             }
-            Operation::WriteZeroes {
+            Operation::WriteBlank { offset, len_bytes }
+            | Operation::WriteZeroes {
                 offset, len_bytes, ..
             } => touch(offset, len_bytes, Effect::Zero),
             Operation::Discard { offset, len_bytes } => {
                 touch(offset, len_bytes, Effect::PerhapsZero);
             }
             Operation::Flush
+            | Operation::DropIdle
             | Operation::Reopen
             | Operation::Bitmap(_)
             | Operation::KeySlot(_)

@@ -139,9 +139,11 @@ impl Ledger {
             Operation::Read { .. }
             | Operation::Write { .. }
             | Operation::WriteCompressed { .. }
+            | Operation::WriteBlank { .. }
             | Operation::WriteZeroes { .. }
             | Operation::Discard { .. }
             | Operation::Flush
+            | Operation::DropIdle
             | Operation::Grow { .. }
             | Operation::Amend(_)
             | Operation::Rename { .. }

@@ -241,13 +241,15 @@ fn naive_legal(
         | Operation::WriteCompressed { offset, len_bytes } => {
             Some((offset, len_bytes, Effect::Stamp))
         }
-        Operation::WriteZeroes {
+        Operation::WriteBlank { offset, len_bytes }
+        | Operation::WriteZeroes {
             offset, len_bytes, ..
         } => Some((offset, len_bytes, Effect::Zero)),
         Operation::Discard { offset, len_bytes } => Some((offset, len_bytes, Effect::PerhapsZero)),
         Operation::Empty => Some((0, SECTORS * 512, Effect::Beneath)),
         Operation::Read { .. }
         | Operation::Flush
+        | Operation::DropIdle
         | Operation::Grow { .. }
         | Operation::Amend(_)
         | Operation::Rename { .. }

@@ -3,12 +3,15 @@
 use blkdebug::contract::Contract;
 use engine::image::Unmap;
 use engine::manage::Amend;
+use engine::qcow2::Discards;
 use engine::qcow2::compress::Compression;
 use engine::qcow2::geometry::Geometry;
 
 use crate::minimise::{Shrink, without_stretches};
 use crate::workload::ops::Operation;
-use crate::workload::shape::{Backing, Chain, Extent, ImageShape, Management, Scenario, Start};
+use crate::workload::shape::{
+    Backing, Chain, Extent, ImageShape, Management, OptionShape, Scenario, Start,
+};
 
 const SECTOR: u64 = 512;
 
@@ -212,7 +215,40 @@ impl Small {
         if self.scenario.caches != roomy {
             simpler.push(self.with(|scenario| scenario.caches = roomy));
         }
+        simpler.extend(self.plainer_options());
         simpler
+    }
+
+    /// One option after the other as it is where nothing is said.
+    fn plainer_options(&self) -> Vec<Self> {
+        let now = self.scenario.options;
+        let plain = OptionShape::default();
+        let candidates = [
+            plain,
+            OptionShape {
+                discards: plain.discards,
+                ..now
+            },
+            OptionShape {
+                discards: Discards {
+                    cluster: now.discards.cluster,
+                    ..plain.discards
+                },
+                ..now
+            },
+            OptionShape {
+                detect_zeroes: plain.detect_zeroes,
+                ..now
+            },
+            OptionShape {
+                overlap_checks: plain.overlap_checks,
+                ..now
+            },
+        ];
+        let plainer = candidates.into_iter().filter(|options| *options != now);
+        plainer
+            .map(|options| self.with(|scenario| scenario.options = options))
+            .collect()
     }
 
     /// No larger than what is used of it.

@@ -59,7 +59,7 @@ pub fn live(case: &Case) -> Result<Life, StageError> {
             .iter()
             .map(|disk| Port::new(Rc::<VolatileDisk>::clone(disk)))
             .collect(),
-        open_options(case.scenario.caches, planted(&case.scenario)),
+        open_options(&case.scenario, planted(&case.scenario)),
     );
     let mut disks = vec![Rc::clone(&file)];
     disks.extend(beneath.iter().map(Rc::clone));

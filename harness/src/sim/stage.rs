@@ -26,8 +26,8 @@ use crate::oracle::view::{self, Content as SectorContent, GuestView, merge};
 use crate::workload::ops::{BitmapChange, BitmapOperation, Operation, OperationId};
 use crate::workload::perform::{file_name, managed, perform};
 use crate::workload::shape::{
-    Backing, BitmapStanding, CacheShape, Encrypted, Extent, ImageShape, Start, TEST_CIPHER,
-    TEST_KEY, TEST_SECRETS,
+    Backing, BitmapStanding, Encrypted, Extent, ImageShape, Scenario, Start, TEST_CIPHER, TEST_KEY,
+    TEST_SECRETS,
 };
 use crate::workload::stamp::{SectorValue, Writer, identify, stamp_range, thin_stamp_range};
 
@@ -507,13 +507,17 @@ async fn open_lower(format: BackingFormat, port: Port) -> Result<Rc<dyn Image>, 
 }
 
 /// The options of a run's image.
-pub fn open_options(caches: CacheShape, planted: Planted) -> OpenOptions {
+pub fn open_options(scenario: &Scenario, planted: Planted) -> OpenOptions {
+    let (caches, options) = (scenario.caches, scenario.options);
     OpenOptions {
         caches: CacheSizes {
             l2_slices: caches.l2_slices,
             refcount_slices: caches.refcount_slices,
             slice_bytes: caches.slice_bytes,
         },
+        discards: options.discards,
+        detect_zeroes: options.detect_zeroes,
+        overlap_checks: options.overlap_checks,
         planted,
         ..OpenOptions::default()
     }

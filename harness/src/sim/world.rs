@@ -188,9 +188,11 @@ impl Life<'_> {
             Operation::Read { .. }
             | Operation::Write { .. }
             | Operation::WriteCompressed { .. }
+            | Operation::WriteBlank { .. }
             | Operation::WriteZeroes { .. }
             | Operation::Discard { .. }
-            | Operation::Flush => Manners::Free,
+            | Operation::Flush
+            | Operation::DropIdle => Manners::Free,
         }
     }
 

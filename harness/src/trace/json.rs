@@ -13,12 +13,15 @@ use engine::defect::Defect;
 use engine::device::{Cause, Event, OpKind};
 use engine::qcow2::compress::Compression;
 use engine::qcow2::geometry::Geometry;
+use engine::qcow2::{DiscardedCluster, Discards, GuestDiscards, OverlapChecks, Pass, Region};
+use engine::zeroes::DetectZeroes;
 use serde::{Deserialize, Serialize};
 
 use super::text::{self, BadText};
 use super::{BadTrace, Crash, Cut, Expected, Loader, MAJOR, MINOR, Then, Trace, bytes};
 use crate::workload::shape::{
-    Backing, CacheShape, Chain, Encrypted, Extent, Given, ImageShape, Management, Scenario, Start,
+    Backing, CacheShape, Chain, Encrypted, Extent, Given, ImageShape, Management, OptionShape,
+    Scenario, Start,
     backing_format,
 };
 
@@ -46,6 +49,8 @@ struct TraceJson {
     expected: ExpectedJson,
     image: ImageJson,
     caches: CachesJson,
+    #[serde(default, skip_serializing_if = "OptionsJson::is_plain")]
+    options: OptionsJson,
     operations: Vec<String>,
     concurrency: usize,
     #[serde(default, skip_serializing_if = "is_off")]
@@ -61,6 +66,28 @@ struct TraceJson {
     crash: Option<CrashJson>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     digest: Option<String>,
+}
+
+/// What is left out is as [`OptionShape::default`] has it.
+#[derive(Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct OptionsJson {
+    #[serde(default, skip_serializing_if = "is_off")]
+    ignore_discards: bool,
+    #[serde(default, skip_serializing_if = "is_off")]
+    discard_no_unref: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pass_discards: Option<Vec<String>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    detect_zeroes: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    overlap_checks: Option<Vec<String>>,
+}
+
+impl OptionsJson {
+    fn is_plain(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -252,6 +279,7 @@ pub(super) fn write(trace: &Trace) -> String {
             refcount_slices: scenario.caches.refcount_slices,
             slice_bytes: scenario.caches.slice_bytes,
         },
+        options: write_options(scenario.options),
         operations: scenario
             .operations
             .iter()
@@ -269,6 +297,71 @@ pub(super) fn write(trace: &Trace) -> String {
     let mut text = serde_json::to_string_pretty(&json).expect("a trace has no map with odd keys");
     text.push('\n');
     text
+}
+
+/// The sources of discards by the names that `pass_discards` has for them.
+fn passed(discards: &mut Discards) -> [(&'static str, &mut Pass); 4] {
+    [
+        ("request", &mut discards.request),
+        ("snapshot", &mut discards.snapshot),
+        ("other", &mut discards.other),
+        ("replaced", &mut discards.replaced),
+    ]
+}
+
+fn write_options(options: OptionShape) -> OptionsJson {
+    let plain = OptionShape::default();
+    let mut discards = options.discards;
+    let sources = passed(&mut discards);
+    let all = sources.iter().all(|(_, pass)| **pass == Pass::Yes);
+    let named = sources.into_iter().filter(|(_, pass)| **pass == Pass::Yes);
+    let names = named.map(|(name, _)| name.into()).collect();
+    let regions = Region::ALL.into_iter();
+    let regions = regions.filter(|region| options.overlap_checks.has(*region));
+    let checked = regions.map(|region| region.name().into()).collect();
+    OptionsJson {
+        ignore_discards: options.discards.guest == GuestDiscards::Ignored,
+        discard_no_unref: options.discards.cluster == DiscardedCluster::Kept,
+        pass_discards: (!all).then_some(names),
+        detect_zeroes: (options.detect_zeroes != plain.detect_zeroes)
+            .then(|| options.detect_zeroes.name().into()),
+        overlap_checks: (options.overlap_checks != plain.overlap_checks).then_some(checked),
+    }
+}
+
+fn read_options(json: &OptionsJson) -> Result<OptionShape, BadTrace> {
+    let mut options = OptionShape::default();
+    if json.ignore_discards {
+        options.discards.guest = GuestDiscards::Ignored;
+    }
+    if json.discard_no_unref {
+        options.discards.cluster = DiscardedCluster::Kept;
+    }
+    if let Some(names) = &json.pass_discards {
+        for (_, pass) in passed(&mut options.discards) {
+            *pass = Pass::No;
+        }
+        for name in names {
+            let mut sources = passed(&mut options.discards).into_iter();
+            let (_, pass) = known("options.pass_discards", name, |name| {
+                sources.find(|(one, _)| *one == name)
+            })?;
+            *pass = Pass::Yes;
+        }
+    }
+    if let Some(name) = &json.detect_zeroes {
+        options.detect_zeroes = known("options.detect_zeroes", name, DetectZeroes::from_name)?;
+    }
+    if let Some(names) = &json.overlap_checks {
+        options.overlap_checks = OverlapChecks::none();
+        for name in names {
+            let region = known("options.overlap_checks", name, |name| {
+                Region::ALL.into_iter().find(|region| region.name() == name)
+            })?;
+            options.overlap_checks = options.overlap_checks.with(region);
+        }
+    }
+    Ok(options)
 }
 
 fn write_shape(shape: &ImageShape) -> NewJson {
@@ -439,6 +532,7 @@ fn read_scenario(json: &TraceJson, loader: Loader<'_>) -> Result<Scenario, BadTr
             refcount_slices: json.caches.refcount_slices,
             slice_bytes: json.caches.slice_bytes,
         },
+        options: read_options(&json.options)?,
         operations,
         concurrency: json.concurrency,
         management: if json.overlap {

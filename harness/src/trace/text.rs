@@ -37,6 +37,7 @@ pub fn operation_text(operation: Operation) -> String {
         Operation::WriteCompressed { offset, len_bytes } => {
             format!("write-compressed {offset} {len_bytes}")
         }
+        Operation::WriteBlank { offset, len_bytes } => format!("write-blank {offset} {len_bytes}"),
         Operation::WriteZeroes {
             offset,
             len_bytes,
@@ -50,6 +51,7 @@ pub fn operation_text(operation: Operation) -> String {
         }
         Operation::Discard { offset, len_bytes } => format!("discard {offset} {len_bytes}"),
         Operation::Flush => "flush".into(),
+        Operation::DropIdle => "drop-idle".into(),
         Operation::Grow { virtual_bytes } => format!("grow {virtual_bytes}"),
         Operation::Amend(amend) => amend_text(amend),
         Operation::Rename { name_bytes } => format!("rename {name_bytes}"),
@@ -87,6 +89,10 @@ pub(super) fn operation(text: &str) -> Parsed<Operation> {
             offset: number(offset)?,
             len_bytes: number(len)?,
         },
+        ["write-blank", offset, len] => Operation::WriteBlank {
+            offset: number(offset)?,
+            len_bytes: number(len)?,
+        },
         ["write-zeroes", offset, len] => Operation::WriteZeroes {
             offset: number(offset)?,
             len_bytes: number(len)?,
@@ -102,6 +108,7 @@ pub(super) fn operation(text: &str) -> Parsed<Operation> {
             len_bytes: number(len)?,
         },
         ["flush"] => Operation::Flush,
+        ["drop-idle"] => Operation::DropIdle,
         ["grow", bytes] => Operation::Grow {
             virtual_bytes: number(bytes)?,
         },
@@ -144,11 +151,11 @@ pub(super) fn operation(text: &str) -> Parsed<Operation> {
         ["reopen"] => Operation::Reopen,
         _ => {
             return Err(BadText(format!(
-                "`{text}` is no operation: expected read, write, write-compressed, write-zeroes or \
-                 discard with offset and length, grow with a size, amend with changes, rename with \
+                "`{text}` is no operation: expected read, write, write-compressed, write-blank, \
+                 write-zeroes or discard with offset and length, grow with a size, amend with changes, rename with \
                  a length, empty, snapshot-create, snapshot-apply or snapshot-delete with a number, \
                  bitmap, key-slot-fill with a slot and a secret, key-slot-erase with a slot, commit, \
-                 rebase or stream with a file, flush or reopen"
+                 rebase or stream with a file, flush, drop-idle or reopen"
             )));
         }
     })

@@ -8,6 +8,7 @@
 
 mod chain;
 mod key_slots;
+mod options;
 mod snapshots;
 
 use blkdebug::contract::Contract;
@@ -85,13 +86,15 @@ pub fn scenario_on(
     around(prng, pins, Start::Given(given), operations)
 }
 
-fn around(prng: &Prng, pins: &Pins, image: Start, operations: Vec<Operation>) -> Scenario {
+fn around(prng: &Prng, pins: &Pins, image: Start, mut operations: Vec<Operation>) -> Scenario {
+    let options = options::add(prng, pins, &mut operations);
     let concurrency = pins
         .concurrency
         .unwrap_or_else(|| [1, 2, 2, 3, 4][prng.fork("concurrency").index(5)]);
     Scenario {
         image,
         caches: caches(&mut prng.fork("caches")),
+        options,
         operations,
         concurrency,
         management: management(&mut prng.fork("management"), pins),
@@ -754,7 +757,11 @@ fn grown(draw: &mut Prng, virtual_bytes: u64, geometry: Geometry) -> u64 {
 mod tests {
     use std::collections::BTreeSet;
 
+    use engine::qcow2::{DiscardedCluster, GuestDiscards, OverlapChecks};
+    use engine::zeroes::DetectZeroes;
+
     use super::*;
+    use crate::workload::shape::OptionShape;
 
     fn drawn(count: u64, pins: &Pins) -> impl Iterator<Item = Scenario> {
         (0..count).map(|run| scenario(&Prng::from_seed(11).fork_indexed("run", run), pins))
@@ -824,11 +831,13 @@ mod tests {
                 Operation::Commit { .. } => 17,
                 Operation::Rebase { .. } => 18,
                 Operation::Stream { .. } => 19,
+                Operation::WriteBlank { .. } => 20,
+                Operation::DropIdle => 21,
             }));
         }
         assert_eq!(clusters, (9..=21).collect());
         assert_eq!(orders, (0..=6).collect());
-        let added = snapshots::KINDS + key_slots::KINDS + chain::KINDS;
+        let added = snapshots::KINDS + key_slots::KINDS + chain::KINDS + options::KINDS;
         assert_eq!(kinds.len(), KINDS + added);
     }
 
@@ -854,6 +863,27 @@ mod tests {
         for scenario in drawn(1000, &on) {
             assert!(is_chain(&scenario));
             scenario.check().unwrap();
+        }
+    }
+
+    #[test]
+    fn options_are_drawn_and_can_be_pinned() {
+        let plain = |scenario: &Scenario| scenario.options == OptionShape::default();
+        let by_chance = drawn(600, &Pins::default()).filter(plain).count();
+        assert!((300..500).contains(&by_chance), "{by_chance} of 600");
+        let off = Pins::parse("options=off").unwrap();
+        assert!(drawn(300, &off).all(|scenario| plain(&scenario)));
+        let pins = "detect_zeroes=unmap,discard_no_unref=on,discard=ignore,overlap_check=all";
+        for scenario in drawn(300, &Pins::parse(pins).unwrap()) {
+            let OptionShape {
+                discards,
+                detect_zeroes,
+                overlap_checks,
+            } = scenario.options;
+            assert_eq!(discards.guest, GuestDiscards::Ignored);
+            assert_eq!(discards.cluster, DiscardedCluster::Kept);
+            assert_eq!(detect_zeroes, DetectZeroes::Unmap);
+            assert_eq!(overlap_checks, OverlapChecks::all());
         }
     }
 

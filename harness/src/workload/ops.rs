@@ -32,6 +32,13 @@ pub enum Operation {
         /// How much.
         len_bytes: u64,
     },
+    /// Write a range with zeroes, byte by byte: what `detect-zeroes` looks for.
+    WriteBlank {
+        /// Where to start.
+        offset: u64,
+        /// How much.
+        len_bytes: u64,
+    },
     /// Make a range read as zeroes.
     WriteZeroes {
         /// Where to start.
@@ -50,6 +57,8 @@ pub enum Operation {
     },
     /// Make durable what has completed.
     Flush,
+    /// Drop from the caches what was not used since the last time.
+    DropIdle,
     /// Make the guest's disk larger.
     Grow {
         /// The new size.
@@ -109,11 +118,13 @@ impl Operation {
             Self::Read { offset, len_bytes }
             | Self::Write { offset, len_bytes }
             | Self::WriteCompressed { offset, len_bytes }
+            | Self::WriteBlank { offset, len_bytes }
             | Self::WriteZeroes {
                 offset, len_bytes, ..
             }
             | Self::Discard { offset, len_bytes } => Some(Extent { offset, len_bytes }),
             Self::Flush
+            | Self::DropIdle
             | Self::Grow { .. }
             | Self::Amend(_)
             | Self::Rename { .. }
@@ -138,6 +149,7 @@ impl Operation {
             Self::Read { .. } => Self::Read { offset, len_bytes },
             Self::Write { .. } => Self::Write { offset, len_bytes },
             Self::WriteCompressed { .. } => Self::WriteCompressed { offset, len_bytes },
+            Self::WriteBlank { .. } => Self::WriteBlank { offset, len_bytes },
             Self::WriteZeroes { unmap, .. } => Self::WriteZeroes {
                 offset,
                 len_bytes,
@@ -145,6 +157,7 @@ impl Operation {
             },
             Self::Discard { .. } => Self::Discard { offset, len_bytes },
             Self::Flush
+            | Self::DropIdle
             | Self::Grow { .. }
             | Self::Amend(_)
             | Self::Rename { .. }

@@ -38,6 +38,10 @@ pub async fn perform(
             let data = thin_stamp_range(Writer::Operation(id), offset, len_bytes);
             image.write_compressed(offset, data).await
         }
+        Operation::WriteBlank { offset, len_bytes } => {
+            let len = usize::try_from(len_bytes).expect("a write fits memory");
+            image.write(offset, vec![0; len]).await
+        }
         Operation::WriteZeroes {
             offset,
             len_bytes,
@@ -45,6 +49,7 @@ pub async fn perform(
         } => image.write_zeroes(offset, len_bytes, unmap).await,
         Operation::Discard { offset, len_bytes } => image.discard(offset, len_bytes).await,
         Operation::Flush => image.flush().await,
+        Operation::DropIdle => image.drop_idle().await,
         Operation::Grow { virtual_bytes } => image.manage(Manage::Resize { virtual_bytes }).await,
         Operation::Amend(amend) => image.manage(Manage::Amend(amend)).await,
         Operation::Rename { name_bytes } => {

@@ -5,6 +5,8 @@ use std::fmt;
 use engine::qcow2::compress::Compression;
 use engine::qcow2::create::BackingFormat;
 use engine::qcow2::geometry::Geometry;
+use engine::qcow2::{GuestDiscards, OverlapChecks};
+use engine::zeroes::DetectZeroes;
 
 use super::shape::{Encrypted, backing_format};
 
@@ -49,6 +51,16 @@ pub struct Pins {
     pub key_slots: Option<bool>,
     /// Whether the image lies over a chain of files, and is committed, rebased and streamed.
     pub chain: Option<bool>,
+    /// Whether the options of the open image are drawn; without, they are in one run of three.
+    pub options: Option<bool>,
+    /// What the guest's discards do.
+    pub discard: Option<GuestDiscards>,
+    /// Whether a discarded mapping keeps its cluster.
+    pub discard_no_unref: Option<bool>,
+    /// What is done with writes of zeroes.
+    pub detect_zeroes: Option<DetectZeroes>,
+    /// What writes are checked against.
+    pub overlap_checks: Option<OverlapChecks>,
 }
 
 /// Operations that change an image as a whole, by kind.
@@ -116,7 +128,9 @@ pub const OPTIONS: &str = "version=2|3, cluster_size=512..2M, refcount_bits=1|2|
      backing=raw|qcow2|none, size=BYTES, concurrency=1.., overlap=on|off, operations=1.., \
      room=any|block|table, abandoned=on|off, manage=on|off|amend|rename|empty, \
      compression=zlib|zstd|off, snapshots=on|off, bitmaps=on|off, encrypt=aes|luks|off, \
-     key_slots=on|off, chain=on|off";
+     key_slots=on|off, chain=on|off, \
+     options=on|off, discard=unmap|ignore, discard_no_unref=on|off, detect_zeroes=off|on|unmap, \
+     overlap_check=none|constant|cached|all";
 
 /// The largest disk that a campaign makes: every written sector is looked at in every crash state.
 const MAX_VIRTUAL_BYTES: u64 = 1 << 40;
@@ -186,6 +200,9 @@ impl Pins {
             "chain" => {
                 self.chain = Some(switch(value).ok_or_else(|| wrong("on or off"))?);
             }
+            "options" | "discard" | "discard_no_unref" | "detect_zeroes" | "overlap_check" => {
+                self.set_option(name, value)?;
+            }
             "backing" => {
                 self.backing = Some(match (value, backing_format(value)) {
                     ("none", _) => None,
@@ -244,7 +261,51 @@ impl Pins {
         self.snapshots != Some(true) && self.bitmaps != Some(true) && managed
     }
 
+    /// Whether an option of the open image is fixed.
+    pub(super) fn names_an_option(&self) -> bool {
+        self.discard.is_some()
+            || self.discard_no_unref.is_some()
+            || self.detect_zeroes.is_some()
+            || self.overlap_checks.is_some()
+    }
+
+    fn set_option(&mut self, name: &str, value: &str) -> Result<(), BadPin> {
+        let wrong = |expected: &str| BadPin(format!("option {name}={value}: expected {expected}"));
+        match name {
+            "discard" => {
+                self.discard = Some(match value {
+                    "ignore" => GuestDiscards::Ignored,
+                    "unmap" => GuestDiscards::Obeyed,
+                    _ => return Err(wrong("unmap or ignore")),
+                });
+            }
+            "detect_zeroes" => {
+                let detect = DetectZeroes::from_name(value);
+                self.detect_zeroes = Some(detect.ok_or_else(|| wrong("off, on or unmap"))?);
+            }
+            "overlap_check" => {
+                let checks = OverlapChecks::from_name(value);
+                let checks = checks.ok_or_else(|| wrong("none, constant, cached or all"))?;
+                self.overlap_checks = Some(checks);
+            }
+            _ => {
+                let on = Some(switch(value).ok_or_else(|| wrong("on or off"))?);
+                if name == "options" {
+                    self.options = on;
+                } else {
+                    self.discard_no_unref = on;
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn check(&self) -> Result<(), BadPin> {
+        if self.options == Some(false) && self.names_an_option() {
+            return Err(BadPin(
+                "options=off leaves all of them as they are: leave it out".into(),
+            ));
+        }
         if self.extended_l2 == Some(true) {
             let small = self
                 .cluster_bits
@@ -350,6 +411,8 @@ mod tests {
             ("version=2,lazy_refcounts=on", "use version=3"),
             ("cluster_size=8k,extended_l2=on", "16k or more"),
             ("concurrency=0", "1 to 1000"),
+            ("detect_zeroes=maybe", "off, on or unmap"),
+            ("options=off,discard=ignore", "leave it out"),
             ("encrypt=rot13", "aes, luks or off"),
             ("compression=lzma", "zlib, zstd or off"),
             ("version=2,compression=zstd", "use version=3"),

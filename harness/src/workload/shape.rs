@@ -16,6 +16,8 @@ use engine::luks::{Algorithm, CipherSpec, Mode, SLOTS, Vector};
 use engine::qcow2::compress::Compression;
 use engine::qcow2::create::BackingFormat;
 use engine::qcow2::geometry::Geometry;
+use engine::qcow2::{Discards, OverlapChecks};
+use engine::zeroes::DetectZeroes;
 
 use super::ops::{KeySlotChange, KeySlotOperation, Operation};
 use super::stamp::Writer;
@@ -28,6 +30,8 @@ pub struct Scenario {
     pub image: Start,
     /// How much of its tables the engine may keep in memory.
     pub caches: CacheShape,
+    /// What else the engine is told when it opens the image.
+    pub options: OptionShape,
     /// What is done to it.
     pub operations: Vec<Operation>,
     /// How many operations may be in flight at once; at least 1.
@@ -225,6 +229,28 @@ pub struct CacheShape {
     pub refcount_slices: usize,
     /// Bytes in a slice: a power of two from 512 up; a cluster is the most that is used.
     pub slice_bytes: u64,
+}
+
+/// What holds while the image is open and leaves no mark in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OptionShape {
+    /// What becomes of discards and of the space of freed clusters.
+    pub discards: Discards,
+    /// What is done with a write of zeroes.
+    pub detect_zeroes: DetectZeroes,
+    /// What writes are checked against.
+    pub overlap_checks: OverlapChecks,
+}
+
+impl Default for OptionShape {
+    /// The disk is told of every freed cluster: whoever frees one too early shall lose something.
+    fn default() -> Self {
+        Self {
+            discards: Discards::ALL_PASSED,
+            detect_zeroes: DetectZeroes::Off,
+            overlap_checks: OverlapChecks::default(),
+        }
+    }
 }
 
 /// Why a scenario cannot be run.
@@ -502,6 +528,7 @@ impl Scenario {
                 Operation::Read { .. }
                 | Operation::Write { .. }
                 | Operation::WriteCompressed { .. }
+                | Operation::WriteBlank { .. }
                 | Operation::WriteZeroes { .. }
                 | Operation::Discard { .. }
                 | Operation::SnapshotApply { .. }
@@ -509,6 +536,7 @@ impl Scenario {
                 | Operation::Amend(_)
                 | Operation::Empty
                 | Operation::Flush
+                | Operation::DropIdle
                 | Operation::Bitmap(_)
                 | Operation::Commit { .. }
                 | Operation::Rebase { .. }

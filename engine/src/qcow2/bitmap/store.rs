@@ -10,6 +10,7 @@ use super::{Bitmap, Content, Standing, Taken};
 use crate::defect::Defect;
 use crate::device::{Event, SECTOR_BYTES};
 use crate::error::{Error, Refused};
+use crate::qcow2::discards::Source;
 use crate::qcow2::free::Unlink;
 use crate::qcow2::header::{Header, autoclear};
 use crate::qcow2::metadata::Metadata;
@@ -149,14 +150,14 @@ impl Metadata {
                 if !self.order.is_distrusted() {
                     for (first, count) in turnover.taken {
                         // Nothing points there; if even this fails, a leak is all that remains.
-                        let _ = self.free_now(first, count).await;
+                        let _ = self.free_now(Source::Other, first, count).await;
                     }
                 }
                 return Err(error);
             }
         };
         for (first, count) in turnover.left {
-            self.free_after(Unlink::Written(written), first, count);
+            self.free_after(Unlink::Written(written), Source::Other, first, count);
         }
         self.bitmaps.pointer = pointer;
         self.bitmaps.list = list;

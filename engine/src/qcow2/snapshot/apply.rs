@@ -9,6 +9,7 @@ use crate::defect::Defect;
 use crate::device::Event;
 use crate::error::{Error, Refused, Structure};
 use crate::qcow2::alloc::Run;
+use crate::qcow2::discards::Source;
 use crate::qcow2::entry::{L1Entry, L1Word};
 use crate::qcow2::image::Qcow2;
 use crate::qcow2::metadata::Metadata;
@@ -109,7 +110,8 @@ impl Metadata {
         }
         self.after_snapshot_switch(switched).await?;
         self.lower_tree(lost).await?;
-        self.free_now(old_first, old_clusters).await?;
+        self.free_now(Source::Snapshot, old_first, old_clusters)
+            .await?;
         if resized {
             self.store_bitmaps().await?;
         }

@@ -2,6 +2,7 @@
 
 use crate::defect::Defect;
 use crate::error::Error;
+use crate::qcow2::discards::Source;
 use crate::qcow2::image::Qcow2;
 use crate::qcow2::metadata::Metadata;
 use crate::qcow2::order::Rule;
@@ -40,7 +41,7 @@ impl Metadata {
         let first = self.geometry.cluster_of(gone.l1_offset);
         let clusters = self.geometry.clusters_for(u64::from(gone.l1_entries) * 8);
         self.disown(first, clusters);
-        self.free_now(first, clusters).await?;
+        self.free_now(Source::Snapshot, first, clusters).await?;
         // Rule 19: where one reference is left, writes in place are allowed again.
         self.write_refcounts().await?;
         self.order

@@ -30,6 +30,7 @@ use crate::defect::Planted;
 use crate::device::{Event, Port};
 use crate::error::{BadImage, Error, Problem, Refused, Structure};
 use crate::qcow2::alloc::Run;
+use crate::qcow2::discards::Source;
 use crate::qcow2::header::be_u64;
 
 /// An internal snapshot, as an image lists it.
@@ -137,7 +138,7 @@ impl Metadata {
     }
 
     /// The L1 table of a snapshot, without COPIED: in a snapshot that says nothing.
-    async fn snapshot_l1(&self, index: usize) -> Result<Vec<L1Word>, Error> {
+    pub(in crate::qcow2) async fn snapshot_l1(&self, index: usize) -> Result<Vec<L1Word>, Error> {
         let record = &self.snapshots.records[index];
         let place = (record.l1_offset, u64::from(record.l1_entries) * 8);
         if place.1 == 0 {
@@ -198,7 +199,7 @@ impl Metadata {
 
     /// Gives clusters back that nothing links. If even this fails, a leak is all that remains.
     async fn abandon_run(&mut self, run: Run) {
-        let _ = self.free_now(run.first, run.count).await;
+        let _ = self.free_now(Source::Snapshot, run.first, run.count).await;
     }
 
     /// Rule 17: moves to a new snapshot table, all of which is durable once `self` has flushed.
@@ -223,11 +224,12 @@ impl Metadata {
         if old_clusters > 0 {
             self.disown(first, old_clusters);
             let unlink = super::free::Unlink::Written(switched);
-            self.free_after(unlink, first, old_clusters);
+            self.free_after(unlink, Source::Snapshot, first, old_clusters);
         }
         if let Some(run) = run {
             self.own(offset, run.count, Structure::SnapshotTable);
         }
+        self.inactive_tables = None;
         self.snapshots = Snapshots {
             records,
             table: (offset, len_bytes),

@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 
 use crate::device::Event;
 use crate::error::{BadImage, Error, Problem, Refused, Structure};
+use crate::qcow2::discards::Source;
 use crate::qcow2::entry::{Copied, L1Entry, L1Word, L2Entry};
 use crate::qcow2::l2::host_clusters;
 use crate::qcow2::metadata::Metadata;
@@ -200,7 +201,7 @@ impl Metadata {
     /// Takes a reference from everything in a tree that nothing durable links any more.
     pub(super) async fn lower_tree(&mut self, tree: &Tree) -> Result<(), Error> {
         for cluster in tree.clusters() {
-            self.free_now(cluster, 1).await?;
+            self.free_now(Source::Snapshot, cluster, 1).await?;
         }
         Ok(())
     }
