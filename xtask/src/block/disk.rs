@@ -10,9 +10,10 @@ use std::rc::Rc;
 use engine::device::SECTOR_BYTES;
 use engine::error::{Error, Refused};
 use engine::image::{Image, StatusKind, Unmap, is_zero};
-use engine::qcow2::Qcow2;
+use engine::qcow2::{GuestDiscards, Qcow2};
 use engine::sync::{Mode, RangeLock};
 
+use super::runtime::Generic;
 use super::{CacheMode, Format, Node};
 
 /// When a write is durable.
@@ -53,6 +54,7 @@ struct Inner {
     has_backing: bool,
     cache: CacheMode,
     read_mode: ReadMode,
+    generic: Generic,
     sectors: RangeLock,
 }
 
@@ -68,6 +70,7 @@ impl Disk {
             has_backing: node.backing.is_some(),
             cache,
             read_mode,
+            generic: node.generic,
             sectors: RangeLock::default(),
         }))
     }
@@ -99,8 +102,12 @@ impl Disk {
         data: Vec<u8>,
         durable: Durable,
     ) -> Result<(), Error> {
-        let outer = self.outer(offset, to_u64(data.len()))?;
-        if !data.is_empty() {
+        let len_bytes = to_u64(data.len());
+        let outer = self.outer(offset, len_bytes)?;
+        // Before the sectors at the edges are filled up: what counts is what the caller wrote.
+        if let Some(unmap) = self.0.generic.detect_zeroes().instead_of(&data) {
+            self.zero_parts(offset, len_bytes, &outer, unmap).await?;
+        } else if !data.is_empty() {
             self.write_sectors(offset, data, outer).await?;
         }
         self.settle(durable).await
@@ -190,6 +197,10 @@ impl Disk {
         outer: &Range<u64>,
         unmap: Unmap,
     ) -> Result<(), Error> {
+        let unmap = match self.0.generic.discards() {
+            GuestDiscards::Ignored => Unmap::Keep,
+            GuestDiscards::Obeyed => unmap,
+        };
         let end = offset + len_bytes;
         let start_inner = offset.next_multiple_of(SECTOR_BYTES);
         let end_inner = end - end % SECTOR_BYTES;
@@ -255,6 +266,9 @@ impl Disk {
     /// only a part is meant stay as they are.
     pub(crate) async fn discard(&self, offset: u64, len_bytes: u64) -> Result<(), Error> {
         let outer = self.outer(offset, len_bytes)?;
+        if self.0.generic.discards() == GuestDiscards::Ignored {
+            return Ok(());
+        }
         if self.0.format == Format::Raw {
             self.zero_parts(offset, len_bytes, &outer, Unmap::Allow)
                 .await?;
@@ -357,6 +371,7 @@ mod tests {
             has_backing: false,
             cache: CacheMode::WriteThrough,
             read_mode: ReadMode::Plain,
+            generic: Generic::default(),
             sectors: RangeLock::default(),
         }))
     }

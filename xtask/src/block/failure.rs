@@ -1,7 +1,7 @@
 //! Why something did not work, in the words of QEMU's tools.
 
 use engine::device::{Cause, DeviceError};
-use engine::error::{Error, Refused, Unsupported};
+use engine::error::{Error, Problem, Refused, Structure, Unsupported};
 
 /// One message for a person, without the program's name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,11 +37,43 @@ pub(crate) fn engine_text(error: &Error) -> String {
         Error::Unsupported(Unsupported::Features(names)) => {
             format!("Unsupported qcow2 feature(s): {names}")
         }
-        Error::BadImage(bad) => bad.to_string(),
+        Error::BadImage(bad) => match bad.problem {
+            Problem::Overlap { owner, .. } => format!(
+                "Marking image as corrupt: Preventing invalid write on metadata (overlaps with {}); \
+                 further corruption events will be suppressed",
+                region_text(owner)
+            ),
+            Problem::Entry(_)
+            | Problem::Field(_)
+            | Problem::BeyondEnd { .. }
+            | Problem::Decompress
+            | Problem::MarkedCorrupt
+            | Problem::Unrepaired { .. } => bad.to_string(),
+        },
         Error::Refused(Refused::NoCompression | Refused::NotByFormat(_)) => errno_text(error),
         other @ (Error::Unsupported(Unsupported::ReadOnlyFeature(_)) | Error::Refused(_)) => {
             other.to_string()
         }
+    }
+}
+
+/// QEMU's word for metadata that a write would have destroyed.
+fn region_text(owner: Structure) -> String {
+    match owner {
+        Structure::Header => "qcow2_header".into(),
+        Structure::L1Table => "active L1 table".into(),
+        Structure::L2Table => "active L2 table".into(),
+        Structure::InactiveL1Table => "inactive L1 table".into(),
+        Structure::InactiveL2Table => "inactive L2 table".into(),
+        other @ (Structure::HeaderExtension
+        | Structure::BackingName
+        | Structure::RefcountTable
+        | Structure::RefcountBlock
+        | Structure::SnapshotTable
+        | Structure::EncryptionHeader
+        | Structure::BitmapDirectory
+        | Structure::BitmapTable
+        | Structure::Data) => other.to_string(),
     }
 }
 
@@ -54,14 +86,15 @@ pub(crate) fn errno_text(error: &Error) -> String {
     const INVALID: i32 = 22;
     const TOO_BIG: i32 = 27;
     const NOT_SUPPORTED: i32 = 95;
+    const NO_MEDIUM: i32 = 123;
     let errno = match error {
         Error::Device(error) => return device_text(error),
         Error::Unsupported(_) => NOT_SUPPORTED,
         Error::Refused(refused) => match refused {
-            Refused::OutOfRange { .. }
-            | Refused::NotVacant { .. }
-            | Refused::Distrusted
-            | Refused::FoundCorrupt => INPUT_OUTPUT,
+            Refused::OutOfRange { .. } | Refused::NotVacant { .. } | Refused::Distrusted => {
+                INPUT_OUTPUT
+            }
+            Refused::FoundCorrupt => NO_MEDIUM,
             Refused::Unaligned { .. } | Refused::NotWholeClusters { .. } => INVALID,
             Refused::NoCompression
             | Refused::NotByFormat(_)

@@ -21,6 +21,7 @@ pub(crate) mod format;
 pub(crate) mod name;
 pub(crate) mod open;
 pub(crate) mod options;
+pub(crate) mod runtime;
 pub(crate) mod secret;
 pub(crate) mod size;
 pub(crate) mod spec;

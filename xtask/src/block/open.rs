@@ -17,11 +17,12 @@ use engine::qcow2::Encryption;
 use engine::qcow2::create::{CreateOptions, create};
 use engine::qcow2::header::{self, Header};
 use engine::qcow2::snapshot::{self, Snapshot};
-use engine::qcow2::{BitmapInfo, Files, LazyRefcounts, OpenOptions, Qcow2, list_bitmaps};
+use engine::qcow2::{BitmapInfo, Files, OpenOptions, Qcow2, list_bitmaps};
 use engine::raw::Raw;
 
 use super::device::CachedFile;
 use super::failure::{engine_text, os_text};
+use super::runtime::Generic;
 use super::secret::Secrets;
 use super::spec::{BackingSpec, FileSpec};
 use super::{CacheMode, Failure, Format, Spec};
@@ -103,6 +104,8 @@ pub(crate) struct Node {
     pub(crate) backing: Option<Rc<Node>>,
     /// When written data must be on the medium.
     pub(crate) cache: CacheMode,
+    /// What discards and zeroes do to it.
+    pub(crate) generic: Generic,
 }
 
 impl Node {
@@ -140,6 +143,7 @@ impl Node {
             image: Some(qcow2.clone()),
             qcow2: Some(qcow2),
             cache: self.cache,
+            generic: self.generic,
             backing: Some(Rc::new(self)),
         })
     }
@@ -235,6 +239,7 @@ impl Opener<'_> {
             qcow2: None,
             backing: None,
             cache: self.opening.cache,
+            generic: spec.runtime.generic,
         };
         if self.opening.depth != Depth::Header {
             node.data_file = self.open_data_file(spec, &node, access)?;
@@ -358,20 +363,15 @@ impl Opener<'_> {
         let key = self.key(spec, node)?;
         match node.format {
             Format::Raw => {
+                spec.runtime.generic.check()?;
                 node.image = Some(Rc::new(Raw::open(node.file.port.clone(), access)));
             }
             Format::Qcow2 => {
+                let header = node.header.as_ref().expect("the format has a header");
                 let options = OpenOptions {
                     access,
-                    lazy_refcounts: spec.lazy_refcounts.map(|on| {
-                        if on {
-                            LazyRefcounts::On
-                        } else {
-                            LazyRefcounts::Off
-                        }
-                    }),
                     snapshot: spec.snapshot.clone(),
-                    ..OpenOptions::default()
+                    ..spec.runtime.open_options(header)?
                 };
                 let backing = node.backing.as_ref().map(|node| Rc::clone(node.image()));
                 let files = Files {

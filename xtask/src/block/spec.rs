@@ -4,6 +4,7 @@ use blkdebug::config::{Config, Section, SectionKind};
 use engine::qcow2::header::Header;
 
 use super::options::Options;
+use super::runtime::Runtime;
 use super::{Failure, Format, name};
 
 /// An image: a format over a file, over whatever lies beneath.
@@ -21,8 +22,8 @@ pub(crate) struct Spec {
     pub(crate) data_file: Option<FileSpec>,
     /// Whether the caller wants it read-only whatever the command would need.
     pub(crate) read_only: bool,
-    /// Overrides what the image says of lazy refcounts.
-    pub(crate) lazy_refcounts: Option<bool>,
+    /// What holds while it is open.
+    pub(crate) runtime: Runtime,
     /// The name of the secret that decrypts it.
     pub(crate) key_secret: Option<String>,
     /// The method that encrypts it, in the caller's word.
@@ -258,7 +259,7 @@ impl Spec {
             backing: BackingSpec::FromImage,
             data_file: None,
             read_only: false,
-            lazy_refcounts: None,
+            runtime: Runtime::default(),
             key_secret: None,
             encryption: None,
             snapshot: None,
@@ -307,20 +308,11 @@ impl Spec {
             options.take(ignored);
         }
         drop(options.take_below("cache"));
+        self.runtime.generic.take(options)?;
         if self.format == Some(Format::Raw) {
             return Ok(());
         }
-        self.lazy_refcounts = options.take_flag("lazy-refcounts")?;
-        for ignored in [
-            "l2-cache-size",
-            "l2-cache-entry-size",
-            "refcount-cache-size",
-            "cache-size",
-            "cache-clean-interval",
-            "overlap-check",
-        ] {
-            options.take(ignored);
-        }
+        self.runtime.take(options)?;
         let mut encrypt = options.take_below("encrypt");
         self.key_secret = encrypt.take("key-secret");
         self.encryption = encrypt.take("format");

@@ -187,6 +187,16 @@ impl Arena {
                 words.push(&name);
                 call(&self.programs(side).io, &words, folder)
             }
+            Step::IoWith(options, mode, commands) => {
+                let mut name = format!("driver=qcow2,file.filename={IMAGE}");
+                if !options.is_empty() {
+                    name = format!("{name},{options}");
+                }
+                let mut words = vec!["-d", mode, "--image-opts"];
+                words.extend(commands.iter().flat_map(|command| ["-c", command]));
+                words.push(&name);
+                call(&self.programs(side).io, &words, folder)
+            }
         }
     }
 

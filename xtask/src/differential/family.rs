@@ -41,10 +41,12 @@ pub(super) enum Family {
     Commit,
     /// Moving to another backing file.
     Rebase,
+    /// Options of the open image: discards, zeroes, overlaps, caches.
+    Options,
 }
 
 impl Family {
-    pub(super) const ALL: [Self; 17] = [
+    pub(super) const ALL: [Self; 18] = [
         Self::V2,
         Self::Plain,
         Self::Lazy,
@@ -62,6 +64,7 @@ impl Family {
         Self::Aes,
         Self::Commit,
         Self::Rebase,
+        Self::Options,
     ];
 
     /// Whether images open only with the secret.

@@ -32,6 +32,8 @@ pub(super) enum Step {
     OursAlone(Vec<String>),
     /// Commands of qemu-io on the image.
     Io(Vec<String>),
+    /// The same on an image that is opened with these options, and with this `-d`.
+    IoWith(String, &'static str, Vec<String>),
     /// Commands of qemu-io on a raw file.
     RawIo(String, Vec<String>),
 }
@@ -83,6 +85,40 @@ fn counted(draw: &mut Prng, text: &str) -> Step {
     }
 }
 
+/// Options of an open image; now and then such as are refused.
+fn open_options(draw: &mut Prng) -> String {
+    let mut options = Vec::new();
+    for key in [
+        "pass-discard-request",
+        "pass-discard-snapshot",
+        "pass-discard-other",
+        "discard-no-unref",
+        "discard-no-unref",
+        "lazy-refcounts",
+    ] {
+        if draw.chance(1, 4) {
+            options.push(format!("{key}={}", draw.pick(&["on", "off"])));
+        }
+    }
+    let values: [(&str, &[&str]); 9] = [
+        ("discard", &["unmap", "unmap", "ignore"]),
+        ("detect-zeroes", &["on", "on", "unmap", "unmap", "off"]),
+        ("overlap-check", &["none", "constant", "cached", "all"]),
+        ("overlap-check.active-l2", &["on", "off"]),
+        ("cache-clean-interval", &["0", "1", "900"]),
+        ("l2-cache-entry-size", &["512", "512", "4096"]),
+        ("l2-cache-size", &["1k", "64k", "8M"]),
+        ("refcount-cache-size", &["4k", "1M"]),
+        ("cache-size", &["64k", "1M"]),
+    ];
+    for (key, values) in values {
+        if draw.chance(1, 4) {
+            options.push(format!("{key}={}", draw.pick(values)));
+        }
+    }
+    options.join(",")
+}
+
 fn img(text: &str) -> Step {
     Step::Img(words(text))
 }
@@ -101,8 +137,9 @@ impl Shape {
         } else {
             0
         };
-        let version = if family == Family::V2 { 2 } else { 3 };
-        let refcount_bits = if matches!(family, Family::V2 | Family::Amend) {
+        let old = family == Family::V2 || family == Family::Options && draw.chance(1, 6);
+        let version = if old { 2 } else { 3 };
+        let refcount_bits = if old || family == Family::Amend {
             16
         } else if family == Family::Snapshots {
             1 << draw.between(3, 6)
@@ -138,6 +175,7 @@ impl Shape {
             | Family::Resize
             | Family::Amend
             | Family::Snapshots
+            | Family::Options
             | Family::Bitmaps => {}
             Family::Lazy => options.push("lazy_refcounts=on".into()),
             Family::Backing | Family::Commit | Family::Rebase => {
@@ -202,13 +240,21 @@ impl Shape {
     /// A few commands of a guest's, by one opening of the image.
     fn guest_work(&self, draw: &mut Prng) -> Step {
         let count = draw.between(1, 8);
-        Step::Io((0..count).map(|_| self.guest_command(draw)).collect())
+        let commands = (0..count).map(|_| self.guest_command(draw)).collect();
+        if self.family == Family::Options {
+            let mode = *draw.pick(&["unmap", "unmap", "ignore", "on", "off"]);
+            Step::IoWith(open_options(draw), mode, commands)
+        } else {
+            Step::Io(commands)
+        }
     }
 
     fn guest_command(&self, draw: &mut Prng) -> String {
         let (offset, len) = self.range(draw);
         let pattern = draw.between(1, 255);
         let compresses = matches!(self.family, Family::Zlib | Family::Zstd);
+        let blank = self.family == Family::Options && draw.chance(1, 3);
+        let pattern = if blank { 0 } else { pattern };
         match draw.below(12) {
             0..4 => format!("write -q -P {pattern} {offset} {len}"),
             4 if compresses => {
@@ -263,6 +309,7 @@ impl Shape {
             | Family::Zstd
             | Family::Preallocation
             | Family::ExtendedL2
+            | Family::Options
             | Family::Aes => Vec::new(),
             Family::Luks => vec![self.key_slot(draw)],
             Family::DataFile => vec![self.data_file(draw)],

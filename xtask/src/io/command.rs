@@ -129,6 +129,7 @@ fn help(_: &mut Session, words: &[String]) -> Outcome {
 
 /// Carries out one line.
 pub(super) fn carry_out(session: &mut Session, line: &str) -> Ending {
+    session.clean_caches();
     let words = words::split(line);
     let Some((name, words)) = words.split_first() else {
         return Ending::Done;

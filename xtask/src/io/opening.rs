@@ -1,13 +1,15 @@
 //! Opening, closing and reopening the disk.
 
 use engine::image::Access;
+use engine::qcow2::GuestDiscards;
 
 use super::command::{Command, Needs};
+use super::report::Stopwatch;
 use super::session::{Complaint, Ending, Outcome, Session};
 use super::transfer::parse;
 use crate::block::disk::{Disk, ReadMode};
 use crate::block::options::Options;
-use crate::block::{CacheMode, Depth, Failure, Node, Opening, Sharing, Spec, open};
+use crate::block::{CacheMode, Depth, Failure, Format, Node, Opening, Sharing, Spec, open};
 
 /// How a disk is opened.
 #[derive(Clone, Debug)]
@@ -17,16 +19,9 @@ pub(super) struct Settings {
     pub(super) access: Access,
     pub(super) sharing: Sharing,
     pub(super) cache: CacheMode,
-    pub(super) discards: Discards,
+    pub(super) discards: GuestDiscards,
     pub(super) target: Target,
     pub(super) read_mode: ReadMode,
-}
-
-/// Whether discards reach the image.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Discards {
-    Passed,
-    Ignored,
 }
 
 /// Where writes go.
@@ -43,17 +38,14 @@ pub(super) struct Opened {
     pub(super) settings: Settings,
     pub(super) node: Node,
     pub(super) disk: Disk,
+    /// Since when the caches were not cleaned.
+    pub(super) uncleaned: Stopwatch,
 }
 
 impl Opened {
     /// Whether the disk may be written.
     pub(super) fn is_writable(&self) -> bool {
         self.settings.target == Target::Temporary || self.settings.is_writable()
-    }
-
-    /// Whether discards reach the image.
-    pub(super) fn passes_discards(&self) -> bool {
-        self.settings.discards == Discards::Passed
     }
 }
 
@@ -65,7 +57,7 @@ impl Settings {
             access: Access::ReadWrite,
             sharing: Sharing::Readers,
             cache: CacheMode::WriteThrough,
-            discards: Discards::Passed,
+            discards: GuestDiscards::Obeyed,
             target: Target::Image,
             read_mode: ReadMode::Plain,
         }
@@ -90,8 +82,8 @@ impl Settings {
             }
             'd' => {
                 self.discards = match argument {
-                    "off" | "ignore" => Discards::Ignored,
-                    "on" | "unmap" => Discards::Passed,
+                    "off" | "ignore" => GuestDiscards::Ignored,
+                    "on" | "unmap" => GuestDiscards::Obeyed,
                     other => return Err(Failure(format!("Invalid discard option: {other}"))),
                 };
             }
@@ -160,6 +152,10 @@ pub(super) const REOPEN: Command = Command {
 
 /// Opens a disk. The failure names nothing.
 fn opened(session: &Session, settings: Settings) -> Result<Opened, Failure> {
+    let mut settings = settings;
+    // What is said of the image goes before what is said of the program's discards.
+    let discard = &mut settings.spec.runtime.generic.discard;
+    discard.get_or_insert(settings.discards);
     let access = match settings.target {
         Target::Image => settings.access,
         Target::Temporary => Access::ReadOnly,
@@ -180,6 +176,7 @@ fn opened(session: &Session, settings: Settings) -> Result<Opened, Failure> {
         settings,
         node,
         disk,
+        uncleaned: Stopwatch::start(),
     })
 }
 
@@ -274,8 +271,9 @@ fn reopen(session: &mut Session, words: &[String]) -> Outcome {
         settings.spec.read_only = read_only;
         settings.access = Access::ReadWrite;
     }
-    if let Some(lazy) = options.take_flag("lazy-refcounts")? {
-        settings.spec.lazy_refcounts = Some(lazy);
+    settings.spec.runtime.generic.take(&mut options)?;
+    if session.opened().node.format == Format::Qcow2 {
+        settings.spec.runtime.take(&mut options)?;
     }
     if let Some(key) = options.first_key() {
         return Err(Complaint::Told(format!("Cannot change the option '{key}'")));

@@ -22,7 +22,7 @@ impl Stopwatch {
     /// Starts now.
     #[expect(
         clippy::disallowed_methods,
-        reason = "what is measured is only told, and decides nothing"
+        reason = "what is measured is told, and decides what is kept in memory"
     )]
     pub(super) fn start() -> Self {
         Self(Instant::now())

@@ -9,10 +9,11 @@ use std::collections::VecDeque;
 use std::future::Future;
 use std::rc::Rc;
 
-use engine::error::Error;
+use engine::error::{Error, Problem};
 use harness::sim::executor::{Executor, TaskId};
 
 use super::opening::Opened;
+use super::report::Stopwatch;
 use crate::block::Failure;
 use crate::block::failure::engine_text;
 use crate::block::secret::Secrets;
@@ -121,6 +122,23 @@ impl Session {
         slot.take().ok_or(Complaint::Stuck)
     }
 
+    /// Takes out of the image's caches what was idle for long, where it is time for that.
+    pub(super) fn clean_caches(&mut self) {
+        // What is suspended may hold what the cleaning would wait for.
+        let idle = self.tasks.unfinished() == 0;
+        let Some(opened) = self.open.as_mut().filter(|_| idle) else {
+            return;
+        };
+        let due = opened.settings.spec.runtime.clean_interval();
+        if due.is_none_or(|interval| opened.uncleaned.elapsed() < interval) {
+            return;
+        }
+        opened.uncleaned = Stopwatch::start();
+        let image = Rc::clone(opened.node.image());
+        // Where it fails, memory is what it costs.
+        let _ = self.wait(async move { image.drop_idle().await });
+    }
+
     /// Waits for every request.
     pub(super) fn finish(&mut self) -> Result<(), Complaint> {
         self.go_on();
@@ -149,6 +167,9 @@ impl Session {
 /// Says on the error stream what went wrong in an image; one word of the system tells too little.
 pub(super) fn explain(error: &Error) {
     match error {
+        Error::BadImage(bad) if matches!(bad.problem, Problem::Overlap { .. }) => {
+            say_error(&format!("qcow2: {}\n", engine_text(error)));
+        }
         Error::BadImage(_) | Error::Unsupported(_) => {
             say_error(&format!("{}: {}\n", super::PROGRAM, engine_text(error)));
         }

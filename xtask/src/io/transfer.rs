@@ -494,20 +494,15 @@ fn discard(session: &mut Session, words: &[String]) -> Outcome {
         )));
     }
     let opened = session.opened();
-    let (disk, passes) = (opened.disk.clone(), opened.passes_discards());
+    let disk = opened.disk.clone();
     let asked = Asked {
         name: "discard",
         verb: "discard",
         offset,
         len_bytes,
     };
-    let ((), finished) = asked.carry_out(session, async move {
-        if passes {
-            disk.discard(offset, len_bytes).await
-        } else {
-            disk.read(offset, 0).await.map(drop)
-        }
-    })?;
+    let ((), finished) =
+        asked.carry_out(session, async move { disk.discard(offset, len_bytes).await })?;
     print(&finished.text(telling(&words)));
     Ok(Ending::Done)
 }

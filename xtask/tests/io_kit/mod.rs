@@ -3,8 +3,8 @@
 
 use std::fs;
 use std::io::Write;
-use std::os::unix::fs::symlink;
-use std::path::Path;
+use std::os::unix::fs::{MetadataExt, symlink};
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use tempfile::TempDir;
@@ -97,6 +97,43 @@ impl Pair {
         let qemu = self.same_input(&arguments, "");
         let ours = self.ours(&arguments, "");
         assert_eq!(ours.err, qemu.err, "{arguments:?}");
+    }
+
+    /// Both must say the same on both streams and end the same, each called once.
+    pub(crate) fn same_both(&self, arguments: &[&str]) {
+        let qemu = self.run("qemu", Path::new("qemu-io"), arguments, "");
+        let ours = self.ours(arguments, "");
+        assert_eq!(ours, qemu, "{arguments:?}");
+    }
+
+    /// A file of one of the two, `qemu` or `ours`.
+    pub(crate) fn path(&self, who: &str, name: &str) -> PathBuf {
+        self.folder.path().join(who).join(name)
+    }
+
+    /// What qemu-img map says of the two images, qemu-io's first, without where they have their data:
+    /// a stretch of each kind, and which have a place.
+    pub(crate) fn maps(&self, name: &str) -> [Vec<String>; 2] {
+        BOTH.map(|who| {
+            let mapped = Command::new("qemu-img")
+                .args(["map", "--output=json"])
+                .arg(self.path(who, name))
+                .output()
+                .unwrap();
+            let text = String::from_utf8(mapped.stdout).unwrap();
+            let lines = text
+                .lines()
+                .map(|line| match line.split_once("\"offset\"") {
+                    Some((before, _)) => format!("{before}placed"),
+                    None => line.to_owned(),
+                });
+            lines.collect()
+        })
+    }
+
+    /// How many bytes of the two files are allocated, qemu-io's first.
+    pub(crate) fn allocated_bytes(&self, name: &str) -> [u64; 2] {
+        BOTH.map(|who| fs::metadata(self.path(who, name)).unwrap().blocks() * 512)
     }
 
     /// Both images must hold the same, and ours must be sound.
