@@ -139,7 +139,7 @@ defects! {
     KeptForgetsZero "kept-forgets-zero",
     /// A detected write of zeroes zeroes whole clusters around it.
     DetectedRoundedOut "detected-rounded-out",
-    /// Dropping idle parts of the caches drops what was not written yet.
+    /// Dropping idle parts of the caches drops what is in use and what was not written yet.
     CleaningDropsDirty "cleaning-drops-dirty",
     /// A refcount block's cluster is taken for free, and the check for overlaps misses that.
     OverlapMissesRefblock "overlap-misses-refblock",

@@ -109,11 +109,11 @@ impl Cache {
             .map(|(offset, _)| *offset)
     }
 
-    /// Drops the slices that were not used since the last call and that may go.
-    pub(super) fn drop_idle(&mut self, may_go: impl Fn(&Slice) -> bool) {
+    /// Drops the slices that were not used since the last call and need not be written.
+    pub(super) fn drop_idle(&mut self) {
         let since = std::mem::replace(&mut self.dropped, self.clock);
         self.slices
-            .retain(|_, slice| slice.used > since || !may_go(slice));
+            .retain(|_, slice| slice.used > since || slice.dirty);
     }
 
     /// Whether the slice at `offset` must be written before it may go.

@@ -294,14 +294,12 @@ impl Metadata {
 
     /// Takes out of the caches what needs not be written and was not used since the last call.
     pub(super) fn drop_idle(&mut self) {
-        let dirty_too = self.planted.has(Defect::CleaningDropsDirty);
-        for cache in [&mut self.l2, &mut self.refcounts] {
-            if dirty_too {
-                cache.drop_idle(|_| true);
-            } else {
-                cache.drop_idle(|slice| !slice.dirty);
-            }
+        if self.planted.has(Defect::CleaningDropsDirty) {
+            self.l2.forget(HostOffset(0), u64::MAX);
+            self.refcounts.forget(HostOffset(0), u64::MAX);
         }
+        self.l2.drop_idle();
+        self.refcounts.drop_idle();
     }
 
     /// Refuses everything on an image that was found corrupt while it was open for writing: what it

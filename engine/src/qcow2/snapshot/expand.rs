@@ -13,6 +13,7 @@ use crate::defect::Defect;
 use crate::device::Event;
 use crate::error::{Error, Structure};
 use crate::qcow2::data::Place;
+use crate::qcow2::discards::Source;
 use crate::qcow2::entry::{Copied, L1Entry, L1Word, L2Entry, Mapping};
 use crate::qcow2::image::Qcow2;
 use crate::qcow2::metadata::Metadata;
@@ -91,7 +92,7 @@ impl Metadata {
         self.own(offset, run.count, Structure::L1Table);
         self.lower_tree(&lost).await?;
         self.disown(old_first, run.count);
-        self.free_now(old_first, run.count).await
+        self.free_now(Source::Other, old_first, run.count).await
     }
 }
 

@@ -28,13 +28,16 @@ pub(super) fn add(prng: &Prng, pins: &Pins, operations: &mut [Operation]) -> Opt
     } else {
         6
     };
+    let idle = if draw.chance(1, 2) { 4 } else { 1 };
     for operation in operations {
         match *operation {
+            Operation::Write { .. } | Operation::Flush if draw.chance(idle, 24) => {
+                *operation = Operation::DropIdle;
+            }
             Operation::Write { offset, len_bytes } if draw.chance(blank, 16) => {
                 *operation = Operation::WriteBlank { offset, len_bytes };
             }
             Operation::Read { .. } if draw.chance(1, 3) => *operation = Operation::DropIdle,
-            Operation::Flush if draw.chance(1, 8) => *operation = Operation::DropIdle,
             Operation::Read { .. }
             | Operation::Write { .. }
             | Operation::WriteCompressed { .. }
