@@ -79,7 +79,7 @@ impl Metadata {
         }
         let l1_offset = self.geometry.offset_of(l1.first);
         self.switch_snapshots(records, table).await?;
-        self.own(l1_offset, l1.count, Structure::L1Table);
+        self.own(l1_offset, l1.count, Structure::InactiveL1Table);
         Ok(())
     }
 

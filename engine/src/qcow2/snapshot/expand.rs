@@ -89,7 +89,7 @@ impl Metadata {
             return Err(error);
         }
         self.switch_snapshots(records, table).await?;
-        self.own(offset, run.count, Structure::L1Table);
+        self.own(offset, run.count, Structure::InactiveL1Table);
         self.lower_tree(&lost).await?;
         self.disown(old_first, run.count);
         self.free_now(Source::Other, old_first, run.count).await

@@ -132,14 +132,18 @@ impl Metadata {
         Ok(at.read(table.0, self.geometry.cluster_len()).await?)
     }
 
-    /// Refuses a tree of which a cluster cannot take another reference.
+    /// Refuses a tree of which a cluster cannot take as many references again.
     pub(super) async fn must_take_reference(&mut self, tree: &Tree) -> Result<(), Error> {
         let most = self.geometry.max_refcount();
-        for cluster in tree.clusters() {
+        let mut clusters: Vec<HostCluster> = tree.clusters().collect();
+        clusters.sort_unstable();
+        // Compressed clusters that share a host cluster refer to it once each.
+        for references in clusters.chunk_by(|one, other| one == other) {
+            let cluster = references[0];
             match self.find_refcount(cluster).await? {
                 Some(found) if found.value == 0 => return Err(self.unaccounted(cluster).into()),
                 None => return Err(self.unaccounted(cluster).into()),
-                Some(found) if found.value >= most => {
+                Some(found) if found.value > most.saturating_sub(byte_count(references.len())) => {
                     return Err(Refused::RefcountOverflow.into());
                 }
                 Some(_) => {}
