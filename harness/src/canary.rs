@@ -105,15 +105,8 @@ fn pins(defect: Defect) -> Pins {
             snapshots: Some(true),
             ..Pins::default()
         },
-        Defect::RebuildSwitchesEarly => Pins {
-            abandoned: Some(true),
-            ..Pins::default()
-        },
-        Defect::CompressedLinkedEarly => Pins {
-            compression: Some(Some(Compression::Zlib)),
-            lazy_refcounts: Some(true),
-            ..Pins::default()
-        },
+        Defect::RebuildSwitchesEarly => parsed("abandoned=on"),
+        Defect::CompressedLinkedEarly => parsed("compression=zlib,lazy_refcounts=on"),
         Defect::FreshClusterUnencrypted | Defect::CopyUnderOldVector => encrypted(Encrypted::Aes),
         Defect::KeySlotBeforeMaterial
         | Defect::KeySlotNotFlushed
