@@ -502,7 +502,10 @@ fn discard(session: &mut Session, words: &[String]) -> Outcome {
         len_bytes,
     };
     let ((), finished) =
-        asked.carry_out(session, async move { disk.discard(offset, len_bytes).await })?;
+        asked.carry_out(
+            session,
+            async move { disk.discard(offset, len_bytes).await },
+        )?;
     print(&finished.text(telling(&words)));
     Ok(Ending::Done)
 }
