@@ -1,7 +1,6 @@
 //! Hunting a planted defect: a harness that cannot find it proves nothing by finding nothing else.
 
 use engine::defect::Defect;
-use engine::qcow2::compress::Compression;
 
 use crate::campaign::{NoThreads, Plan, Proceed, Progress, campaign};
 use crate::reduce::{Reduced, reduce};
@@ -105,8 +104,8 @@ fn pins(defect: Defect) -> Pins {
             snapshots: Some(true),
             ..Pins::default()
         },
-        Defect::RebuildSwitchesEarly => parsed("abandoned=on"),
-        Defect::CompressedLinkedEarly => parsed("compression=zlib,lazy_refcounts=on"),
+        Defect::RebuildSwitchesEarly => pinned("abandoned=on"),
+        Defect::CompressedLinkedEarly => pinned("compression=zlib,lazy_refcounts=on"),
         Defect::FreshClusterUnencrypted | Defect::CopyUnderOldVector => encrypted(Encrypted::Aes),
         Defect::KeySlotBeforeMaterial
         | Defect::KeySlotNotFlushed

@@ -108,6 +108,8 @@ impl Chain {
             Operation::Read { .. }
             | Operation::Write { .. }
             | Operation::WriteCompressed { .. }
+            | Operation::WriteBlank { .. }
+            | Operation::DropIdle
             | Operation::WriteZeroes { .. }
             | Operation::Discard { .. }
             | Operation::Flush

@@ -100,7 +100,7 @@ impl<'a> Bench<'a> {
     /// That of this life.
     pub fn of(case: &Case, life: &'a Life) -> Self {
         let stage = &life.stage;
-        let options = open_options(case.scenario.caches, planted(&case.scenario));
+        let options = open_options(&case.scenario, planted(&case.scenario));
         let mut bench = Self {
             stage,
             options,

@@ -150,6 +150,8 @@ impl Client {
             Operation::Read { .. }
             | Operation::Write { .. }
             | Operation::WriteCompressed { .. }
+            | Operation::WriteBlank { .. }
+            | Operation::DropIdle
             | Operation::WriteZeroes { .. }
             | Operation::Discard { .. }
             | Operation::Flush

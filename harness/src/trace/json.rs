@@ -21,8 +21,7 @@ use super::text::{self, BadText};
 use super::{BadTrace, Crash, Cut, Expected, Loader, MAJOR, MINOR, Then, Trace, bytes};
 use crate::workload::shape::{
     Backing, CacheShape, Chain, Encrypted, Extent, Given, ImageShape, Management, OptionShape,
-    Scenario, Start,
-    backing_format,
+    Scenario, Start, backing_format,
 };
 
 const FORMAT: &str = "qrash-trace";

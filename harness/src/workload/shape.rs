@@ -577,6 +577,8 @@ impl Scenario {
             Operation::Read { .. }
             | Operation::Write { .. }
             | Operation::WriteCompressed { .. }
+            | Operation::WriteBlank { .. }
+            | Operation::DropIdle
             | Operation::WriteZeroes { .. }
             | Operation::Discard { .. }
             | Operation::Grow { .. }

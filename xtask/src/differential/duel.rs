@@ -162,7 +162,7 @@ impl Arena {
             Step::Img(words) | Step::OursAlone(words) => {
                 let side = match step {
                     Step::OursAlone(_) => Side::Ours,
-                    Step::Img(_) | Step::Io(_) | Step::RawIo(..) => side,
+                    Step::Img(_) | Step::Io(_) | Step::IoWith(..) | Step::RawIo(..) => side,
                 };
                 let words: Vec<&str> = words
                     .iter()
