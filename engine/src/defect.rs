@@ -50,6 +50,16 @@ defects! {
     SizeBeforeContent "size-before-content",
     /// Growing a disk returns before the new size is durable.
     SizeNotFlushed "size-not-flushed",
+    /// What lies beyond the end of a smaller disk is freed before its size is durable.
+    ShrinkFreesEarly "shrink-frees-early",
+    /// The file is cut before it is durable that nothing names what is cut off.
+    CutTooEarly "cut-too-early",
+    /// Growing a disk that was shrunk shows what its last cluster held behind the old end.
+    ShrunkTailShows "shrunk-tail-shows",
+    /// Preallocating what a larger disk adds hides what its last cluster showed of the backing file.
+    PreallocatedHides "preallocated-hides",
+    /// What a larger disk preallocates is mapped after its size, and before the zeroes in it are durable.
+    PreallocatedLate "preallocated-late",
     /// A new L1 table is not made durable before the header points to it.
     L1SwitchBeforeTable "l1-switch-before-table",
     /// COPIED may still stand on the disk when a second reference is counted.

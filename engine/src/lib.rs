@@ -14,6 +14,7 @@ pub mod error;
 pub mod image;
 pub mod luks;
 pub mod manage;
+pub mod preallocation;
 pub mod qcow2;
 pub mod raw;
 pub mod sync;

@@ -6,6 +6,7 @@
 //! and durable once it has succeeded.
 
 use crate::luks::NewSlot;
+use crate::preallocation::Preallocation;
 
 /// A snapshot that is to be taken. The engine has no clock: dates and times are the caller's.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -27,10 +28,12 @@ pub struct NewSnapshot {
 /// An operation on an image as a whole.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Manage {
-    /// Changes the size of the guest's disk. What is added reads zero.
+    /// Changes the size of the guest's disk.
     Resize {
         /// The new size in bytes, a multiple of 512.
         virtual_bytes: u64,
+        /// In which direction, and what that means for the guest's data.
+        resizing: Resizing,
     },
     /// Changes what the image says of itself.
     Amend(Amend),
@@ -110,6 +113,40 @@ pub enum LastSlot {
     Keep,
     /// It goes, and the data with it.
     Destroy,
+}
+
+impl Manage {
+    /// Makes the guest's disk larger, or leaves it as large as it is. What is added takes no space.
+    pub fn grow(virtual_bytes: u64) -> Self {
+        Self::Resize {
+            virtual_bytes,
+            resizing: Resizing::default(),
+        }
+    }
+
+    /// Makes the guest's disk smaller, with consent to lose what lies beyond its new end.
+    pub fn shrink(virtual_bytes: u64) -> Self {
+        Self::Resize {
+            virtual_bytes,
+            resizing: Resizing::Shrink,
+        }
+    }
+}
+
+/// What a change of size may do. A size in the other direction is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Resizing {
+    /// Add to the disk. What is added reads zero, and has its place as far as the mode says.
+    Grow(Preallocation),
+    /// Give up what lies beyond the new end, for ever: should the disk grow again, zeroes stand there.
+    Shrink,
+}
+
+impl Default for Resizing {
+    /// Growing, without preallocation.
+    fn default() -> Self {
+        Self::Grow(Preallocation::Off)
+    }
 }
 
 /// Changes of what an image says of itself. They are made one after the other, each of them atomic.

@@ -11,7 +11,8 @@ use crate::error::{Error, KeySlotProblem, Refused};
 use crate::image::{
     Access, Image, LocalFuture, Status, StatusKind, Unmap, must_contain, must_reach,
 };
-use crate::manage::Manage;
+use crate::manage::{Manage, Resizing};
+use crate::preallocation::{Preallocation, occupy};
 
 /// An open raw image.
 #[derive(Debug)]
@@ -42,7 +43,7 @@ impl Raw {
         Ok(self.file.at(Event::FlushToDisk).flush().await?)
     }
 
-    async fn grow(&self, virtual_bytes: u64) -> Result<(), Error> {
+    async fn grow(&self, virtual_bytes: u64, mode: Preallocation) -> Result<(), Error> {
         self.access.must_allow_writes()?;
         let now = self.virtual_bytes.get();
         if virtual_bytes < now || !virtual_bytes.is_multiple_of(SECTOR_BYTES) {
@@ -51,10 +52,51 @@ impl Raw {
             ))
             .into());
         }
-        self.file.at(Event::None).set_len(virtual_bytes).await?;
+        lengthen(&self.file, virtual_bytes, mode).await?;
         self.make_durable().await?;
         self.virtual_bytes.set(virtual_bytes);
         Ok(())
+    }
+
+    async fn shrink(&self, virtual_bytes: u64) -> Result<(), Error> {
+        self.access.must_allow_writes()?;
+        let now = self.virtual_bytes.get();
+        if virtual_bytes > now || !virtual_bytes.is_multiple_of(SECTOR_BYTES) {
+            return Err(Refused::Option(format!(
+                "disk size {virtual_bytes} is not a multiple of 512 up to {now}"
+            ))
+            .into());
+        }
+        self.file.at(Event::None).set_len(virtual_bytes).await?;
+        self.virtual_bytes.set(virtual_bytes);
+        self.make_durable().await
+    }
+}
+
+/// Makes `file` a raw image of `virtual_bytes` zero bytes. What the file held before is cut off.
+pub async fn create(file: &Port, virtual_bytes: u64, mode: Preallocation) -> Result<(), Error> {
+    must_suit(mode)?;
+    file.at(Event::None).set_len(0).await?;
+    lengthen(file, virtual_bytes, mode).await?;
+    Ok(file.at(Event::FlushToDisk).flush().await?)
+}
+
+/// Makes a file `len_bytes` long. What is added reads as zeroes, and takes its space as the mode says.
+pub async fn lengthen(file: &Port, len_bytes: u64, mode: Preallocation) -> Result<(), Error> {
+    must_suit(mode)?;
+    let old_bytes = file.len();
+    file.at(Event::None).set_len(len_bytes).await?;
+    let added = len_bytes.saturating_sub(old_bytes);
+    occupy(file, old_bytes, added, mode).await
+}
+
+fn must_suit(mode: Preallocation) -> Result<(), Error> {
+    match mode {
+        Preallocation::Metadata => {
+            let text = "a raw image has no metadata to preallocate: use off, falloc or full";
+            Err(Refused::Option(text.into()).into())
+        }
+        Preallocation::Off | Preallocation::Falloc | Preallocation::Full => Ok(()),
     }
 }
 
@@ -116,7 +158,13 @@ impl Image for Raw {
 
     fn manage(&self, operation: Manage) -> LocalFuture<'_, ()> {
         match operation {
-            Manage::Resize { virtual_bytes } => Box::pin(self.grow(virtual_bytes)),
+            Manage::Resize {
+                virtual_bytes,
+                resizing,
+            } => match resizing {
+                Resizing::Grow(mode) => Box::pin(self.grow(virtual_bytes, mode)),
+                Resizing::Shrink => Box::pin(self.shrink(virtual_bytes)),
+            },
             Manage::Amend(_)
             | Manage::SetBacking(_)
             | Manage::SetDataFile(_)

@@ -146,9 +146,7 @@ fn what_was_not_closed_is_inconsistent_and_can_only_be_removed() {
             target: "frozen".into(),
             sources: vec!["a".into()],
         },
-        Manage::Resize {
-            virtual_bytes: 2 << 20,
-        },
+        Manage::grow(2 << 20),
     ] {
         let refused = run(image.manage(operation));
         assert!(matches!(refused, Err(Error::Refused(Refused::Bitmap(_)))));
@@ -182,12 +180,7 @@ fn operations_on_bitmaps_do_what_their_names_say() {
     assert_eq!(ranges(&image, "b"), [kib(0..64), kib(256..320)]);
     manage(&image, Manage::BitmapClear { name: "b".into() });
     assert_eq!(ranges(&image, "b"), []);
-    manage(
-        &image,
-        Manage::Resize {
-            virtual_bytes: 2 << 20,
-        },
-    );
+    manage(&image, Manage::grow(2 << 20));
     assert_eq!(
         ranges(&image, "b"),
         [kib(1024..2048)],
@@ -471,12 +464,7 @@ fn bitmaps_of_qemu_are_read_kept_up_and_given_back() {
         let image = open(&port);
         assert_eq!(ranges(&image, "frozen"), []);
         assert!(ranges(&image, "ours")[0].start == 0);
-        manage(
-            &image,
-            Manage::Resize {
-                virtual_bytes: 12 << 20,
-            },
-        );
+        manage(&image, Manage::grow(12 << 20));
         close(&image);
         drop((image, port));
         must("qemu-img", &["check", text(&path)]);

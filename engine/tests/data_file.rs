@@ -9,7 +9,10 @@ use std::path::{Path, PathBuf};
 
 use engine::error::{Error, Refused};
 use engine::image::{Image, StatusKind, Unmap};
-use engine::manage::{Amend, BackingName, DataFileChange, Manage, NewSnapshot, RawPromise};
+use engine::manage::{
+    Amend, BackingName, DataFileChange, Manage, NewSnapshot, RawPromise, Resizing,
+};
+use engine::preallocation::Preallocation;
 use engine::qcow2::check::{CheckOptions, Repair, check};
 use engine::qcow2::create::{
     CreateOptions, DataFileContent, NewDataFile, create, create_with_data_file,
@@ -309,7 +312,7 @@ fn a_grown_disk_shows_zeroes_though_the_data_file_was_longer() {
         let more = pair.data.port.at(engine::device::Event::None);
         run(more.write(5 * 4096 + 512, vec![0xee; 20000])).unwrap();
         let virtual_bytes = 9 << 12;
-        run(image.manage(Manage::Resize { virtual_bytes })).unwrap();
+        run(image.manage(Manage::grow(virtual_bytes))).unwrap();
         let mut model = vec![0; 9 << 12];
         model[5 * 4096..5 * 4096 + 512].fill(1);
         assert!(read_all(&image) == model, "{content:?}");
@@ -479,4 +482,46 @@ fn an_emptied_overlay_gives_its_data_up() {
         &CheckOptions::default(),
     ));
     assert!(report.unwrap().is_clean());
+}
+
+#[test]
+fn a_smaller_disk_has_a_shorter_data_file_and_preallocation_fills_it() {
+    for content in KINDS {
+        for mode in Preallocation::ALL {
+            let options = CreateOptions {
+                virtual_bytes: 1 << 20,
+                cluster_bits: 12,
+                preallocation: mode,
+                ..CreateOptions::default()
+            };
+            let pair = Pair::create(options, content);
+            let image = pair.open();
+            assert_eq!(run(image.read(0, 1 << 20)).unwrap(), vec![0; 1 << 20]);
+            run(image.write(0, vec![7; 1 << 20])).unwrap();
+            let (small, large) = ((512 << 10) + 512, 2 << 20);
+            run(image.manage(Manage::shrink(small))).unwrap();
+            assert_eq!(pair.data.device.snapshot().len(), small);
+            let resizing = Resizing::Grow(mode);
+            let virtual_bytes = large;
+            run(image.manage(Manage::Resize {
+                virtual_bytes,
+                resizing,
+            }))
+            .unwrap();
+            let len = usize::try_from(large).unwrap();
+            let mut expected = vec![7; usize::try_from(small).unwrap()];
+            expected.resize(len, 0);
+            assert!(run(image.read(0, len)).unwrap() == expected, "{content:?}");
+            if content == DataFileContent::Raw {
+                assert!(pair.data.bytes() == expected, "{mode:?}");
+            }
+            run(image.close()).unwrap();
+            let options = CheckOptions::default();
+            let check = check(&pair.image.port, Repair::None, &options);
+            assert!(
+                run(check).unwrap().findings.is_empty(),
+                "{content:?} {mode:?}"
+            );
+        }
+    }
 }

@@ -204,7 +204,7 @@ fn step(image: &Qcow2, ledger: &mut Ledger, draw: &mut Draw, value: Value) -> Re
                 .may_hold
                 .resize(usize::try_from(grown).unwrap(), vec![0]);
             let virtual_bytes = grown * 512;
-            run(image.manage(Manage::Resize { virtual_bytes }))?;
+            run(image.manage(Manage::grow(virtual_bytes)))?;
             // What the disk was before is durable too.
             ledger.flushed();
             ledger.sizes = vec![usize::try_from(grown).unwrap()];

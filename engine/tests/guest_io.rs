@@ -148,9 +148,9 @@ impl Pair {
             Step::Grow(more) => {
                 self.model
                     .resize(self.model.len() + usize::try_from(more * 512).unwrap(), 0);
-                run(self.image.manage(Manage::Resize {
-                    virtual_bytes: u64::try_from(self.model.len()).unwrap(),
-                }))
+                run(self
+                    .image
+                    .manage(Manage::grow(u64::try_from(self.model.len()).unwrap())))
                 .unwrap();
             }
             Step::Reopen => {

@@ -454,10 +454,7 @@ fn a_snapshot_keeps_its_size_when_the_disk_grows_though_its_entry_leaves_it_out(
     say(&mut bytes, |_| true, |_| Vec::new());
     let ram = Ram::from_bytes(&bytes);
     let image = run(Qcow2::open(ram.port.clone(), None, &OpenOptions::default())).unwrap();
-    run(image.manage(Manage::Resize {
-        virtual_bytes: 8 << 20,
-    }))
-    .unwrap();
+    run(image.manage(Manage::grow(8 << 20))).unwrap();
     let sizes = run(image.snapshots())
         .into_iter()
         .map(|one| one.virtual_bytes);

@@ -63,10 +63,7 @@ impl Disk {
         self.model[at(7 * cluster)..at(9 * cluster)].fill(0);
         self.model[at(8 * cluster) + 512..at(8 * cluster) + 1024].fill(7);
         let grown = len + 5 * cluster;
-        run(self.image.manage(Manage::Resize {
-            virtual_bytes: grown,
-        }))
-        .unwrap();
+        run(self.image.manage(Manage::grow(grown))).unwrap();
         self.model.resize(at(grown), 0);
         run(self.image.write(grown - 512, vec![8; 512])).unwrap();
         self.model[at(grown - 512)..].fill(8);

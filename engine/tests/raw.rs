@@ -21,10 +21,7 @@ fn what_the_guest_writes_stands_in_the_file() {
     run(image.write(512, vec![2; 512])).unwrap();
     run(image.write_zeroes(1024, 512, Unmap::Keep)).unwrap();
     run(image.discard(1536, 512)).unwrap();
-    run(image.manage(Manage::Resize {
-        virtual_bytes: 3072,
-    }))
-    .unwrap();
+    run(image.manage(Manage::grow(3072))).unwrap();
     run(image.write(2560, vec![3; 512])).unwrap();
     run(image.close()).unwrap();
     let expected = [[1; 512], [2; 512], [0; 512], [0; 512], [0; 512], [3; 512]].concat();
@@ -60,7 +57,7 @@ fn what_a_disk_cannot_do_is_refused() {
     ));
     assert!(matches!(refused(read(1, 512)), Refused::Unaligned { .. }));
     assert!(matches!(
-        refused(run(image.manage(Manage::Resize { virtual_bytes: 512 }))),
+        refused(run(image.manage(Manage::grow(512)))),
         Refused::Option(_)
     ));
     let image = raw(&ram, Access::ReadOnly);

@@ -149,10 +149,7 @@ fn an_l1_table_longer_than_a_refcount_block_counts_finds_a_place() {
     let image = run(Qcow2::open(ram.port.clone(), None, &OpenOptions::default())).unwrap();
     // A block counts 64 clusters; so does this L1 table take.
     let grown = 64 * 64 * 64 * 512;
-    run(image.manage(Manage::Resize {
-        virtual_bytes: grown,
-    }))
-    .unwrap();
+    run(image.manage(Manage::grow(grown))).unwrap();
     run(image.write(grown - 512, vec![7; 512])).unwrap();
     run(image.close()).unwrap();
     let report = run(check(&ram.port, Repair::None, &CheckOptions::default())).unwrap();
@@ -178,10 +175,7 @@ fn growing_does_not_show_what_stands_behind_the_old_end() {
     bytes[24..32].copy_from_slice(&512u64.to_be_bytes());
     let ram = Ram::from_bytes(&bytes);
     let image = run(Qcow2::open(ram.port.clone(), None, &OpenOptions::default())).unwrap();
-    run(image.manage(Manage::Resize {
-        virtual_bytes: 3 << 16,
-    }))
-    .unwrap();
+    run(image.manage(Manage::grow(3 << 16))).unwrap();
     let read = run(image.read(0, 3 << 16)).unwrap();
     assert_eq!(read[..512], [9; 512]);
     assert!(
@@ -207,7 +201,7 @@ fn a_disk_of_no_bytes_can_grow() {
     let ram = Ram::from_bytes(&bytes);
     let image = run(Qcow2::open(ram.port.clone(), None, &OpenOptions::default())).unwrap();
     let virtual_bytes = 1 << 20;
-    run(image.manage(Manage::Resize { virtual_bytes })).unwrap();
+    run(image.manage(Manage::grow(virtual_bytes))).unwrap();
     run(image.flush()).unwrap();
     run(image.write(0, vec![7; 512])).unwrap();
     run(image.close()).unwrap();

@@ -171,7 +171,7 @@ fn a_snapshot_of_another_size_keeps_an_image_in_version_3() {
     let (ram, image) = new_image(3);
     snapshot(&image, "small");
     let virtual_bytes = 2 << 20;
-    run(image.manage(Manage::Resize { virtual_bytes })).unwrap();
+    run(image.manage(Manage::grow(virtual_bytes))).unwrap();
     let refused = run(image.manage(version(2))).unwrap_err();
     assert!(matches!(refused, Error::Refused(Refused::Option(_))));
     run(image.close()).unwrap();

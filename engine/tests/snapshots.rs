@@ -245,7 +245,7 @@ impl Bench {
             }
             Step::Grow { sectors } => {
                 let virtual_bytes = u64::try_from(self.disk.len()).unwrap() + sectors * 512;
-                let outcome = self.manage(Manage::Resize { virtual_bytes });
+                let outcome = self.manage(Manage::grow(virtual_bytes));
                 if self.shape.version == 2 && !self.snapshots.is_empty() {
                     assert_eq!(outcome, Err(Refused::ResizeWithSnapshots.into()));
                 } else {

@@ -101,9 +101,7 @@ fn rewritings() -> Vec<Manage> {
     let name = || "bits".to_owned();
     let snapshot = || "then".to_owned();
     vec![
-        Manage::Resize {
-            virtual_bytes: 64 << 20,
-        },
+        Manage::grow(64 << 20),
         amend(None, None, Some(true)),
         amend(None, None, Some(false)),
         amend(None, Some(6), None),

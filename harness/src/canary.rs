@@ -1,6 +1,8 @@
 //! Hunting a planted defect: a harness that cannot find it proves nothing by finding nothing else.
 
 use engine::defect::Defect;
+use engine::preallocation::Preallocation;
+use engine::qcow2::create::BackingFormat;
 
 use crate::campaign::{NoThreads, Plan, Proceed, Progress, campaign};
 use crate::reduce::{Reduced, reduce};
@@ -79,10 +81,7 @@ fn pins(defect: Defect) -> Pins {
             manage: Some(Managed::None),
             ..Pins::default()
         },
-        Defect::HookupBeforeBlock | Defect::UseBeforeHookup => Pins {
-            room: Some(Room::Block),
-            ..Pins::default()
-        },
+        Defect::HookupBeforeBlock | Defect::UseBeforeHookup => in_room(Room::Block),
         Defect::WidthBeforeBlocks => managed(Managed::Amend),
         // Zeroes become data only where something lies beneath.
         Defect::DowngradeBeforeZeroes => Pins {
@@ -130,6 +129,11 @@ fn pins(defect: Defect) -> Pins {
         }
         Defect::DetectedRoundedOut => pinned("detect_zeroes=on"),
         Defect::CleaningDropsDirty | Defect::OverlapMissesRefblock => pinned("options=on"),
+        Defect::ShrinkFreesEarly
+        | Defect::ShrunkTailShows
+        | Defect::CutTooEarly
+        | Defect::PreallocatedHides
+        | Defect::PreallocatedLate => resized(defect),
         Defect::LinkBeforeRefcounts
         | Defect::LinkBeforeData
         | Defect::L1BeforeL2
@@ -182,9 +186,35 @@ fn subclusters() -> Pins {
     }
 }
 
+/// Disks that become smaller, and larger.
+fn resized(defect: Defect) -> Pins {
+    let is_cut = defect == Defect::CutTooEarly;
+    let is_late = defect == Defect::PreallocatedLate;
+    let hides = defect == Defect::PreallocatedHides;
+    let preallocates = is_late || hides;
+    Pins {
+        backing: hides.then_some(Some(BackingFormat::Raw)),
+        shrink: Some(true),
+        preallocation: preallocates.then_some(Preallocation::Metadata),
+        // The file is cut at a refcount block where blocks count little.
+        cluster_bits: is_cut.then_some(9),
+        refcount_order: is_cut.then_some(6),
+        // Otherwise the refcounts are waited for, and the zeroes with them.
+        lazy_refcounts: is_late.then_some(true),
+        ..Pins::default()
+    }
+}
+
 fn encrypted(method: Encrypted) -> Pins {
     Pins {
         encryption: Some(Some(method)),
+        ..Pins::default()
+    }
+}
+
+fn in_room(room: Room) -> Pins {
+    Pins {
+        room: Some(room),
         ..Pins::default()
     }
 }

@@ -39,7 +39,7 @@ pub async fn commit(
     let total_bytes = overlay.virtual_bytes();
     if backing.virtual_bytes() < total_bytes {
         let virtual_bytes = total_bytes;
-        backing.manage(Manage::Resize { virtual_bytes }).await?;
+        backing.manage(Manage::grow(virtual_bytes)).await?;
     }
     let mut done_bytes = 0;
     while done_bytes < total_bytes {

@@ -12,11 +12,13 @@ use super::header::{
     Extension, Header, MAX_BACKING_NAME, V2_LEN, V3_LEN_WRITTEN, autoclear, compatible,
     incompatible,
 };
+use super::preallocate::{NewTables, Unwritten};
 use super::unit::{HostCluster, HostOffset, byte_count};
 use super::{Files, OpenOptions, Qcow2, data_file, entry, extension, feature};
 use crate::device::{Event, Port, SECTOR_BYTES};
 use crate::error::{Error, Refused, Structure};
 use crate::image::Image;
+use crate::preallocation::{Preallocation, occupy};
 
 const SECTOR: usize = 512;
 
@@ -40,6 +42,8 @@ pub struct CreateOptions {
     /// Whether L2 entries are extended, so that clusters have subclusters; version 3 only, from
     /// clusters of 16 KiB on.
     pub extended_l2: bool,
+    /// How much of the disk has its place before the guest writes there.
+    pub preallocation: Preallocation,
     /// What lies beneath.
     pub backing: Option<Backing>,
     /// The external file that guest data are to stand in, if they are; version 3 only.
@@ -120,6 +124,7 @@ impl Default for CreateOptions {
             compression: Compression::Zlib,
             encryption: None,
             extended_l2: false,
+            preallocation: Preallocation::Off,
             backing: None,
             data_file: None,
         }
@@ -144,8 +149,13 @@ pub async fn create_with_data_file(
     at.set_len(0).await?;
     at.flush().await?;
     data_file::create(data, options.virtual_bytes).await?;
+    occupy(data, 0, options.virtual_bytes, options.preallocation).await?;
+    data.at(Event::FlushToDisk).flush().await?;
     create_image(file, options).await?;
-    if data_file.content == DataFileContent::Clusters || options.encryption.is_some() {
+    let is_raw = data_file.content == DataFileContent::Raw;
+    // Every cluster has its place there already; what is mapped hides what lies beneath.
+    let is_mapped = options.preallocation != Preallocation::Off && options.backing.is_none();
+    if !(is_raw || is_mapped) || options.encryption.is_some() {
         return Ok(());
     }
     let files = Files {
@@ -172,7 +182,7 @@ async fn create_image(file: &Port, options: &CreateOptions) -> Result<(), Error>
         Some(NewEncryption::Luks(bytes)) => bytes,
         Some(NewEncryption::Aes) | None => &[],
     };
-    let layout = Layout::new(geometry, options.virtual_bytes, luks.len())?;
+    let layout = Layout::new(geometry, options, luks.len())?;
     let mut first = header(options, geometry, &layout).encode();
     first.resize(first.len().next_multiple_of(SECTOR), 0);
     let names = first.split_off(SECTOR);
@@ -181,6 +191,12 @@ async fn create_image(file: &Port, options: &CreateOptions) -> Result<(), Error>
     at.flush().await?;
     at.set_len(layout.file_bytes()).await?;
     layout.write_refcounts(file).await?;
+    if preallocates_itself(options) {
+        let tables = layout.tables(unwritten(options)?, options.virtual_bytes);
+        tables.write(file).await?;
+        let (data, len_bytes) = (tables.data.0, layout.data_clusters << options.cluster_bits);
+        occupy(file, data, len_bytes, options.preallocation).await?;
+    }
     if !luks.is_empty() {
         let mut bytes = luks.to_vec();
         bytes.resize(bytes.len().next_multiple_of(SECTOR), 0);
@@ -205,6 +221,7 @@ fn validate(options: &CreateOptions) -> Result<Geometry, Error> {
         compression,
         encryption: _,
         extended_l2,
+        preallocation,
         ref backing,
         ref data_file,
     } = *options;
@@ -251,10 +268,28 @@ fn validate(options: &CreateOptions) -> Result<Geometry, Error> {
     if let Some(data_file) = data_file {
         geometry = external(geometry, data_file, options)?;
     }
+    if preallocation != Preallocation::Off {
+        if preallocates_itself(options) {
+            unwritten(options)?;
+        }
+        if backing.is_some() && !extended_l2 {
+            return refuse("with a backing file, preallocation takes extended L2 entries: a cluster that has its place would hide what lies beneath".into());
+        }
+    }
     if let Some(backing) = backing {
         validate_backing(backing, options, geometry)?;
     }
     Ok(geometry)
+}
+
+/// Whether the image file has the places of all guest data.
+fn preallocates_itself(options: &CreateOptions) -> bool {
+    options.preallocation != Preallocation::Off && options.data_file.is_none()
+}
+
+/// What clusters are mapped as that have their place before the guest writes there.
+fn unwritten(options: &CreateOptions) -> Result<Unwritten, Error> {
+    Unwritten::of(options.version, options.encryption.is_some())
 }
 
 fn extended(geometry: Geometry, version: u32) -> Result<Geometry, Error> {
@@ -416,7 +451,8 @@ fn extensions(options: &CreateOptions, geometry: Geometry, layout: &Layout) -> V
 }
 
 /// Where the structures of a new image stand: the header, the refcount table, the first refcount
-/// block, the L1 table, and the other refcount blocks, one after the other from cluster 0.
+/// block, the L1 table, the other refcount blocks, the encryption header, and what is preallocated: L2
+/// tables and data. One after the other from cluster 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Layout {
     geometry: Geometry,
@@ -424,18 +460,29 @@ struct Layout {
     blocks: u64,
     l1_clusters: u64,
     luks_clusters: u64,
+    l2_tables: u64,
+    data_clusters: u64,
 }
 
 impl Layout {
     /// The least number of refcount blocks and table clusters that count everything, themselves
     /// included.
-    fn new(geometry: Geometry, virtual_bytes: u64, luks_len: usize) -> Result<Self, Error> {
+    fn new(geometry: Geometry, options: &CreateOptions, luks_len: usize) -> Result<Self, Error> {
+        let virtual_bytes = options.virtual_bytes;
+        let l1_entries = geometry.l1_entries_for(virtual_bytes);
+        let (l2_tables, data_clusters) = if preallocates_itself(options) {
+            (l1_entries, geometry.clusters_for(virtual_bytes))
+        } else {
+            (0, 0)
+        };
         let mut layout = Self {
             geometry,
             reftable_clusters: 1,
             blocks: 1,
-            l1_clusters: geometry.clusters_for(geometry.l1_entries_for(virtual_bytes) * 8),
+            l1_clusters: geometry.clusters_for(l1_entries * 8),
             luks_clusters: geometry.clusters_for(byte_count(luks_len)),
+            l2_tables,
+            data_clusters,
         };
         loop {
             let blocks = layout.clusters().div_ceil(geometry.refcounts_per_block());
@@ -452,7 +499,12 @@ impl Layout {
     }
 
     fn clusters(self) -> u64 {
-        1 + self.reftable_clusters + self.blocks + self.l1_clusters + self.luks_clusters
+        self.metadata_clusters() + self.luks_clusters + self.l2_tables + self.data_clusters
+    }
+
+    /// Header, refcounts and L1 table.
+    fn metadata_clusters(self) -> u64 {
+        1 + self.reftable_clusters + self.blocks + self.l1_clusters
     }
 
     /// An image of nothing: its extensions are as long as those of any other.
@@ -463,13 +515,29 @@ impl Layout {
             blocks: 1,
             l1_clusters: 0,
             luks_clusters: 0,
+            l2_tables: 0,
+            data_clusters: 0,
         }
     }
 
-    /// Where the encryption header stands: behind everything else.
+    /// Where the encryption header stands.
     fn luks_offset(self) -> HostOffset {
         self.geometry
-            .offset_of(HostCluster(self.clusters() - self.luks_clusters))
+            .offset_of(HostCluster(self.metadata_clusters()))
+    }
+
+    /// The tables that map every cluster of a preallocated disk.
+    fn tables(self, unwritten: Unwritten, virtual_bytes: u64) -> NewTables {
+        let l2 = self.metadata_clusters() + self.luks_clusters;
+        let offset_of = |cluster| self.geometry.offset_of(HostCluster(cluster));
+        NewTables {
+            geometry: self.geometry,
+            unwritten,
+            clusters: self.geometry.clusters_for(virtual_bytes),
+            l1: self.l1_offset(),
+            l2: offset_of(l2),
+            data: offset_of(l2 + self.l2_tables),
+        }
     }
 
     fn file_bytes(self) -> u64 {

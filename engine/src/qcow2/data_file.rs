@@ -256,13 +256,10 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// Maps all of a new raw data file, whose every byte is zero.
+    /// Maps all of a new data file, whose every byte is zero.
     pub(super) async fn map_new_data_file(&self) -> Result<(), Error> {
-        if self.raw_data.get() {
-            self.map_data_file(0..self.virtual_bytes.get(), Stamp::default())
-                .await?;
-        }
-        Ok(())
+        self.map_data_file(0..self.virtual_bytes.get(), Stamp::default())
+            .await
     }
 }
 

@@ -65,7 +65,8 @@ pub enum Pass {
 pub(super) enum Source {
     /// The guest discarded or zeroed it.
     Request,
-    /// It belonged to a snapshot that is gone, or to an image that was emptied.
+    /// It belonged to a snapshot that is gone, to an image that was emptied, or to the end of a disk that is
+    /// smaller now.
     Snapshot,
     /// A write went elsewhere.
     Replaced,

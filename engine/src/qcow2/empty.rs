@@ -94,11 +94,25 @@ impl Metadata {
 
     /// Frees a table, the tables that it leads to, and what they lead to.
     async fn release(&mut self, old: &OldTable) -> Result<(), Error> {
-        for (index, word) in old.words.iter().enumerate() {
+        self.release_tables(old.offset, 0, &old.words).await?;
+        let first = self.geometry.cluster_of(old.offset);
+        let clusters = self.geometry.clusters_for(byte_count(old.words.len()) * 8);
+        self.free_now(Source::Snapshot, first, clusters).await
+    }
+
+    /// Frees the L2 tables that entries of an L1 table led to, the first of them number `first`, and what
+    /// these lead to.
+    pub(super) async fn release_tables(
+        &mut self,
+        l1_offset: HostOffset,
+        first: u64,
+        words: &[L1Word],
+    ) -> Result<(), Error> {
+        for (index, word) in (first..).zip(words) {
             let entry = word.decode(self.geometry).map_err(|bad| BadImage {
                 structure: Structure::L1Table,
-                offset: old.offset.0,
-                index: Some(byte_count(index)),
+                offset: l1_offset.0,
+                index: Some(index),
                 problem: bad.into(),
             })?;
             let L1Entry::Table { offset, .. } = entry else {
@@ -108,9 +122,7 @@ impl Metadata {
             let cluster = self.geometry.cluster_of(offset);
             self.free_now(Source::Snapshot, cluster, 1).await?;
         }
-        let first = self.geometry.cluster_of(old.offset);
-        let clusters = self.geometry.clusters_for(byte_count(old.words.len()) * 8);
-        self.free_now(Source::Snapshot, first, clusters).await
+        Ok(())
     }
 
     async fn release_mappings(&mut self, table: HostOffset) -> Result<(), Error> {

@@ -13,12 +13,19 @@ use crate::defect::Defect;
 use crate::device::{Event, SECTOR_BYTES};
 use crate::error::{Error, Refused, Structure};
 use crate::image::Unmap;
+use crate::preallocation::Preallocation;
 use crate::sync::Mode;
 
 impl Qcow2 {
-    /// Makes the guest's disk `virtual_bytes` large. Before or after, whatever fails between.
-    pub(super) async fn grow_disk(&self, virtual_bytes: u64) -> Result<(), Error> {
+    /// Makes the guest's disk `virtual_bytes` large, and what is added take its place as the mode says.
+    /// Before or after, whatever fails between.
+    pub(super) async fn grow_disk(
+        &self,
+        virtual_bytes: u64,
+        preallocation: Preallocation,
+    ) -> Result<(), Error> {
         self.access.must_allow_writes()?;
+        self.may_preallocate(preallocation)?;
         let _all = self.claims.lock(0..u64::MAX, Mode::Exclusive).await;
         let old_bytes = self.virtual_bytes.get();
         if virtual_bytes < old_bytes || !virtual_bytes.is_multiple_of(SECTOR_BYTES) {
@@ -40,10 +47,26 @@ impl Qcow2 {
                 metadata.grow_l1(entries).await?;
             }
         }
+        let late = self.planted.has(Defect::PreallocatedLate);
         self.growing_to.set(virtual_bytes);
-        let hidden = self.fill_new_part(old_bytes, virtual_bytes).await;
+        let mut filled = self.fill_new_part(old_bytes, virtual_bytes).await;
+        if filled.is_ok() && !late {
+            filled = self
+                .preallocate(old_bytes, virtual_bytes, preallocation)
+                .await;
+        }
         self.growing_to.set(0);
-        hidden?;
+        filled?;
+        self.switch_to_larger(old_bytes, virtual_bytes).await?;
+        if late {
+            self.preallocate(old_bytes, virtual_bytes, preallocation)
+                .await?;
+        }
+        self.metadata.lock().await.store_bitmaps().await
+    }
+
+    /// Rule 10: writes the size when everything that it makes visible is durable.
+    async fn switch_to_larger(&self, old_bytes: u64, virtual_bytes: u64) -> Result<(), Error> {
         let mut metadata = self.metadata.lock().await;
         metadata.write_back_all().await?;
         self.order
@@ -58,8 +81,7 @@ impl Qcow2 {
         // Something else may have stood there once.
         metadata.resize_bitmaps(old_bytes..virtual_bytes);
         self.virtual_bytes.set(virtual_bytes);
-        self.order.barrier(Rule::AfterSize, written).await?;
-        metadata.store_bitmaps().await
+        self.order.barrier(Rule::AfterSize, written).await
     }
 
     /// Makes what is added read as zeroes, in the data file too where there is one.
@@ -85,7 +107,8 @@ impl Qcow2 {
             from = GuestCluster(cluster.0 + 1);
             let start = old_bytes.max(cluster.0 << bits);
             let end = virtual_bytes.min(from.0 << bits);
-            if start < end {
+            let shows = self.planted.has(Defect::ShrunkTailShows);
+            if start < end && !shows {
                 self.zero_claimed(start, end - start, Unmap::Allow, virtual_bytes)
                     .await?;
             }

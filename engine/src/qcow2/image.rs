@@ -15,7 +15,7 @@ use crate::defect::{Defect, Planted};
 use crate::device::Event;
 use crate::error::Error;
 use crate::image::{Access, Image, LocalFuture, Status, Unmap, must_contain};
-use crate::manage::Manage;
+use crate::manage::{Manage, Resizing};
 use crate::sync::{Mode, Mutex, RangeGuard, RangeLock};
 use crate::zeroes::DetectZeroes;
 
@@ -151,7 +151,13 @@ impl Image for Qcow2 {
 
     fn manage(&self, operation: Manage) -> LocalFuture<'_, ()> {
         match operation {
-            Manage::Resize { virtual_bytes } => Box::pin(self.grow_disk(virtual_bytes)),
+            Manage::Resize {
+                virtual_bytes,
+                resizing,
+            } => match resizing {
+                Resizing::Grow(mode) => Box::pin(self.grow_disk(virtual_bytes, mode)),
+                Resizing::Shrink => Box::pin(self.shrink_disk(virtual_bytes)),
+            },
             Manage::Amend(amend) => Box::pin(self.amend(amend)),
             Manage::SetBacking(backing) => Box::pin(self.set_backing(backing)),
             Manage::SetDataFile(change) => Box::pin(self.set_data_file(change)),

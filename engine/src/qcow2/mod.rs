@@ -70,6 +70,11 @@
 //! 29. **Before a punch**: the space of a cluster that a discarded mapping keeps in reserve goes back only
 //!     when the write that made the mapping say "zeroes" is durable, and not at all once a write has
 //!     taken the cluster again.
+//! 30. **After a shrink**: one write of sector 0 makes the disk smaller and its L1 table shorter. It is
+//!     durable before anything is freed that lay beyond the new end, so that a power loss leaves the disk
+//!     long with its old content, or short.
+//! 31. **Before a cut**: L2 entries and refcount table entries that name clusters behind the new end of
+//!     the file are durably gone before the file ends there.
 //!
 //! A flush that fails may have dropped what it was to make durable, and a later one would not tell.
 //! From then on nothing is allocated and no table is written back, barrier or not.
@@ -109,9 +114,11 @@ mod open;
 pub mod order;
 mod overlap;
 pub mod packed;
+mod preallocate;
 mod read;
 mod reftable;
 mod rewrite;
+mod shrink;
 pub mod snapshot;
 mod status;
 pub mod subcluster;

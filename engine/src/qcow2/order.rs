@@ -13,6 +13,7 @@ use crate::defect::{Defect, Planted};
 use crate::device::{Event, Port, Unmapped};
 use crate::error::{Error, Refused};
 use crate::image::Unmap;
+use crate::preallocation::{Preallocation, occupy};
 use crate::qcow2::unit::HostOffset;
 
 /// A write's place in the order of completions, or that of the youngest of several writes: of those to
@@ -62,6 +63,10 @@ pub enum Rule {
     BeforeSize,
     /// Rule 10: the size before grow returns.
     AfterSize,
+    /// Rule 30: a smaller disk's header before anything goes that lay beyond its end.
+    AfterShrink,
+    /// Rule 31: what names clusters behind the new end of the file no more, before it ends there.
+    BeforeCut,
     /// Rule 16: cleared COPIED before a second reference is counted.
     BeforeRaise,
     /// Rule 17: counts and tables before the header that makes them a snapshot's, or the disk's.
@@ -126,6 +131,8 @@ impl Rule {
             Self::BeforeEmptySwitch => Some(Defect::EmptyBeforeTable),
             Self::AfterEmptySwitch => Some(Defect::EmptyFreesEarly),
             Self::BeforeRawData => Some(Defect::RawDataBeforeLink),
+            Self::AfterShrink => Some(Defect::ShrinkFreesEarly),
+            Self::BeforeCut => Some(Defect::CutTooEarly),
             Self::BeforeRaise => Some(Defect::RaiseBeforeClaims),
             Self::BeforeSnapshotSwitch => Some(Defect::SnapshotSwitchEarly),
             Self::AfterSnapshotSwitch => Some(Defect::SnapshotNotFlushed),
@@ -248,6 +255,15 @@ impl Order {
         Ok(stamp)
     }
 
+    /// Makes the data file no longer than this. A place that is given up with that is not owed: advice.
+    pub(crate) async fn cut_data(&self, len_bytes: u64) {
+        let file = self.data_file();
+        if file.len() > len_bytes {
+            let _ = file.at(Event::None).set_len(len_bytes).await;
+            self.data_stamp();
+        }
+    }
+
     /// Makes the data file at least so long. What is added reads as zeroes.
     pub(crate) async fn lengthen_data(&self, len_bytes: u64) -> Result<Stamp, Error> {
         let file = self.data_file();
@@ -277,6 +293,27 @@ impl Order {
         let outcome = self.file().at(event).write_fua(offset.0, data).await;
         self.stamp();
         Ok(outcome?)
+    }
+
+    /// Sets the length of the file.
+    pub(crate) async fn set_len(&self, len_bytes: u64) -> Result<Stamp, Error> {
+        let outcome = self.file().at(Event::None).set_len(len_bytes).await;
+        let stamp = self.stamp();
+        outcome?;
+        Ok(stamp)
+    }
+
+    /// Takes the space of a range within the file, as `mode` does it.
+    pub(crate) async fn occupy(
+        &self,
+        offset: HostOffset,
+        len_bytes: u64,
+        mode: Preallocation,
+    ) -> Result<Stamp, Error> {
+        let outcome = occupy(self.file(), offset.0, len_bytes, mode).await;
+        let stamp = self.stamp();
+        outcome?;
+        Ok(stamp)
     }
 
     /// Gives a range's space back. Advice: a device that does not take it loses nothing.

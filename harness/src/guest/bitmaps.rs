@@ -25,6 +25,8 @@ pub(super) struct History {
     touches: Vec<Touch>,
     /// What leaves every bitmap stored.
     stores: Vec<(Moment, Moment)>,
+    /// When the disk may have become smaller, and how many sectors it had then.
+    shrinks: Vec<(Moment, u64)>,
 }
 
 /// A change of the guest's disk.
@@ -193,7 +195,12 @@ impl History {
             Operation::Discard { offset, len_bytes } => {
                 touch(range(offset, len_bytes), Kind::Discarded);
             }
-            Operation::Grow { virtual_bytes } => {
+            Operation::Shrink { virtual_bytes } => {
+                let end = virtual_bytes / 512;
+                touch(end..end, Kind::Grown);
+                self.shrinks.push((submitted, end));
+            }
+            Operation::Grow { virtual_bytes, .. } => {
                 touch(
                     disk_bytes / 512..virtual_bytes.max(disk_bytes) / 512,
                     Kind::Grown,
@@ -217,7 +224,10 @@ impl History {
         }
         let stores = matches!(
             happening.operation,
-            Operation::Grow { .. } | Operation::Bitmap(_) | Operation::Reopen
+            Operation::Grow { .. }
+                | Operation::Shrink { .. }
+                | Operation::Bitmap(_)
+                | Operation::Reopen
         );
         if let (true, Some((ended, Answer::Done))) = (stores, completed) {
             self.stores.push((submitted, ended));
@@ -453,9 +463,10 @@ impl Case<'_> {
     }
 
     fn uncovered(&self, known: &Known, found: &StoredBitmap) -> Option<u64> {
-        let on_disk = |sector: &u64| *sector < self.disk_sectors;
         let missing = |sector: &u64| !found.covers(*sector);
-        let held = known.held.iter().cloned().flatten().filter(on_disk);
+        let kept = self.kept_since(Moment(0));
+        let held = known.held.iter().cloned().flatten();
+        let held = held.filter(|sector| *sector < kept);
         if let Some(sector) = held.into_iter().find(missing) {
             return Some(sector);
         }
@@ -464,6 +475,8 @@ impl Case<'_> {
                 continue;
             };
             let settled = self.is_settled(touch);
+            let kept = self.kept_since(touch.submitted);
+            let on_disk = |sector: &u64| *sector < kept;
             match touch.kind {
                 Kind::Grown => {}
                 // The disk may be far too large to ask for each sector.
@@ -483,6 +496,15 @@ impl Case<'_> {
             }
         }
         None
+    }
+
+    /// How many sectors of the disk have been there ever since: what a smaller disk gave up is gone from
+    /// its bitmaps too, and comes back with another content.
+    fn kept_since(&self, moment: Moment) -> u64 {
+        let cut = self.expectation.cut();
+        let shrinks = self.history.shrinks.iter();
+        let since = shrinks.filter(|(at, _)| *at > moment && *at <= cut);
+        since.map(|(_, end)| *end).fold(self.disk_sectors, u64::min)
     }
 
     /// Whether a change is there for certain.

@@ -114,6 +114,7 @@ impl Chain {
             | Operation::Discard { .. }
             | Operation::Flush
             | Operation::Grow { .. }
+            | Operation::Shrink { .. }
             | Operation::Amend(_)
             | Operation::Rename { .. }
             | Operation::Empty

@@ -78,6 +78,15 @@ enum Whose {
     File,
 }
 
+/// What a disk was before an operation, and what it was to become.
+#[derive(Clone, Debug)]
+pub enum Alternatives<'a> {
+    /// The operation goes back to a snapshot.
+    Snapshot([Expectation<'a>; 2]),
+    /// The operation makes the disk smaller.
+    Shrink([Expectation<'a>; 2]),
+}
+
 #[derive(Clone, Debug)]
 struct Allowed {
     /// The latest submission of a write that must be durable.
@@ -216,16 +225,23 @@ impl<'a> Expectation<'a> {
         self.subject == Whose::Disk
     }
 
-    /// The two worlds of a disk that was going back to a snapshot at the cut: it had not, or it had. The
-    /// whole disk must be of one of them.
-    pub fn alternatives(&self) -> Option<[Self; 2]> {
-        let (turn, origin) = self.ledger.open_application(self.cut)?;
-        let before = Moment(turn.submitted.0.checked_sub(1)?);
+    /// The two worlds of a disk that was going back to a snapshot at the cut, or becoming smaller: it had
+    /// not, or it had. The whole disk must be of one of them.
+    pub fn alternatives(&self) -> Option<Alternatives<'a>> {
         let settled = self.ledger.durable_before(self.cut);
-        Some([
-            Self::new(self.ledger, settled, before),
-            Self::of_snapshot(self.ledger, origin, self.cut),
-        ])
+        let before = |submitted: Moment| {
+            let before = Moment(submitted.0.checked_sub(1)?);
+            Some(Self::new(self.ledger, settled, before))
+        };
+        if let Some((turn, origin)) = self.ledger.open_application(self.cut) {
+            let after = Self::of_snapshot(self.ledger, origin, self.cut);
+            let worlds = [before(turn.submitted)?, after];
+            return Some(Alternatives::Snapshot(worlds));
+        }
+        let shrink = self.ledger.open_shrink(self.cut)?;
+        let mut after = Self::new(self.ledger, settled, self.cut);
+        after.sizes = vec![shrink.virtual_bytes];
+        Some(Alternatives::Shrink([before(shrink.submitted)?, after]))
     }
 
     /// The lists of snapshots that may be found.

@@ -71,6 +71,7 @@ impl Facts {
             | Operation::Flush
             | Operation::DropIdle
             | Operation::Grow { .. }
+            | Operation::Shrink { .. }
             | Operation::Empty
             | Operation::Bitmap(_)
             | Operation::Commit { .. }

@@ -31,7 +31,7 @@ use crate::workload::ops::{Answer, Happening, Moment, Operation, OperationId};
 pub use bitmaps::BitmapViolation;
 pub use chain::File;
 pub use content::Content;
-pub use expectation::{Checker, Expectation, Level, SectorViolation};
+pub use expectation::{Alternatives, Checker, Expectation, Level, SectorViolation};
 pub use facts::Facts;
 pub use key_slots::{Held, KeySlots};
 use past::Turn;
@@ -50,6 +50,8 @@ pub struct Ledger {
     entries: Vec<Entry>,
     flushes: Vec<Barrier>,
     sizes: Vec<Sizing>,
+    /// Those of the sizes that were to be smaller ones.
+    shrinks: Vec<Sizing>,
     past: Vec<Past>,
     turns: Vec<Turn>,
     /// The size of the disk behind the operations entered so far.
@@ -160,6 +162,7 @@ impl Ledger {
             entries: Vec::new(),
             flushes: Vec::new(),
             sizes: Vec::new(),
+            shrinks: Vec::new(),
             past,
             turns: Vec::new(),
             size_now: virtual_bytes,
@@ -298,7 +301,18 @@ impl Ledger {
                     });
                 }
             }
-            Operation::Grow { virtual_bytes } => {
+            Operation::Shrink { virtual_bytes } => {
+                let largest = self.sizes.iter().map(|sizing| sizing.virtual_bytes);
+                let end = largest.fold(self.initial_bytes, u64::max);
+                // Whatever size comes after, nothing of that shows again.
+                touch(
+                    virtual_bytes,
+                    end.saturating_sub(virtual_bytes),
+                    Effect::Zero,
+                );
+                self.shrink(happening, virtual_bytes);
+            }
+            Operation::Grow { virtual_bytes, .. } => {
                 self.resize(happening, virtual_bytes);
                 if let Some((_, Answer::Done)) = happening.completed {
                     self.size_now = virtual_bytes;
@@ -328,13 +342,8 @@ impl Ledger {
     /// Notes that the image was emptied: what lies beneath shows wherever anything else could. That is
     /// durable once answered.
     fn empty(&mut self, happening: &Happening, effects: &mut Vec<(Range<u64>, Entry)>) {
-        let done = |sizing: &&Sizing| matches!(sizing.completed, Some((_, Answer::Done)));
-        let sizes = self
-            .sizes
-            .iter()
-            .filter(done)
-            .map(|sizing| sizing.virtual_bytes);
-        let end = sizes.fold(self.initial_bytes, u64::max) / 512;
+        // Behind the end of a disk that was larger once, nothing shows.
+        let end = self.size_now / 512;
         let written = effects.iter().map(|(sectors, _)| sectors.clone());
         let mut ranges: Vec<Range<u64>> = self
             .initial
@@ -361,6 +370,19 @@ impl Ledger {
             }
         }
         if let Some((completed, Answer::Done)) = happening.completed {
+            self.flushes.push(Barrier {
+                submitted: Moment(completed.0 + 1),
+                completed,
+            });
+        }
+    }
+
+    /// Notes a smaller size. It is durable itself, and all before it.
+    fn shrink(&mut self, happening: &Happening, virtual_bytes: u64) {
+        self.resize(happening, virtual_bytes);
+        self.shrinks.extend(self.sizes.last());
+        if let Some((completed, Answer::Done)) = happening.completed {
+            self.size_now = virtual_bytes;
             self.flushes.push(Barrier {
                 submitted: Moment(completed.0 + 1),
                 completed,
@@ -424,6 +446,15 @@ impl Ledger {
                 });
             }
         }
+    }
+
+    /// The shrinking that may or may not have come to pass at `cut`, where nothing has come after it.
+    fn open_shrink(&self, cut: Moment) -> Option<&Sizing> {
+        let shrink = self.shrinks.iter().rfind(|one| one.submitted <= cut)?;
+        let is_done = matches!(shrink.completed, Some((at, Answer::Done)) if at <= cut);
+        let mut later = self.submissions.iter();
+        let is_last = later.all(|(_, at)| *at <= shrink.submitted || *at > cut);
+        (is_last && !is_done).then_some(shrink)
     }
 
     /// The effects on a sector, in order of submission.

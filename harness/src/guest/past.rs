@@ -145,6 +145,7 @@ impl Ledger {
             | Operation::Flush
             | Operation::DropIdle
             | Operation::Grow { .. }
+            | Operation::Shrink { .. }
             | Operation::Amend(_)
             | Operation::Rename { .. }
             | Operation::Empty

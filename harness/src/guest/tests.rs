@@ -2,6 +2,7 @@ use blkdebug::disks::Disk;
 use engine::chain::Overlay;
 use engine::image::Unmap;
 use engine::manage::Amend;
+use engine::preallocation::Preallocation;
 use proptest::prelude::*;
 
 use super::*;
@@ -112,6 +113,7 @@ fn growing_and_reopening_settle_what_came_before() {
         Operation::Reopen,
         Operation::Grow {
             virtual_bytes: 8192,
+            preallocation: Preallocation::Off,
         },
     ] {
         let ledger = ledger(&serial(&[write(0, 1), settling]));
@@ -180,7 +182,10 @@ fn what_is_not_submitted_yet_is_from_the_future() {
 
 #[test]
 fn the_disk_has_its_old_size_or_one_that_was_asked_for() {
-    let grow = |virtual_bytes| Operation::Grow { virtual_bytes };
+    let grow = |virtual_bytes| Operation::Grow {
+        virtual_bytes,
+        preallocation: Preallocation::Off,
+    };
     let mut history = serial(&[grow(8192), grow(16384)]);
     history[1].completed = None;
     let ledger = ledger(&history);
@@ -251,6 +256,7 @@ fn naive_legal(
         | Operation::Flush
         | Operation::DropIdle
         | Operation::Grow { .. }
+        | Operation::Shrink { .. }
         | Operation::Amend(_)
         | Operation::Rename { .. }
         | Operation::SnapshotCreate { .. }
@@ -327,6 +333,7 @@ fn operation() -> impl Strategy<Value = Operation> {
         6 => Operation::Reopen,
         7 => Operation::Grow {
             virtual_bytes: (SECTORS + first + count) * 512,
+            preallocation: Preallocation::Off,
         },
         _ => Operation::Flush,
     })

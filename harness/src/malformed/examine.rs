@@ -252,6 +252,7 @@ fn write(image: &PageImage, subject: &Subject, report: &mut Report) {
 
 fn operations(end: u64, cluster: u64) -> Vec<Operation> {
     use engine::image::Unmap;
+    use engine::preallocation::Preallocation;
     let at = |offset: u64, len_bytes: u64| {
         let offset = offset.min(end) / 512 * 512;
         (offset, len_bytes.min(READ_BYTES).min(end - offset))
@@ -275,7 +276,13 @@ fn operations(end: u64, cluster: u64) -> Vec<Operation> {
         Operation::Flush,
         write(at(cluster, 3 * cluster)),
         write(at(end / 2, 2 * cluster)),
-        Operation::Grow { virtual_bytes },
+        Operation::Grow {
+            virtual_bytes,
+            preallocation: Preallocation::Metadata,
+        },
+        Operation::Shrink {
+            virtual_bytes: virtual_bytes / 1024 * 512,
+        },
         write(at(0, cluster)),
     ]
 }

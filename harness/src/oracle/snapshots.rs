@@ -6,7 +6,7 @@ use super::judge::{Ended, Witness, check_guest, compare_views, interest};
 use super::structure::SnapshotDisk;
 use super::verdict::{Oracle, Verdict, Violation};
 use super::view::{Backing, GuestView, merge};
-use crate::guest::{Expectation, Past};
+use crate::guest::{Alternatives, Expectation, Past};
 
 impl Witness {
     /// The disks of the snapshots, in the order of the table, with their names.
@@ -68,7 +68,7 @@ pub(super) fn check_snapshots(
     Ok(())
 }
 
-/// The whole disk is as before a snapshot was applied, or as after it.
+/// The whole disk is as before an operation that changes all of it, or as after it.
 pub(super) fn check_alternatives(
     view: &GuestView<'_>,
     expectation: &Expectation<'_>,
@@ -76,15 +76,26 @@ pub(super) fn check_alternatives(
     let Some(alternatives) = expectation.alternatives() else {
         return Ok(());
     };
-    let whole = alternatives.iter().any(|alternative| {
+    let (worlds, site, line) = match alternatives {
+        Alternatives::Snapshot(worlds) => (
+            worlds,
+            "snapshot",
+            "the disk is neither as it was before the snapshot was applied, nor as the snapshot",
+        ),
+        Alternatives::Shrink(worlds) => (
+            worlds,
+            "shrink",
+            "the disk is neither as it was before it was made smaller, nor the smaller one",
+        ),
+    };
+    let whole = worlds.iter().any(|alternative| {
         let sectors = interest(view, alternative);
         check_guest(view, None, alternative, &sectors, None).is_ok()
     });
     if whole {
         return Ok(());
     }
-    let line = "the disk is neither as it was before the snapshot was applied, nor as the snapshot";
-    Err(Violation::new(Oracle::Guest, "between", "snapshot", vec![line.into()]).into())
+    Err(Violation::new(Oracle::Guest, "between", site, vec![line.into()]).into())
 }
 
 /// What a repair may not change: the list, and what each snapshot holds.

@@ -3,6 +3,7 @@
 use blkdebug::contract::Contract;
 use engine::image::Unmap;
 use engine::manage::Amend;
+use engine::preallocation::Preallocation;
 use engine::qcow2::Discards;
 use engine::qcow2::compress::Compression;
 use engine::qcow2::geometry::Geometry;
@@ -172,12 +173,18 @@ impl Small {
                 shape.terse_snapshots = false;
             }),
             self.with_shape(|shape| shape.terse_snapshots = false),
+            self.with_shape(|shape| shape.preallocation = Preallocation::Off),
             self.with_shape(|shape| shape.bitmaps.clear()),
             self.with_shape(|shape| shape.lazy_refcounts = false),
             self.with_shape(|shape| shape.geometry = with_bits(shape.geometry, None, Some(4))),
         ];
         if shape.geometry.has_subclusters() {
-            simpler.push(self.with_shape(|shape| shape.geometry = plain(shape.geometry)));
+            simpler.push(self.with_shape(|shape| {
+                shape.geometry = plain(shape.geometry);
+                if shape.backing.is_some() {
+                    shape.preallocation = Preallocation::Off;
+                }
+            }));
         }
         for bitmaps in without_stretches(&shape.bitmaps) {
             simpler.push(self.with_shape(|shape| shape.bitmaps = bitmaps));
@@ -296,7 +303,9 @@ impl Small {
                 offset: scale(extent.offset),
                 len_bytes: scale_len(extent.len_bytes),
             });
-            if let Operation::Grow { virtual_bytes } = operation {
+            if let Operation::Grow { virtual_bytes, .. } | Operation::Shrink { virtual_bytes } =
+                operation
+            {
                 *virtual_bytes = scale_len(*virtual_bytes);
             }
         }
@@ -332,11 +341,24 @@ fn plainer_operation(operation: Operation, cluster_bytes: u64) -> Vec<Operation>
             unmap: Unmap::Keep,
         });
     }
-    if let Operation::Grow { virtual_bytes } = operation {
+    if let Operation::Grow {
+        virtual_bytes,
+        preallocation,
+    } = operation
+    {
+        let less = Preallocation::ALL.into_iter();
+        plainer.extend(
+            less.take_while(|less| *less < preallocation)
+                .map(|less| Operation::Grow {
+                    virtual_bytes,
+                    preallocation: less,
+                }),
+        );
         let half = (virtual_bytes / 2).next_multiple_of(SECTOR);
         if half < virtual_bytes {
             plainer.push(Operation::Grow {
                 virtual_bytes: half,
+                preallocation,
             });
         }
     }

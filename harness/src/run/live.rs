@@ -139,7 +139,8 @@ fn may_be_refused(operation: Operation, error: &Error) -> bool {
             matches!(operation, Operation::WriteCompressed { .. })
         }
         // A header without room, features that version 2 lacks, counts that do not fit; and what a workload
-        // that was made smaller asks of a chain that was not changed before.
+        // that was made smaller asks of a chain that was not changed before;
+        // and a size that a snapshot has left behind on the other side.
         Refused::Option(_) => matches!(
             operation,
             Operation::Amend(_)
@@ -148,6 +149,8 @@ fn may_be_refused(operation: Operation, error: &Error) -> bool {
                 | Operation::Commit { .. }
                 | Operation::Rebase { .. }
                 | Operation::Stream { .. }
+                | Operation::Grow { .. }
+                | Operation::Shrink { .. }
         ),
         // Which slots are active depends on what was refused before.
         Refused::KeySlot(_) => matches!(operation, Operation::KeySlot(_)),
@@ -155,7 +158,10 @@ fn may_be_refused(operation: Operation, error: &Error) -> bool {
         // in the way of another size.
         Refused::Bitmap(_) => matches!(
             operation,
-            Operation::Bitmap(_) | Operation::Grow { .. } | Operation::SnapshotApply { .. }
+            Operation::Bitmap(_)
+                | Operation::Grow { .. }
+                | Operation::Shrink { .. }
+                | Operation::SnapshotApply { .. }
         ),
         Refused::RefcountOverflow => matches!(
             operation,

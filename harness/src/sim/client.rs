@@ -156,6 +156,7 @@ impl Client {
             | Operation::Discard { .. }
             | Operation::Flush
             | Operation::Grow { .. }
+            | Operation::Shrink { .. }
             | Operation::Amend(_)
             | Operation::Rename { .. }
             | Operation::Empty

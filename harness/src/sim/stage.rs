@@ -183,6 +183,7 @@ fn new_image(shape: &ImageShape) -> Result<Stage, StageError> {
         compression: shape.compression,
         encryption: shape.encryption.map(encryption),
         extended_l2: shape.geometry.has_subclusters(),
+        preallocation: shape.preallocation,
         backing: shape.backing.map(|backing| create::Backing {
             name: file_name(Disk::Backing).into(),
             format: backing.format,

@@ -170,6 +170,7 @@ impl Life<'_> {
     fn manners(&self, operation: Operation) -> Manners {
         match operation {
             Operation::Empty
+            | Operation::Shrink { .. }
             | Operation::SnapshotApply { .. }
             | Operation::KeySlot(_)
             | Operation::Commit { .. }

@@ -11,6 +11,7 @@ use blkdebug::mask::{SectorMask, Shape};
 use blkdebug::rule::{Fault, Repeat, Rule, State, Tear};
 use engine::defect::Defect;
 use engine::device::{Cause, Event, OpKind};
+use engine::preallocation::Preallocation;
 use engine::qcow2::compress::Compression;
 use engine::qcow2::geometry::Geometry;
 use engine::qcow2::{DiscardedCluster, Discards, GuestDiscards, OverlapChecks, Pass, Region};
@@ -132,6 +133,8 @@ struct NewJson {
     packed: Vec<String>,
     #[serde(default, skip_serializing_if = "is_off")]
     abandoned: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    preallocation: Option<String>,
     #[serde(default, skip_serializing_if = "is_none")]
     snapshots: u32,
     #[serde(default, skip_serializing_if = "is_off")]
@@ -387,6 +390,12 @@ fn write_shape(shape: &ImageShape) -> NewJson {
         },
         packed: write_extents(&shape.packed),
         abandoned: shape.abandoned,
+        preallocation: match shape.preallocation {
+            Preallocation::Off => None,
+            Preallocation::Metadata | Preallocation::Falloc | Preallocation::Full => {
+                Some(shape.preallocation.name().into())
+            }
+        },
         snapshots: shape.snapshots,
         terse_snapshots: shape.terse_snapshots,
         bitmaps: shape
@@ -594,6 +603,10 @@ fn read_shape(json: &NewJson) -> Result<ImageShape, BadTrace> {
         },
         packed: read_extents("packed", &json.packed)?,
         abandoned: json.abandoned,
+        preallocation: match &json.preallocation {
+            Some(name) => known("image.new.preallocation", name, Preallocation::from_name)?,
+            None => Preallocation::Off,
+        },
         snapshots: json.snapshots,
         terse_snapshots: json.terse_snapshots,
         bitmaps,

@@ -7,6 +7,7 @@ use engine::chain::Overlay;
 use engine::device::{Event, OpKind};
 use engine::image::Unmap;
 use engine::manage::{Amend, BitmapState};
+use engine::preallocation::Preallocation;
 
 use super::{Cut, Edge, Left, LengthLeft, RequestRef, Survivor};
 use crate::workload::ops::{
@@ -52,7 +53,19 @@ pub fn operation_text(operation: Operation) -> String {
         Operation::Discard { offset, len_bytes } => format!("discard {offset} {len_bytes}"),
         Operation::Flush => "flush".into(),
         Operation::DropIdle => "drop-idle".into(),
-        Operation::Grow { virtual_bytes } => format!("grow {virtual_bytes}"),
+        Operation::Grow {
+            virtual_bytes,
+            preallocation,
+        } => {
+            let suffix = match preallocation {
+                Preallocation::Off => String::new(),
+                Preallocation::Metadata | Preallocation::Falloc | Preallocation::Full => {
+                    format!(" {}", preallocation.name())
+                }
+            };
+            format!("grow {virtual_bytes}{suffix}")
+        }
+        Operation::Shrink { virtual_bytes } => format!("shrink {virtual_bytes}"),
         Operation::Amend(amend) => amend_text(amend),
         Operation::Rename { name_bytes } => format!("rename {name_bytes}"),
         Operation::Empty => "empty".into(),
@@ -111,6 +124,18 @@ pub(super) fn operation(text: &str) -> Parsed<Operation> {
         ["drop-idle"] => Operation::DropIdle,
         ["grow", bytes] => Operation::Grow {
             virtual_bytes: number(bytes)?,
+            preallocation: Preallocation::Off,
+        },
+        ["grow", bytes, mode] => Operation::Grow {
+            virtual_bytes: number(bytes)?,
+            preallocation: Preallocation::from_name(mode).ok_or_else(|| {
+                BadText(format!(
+                    "`{mode}` is no preallocation: expected metadata, falloc or full"
+                ))
+            })?,
+        },
+        ["shrink", bytes] => Operation::Shrink {
+            virtual_bytes: number(bytes)?,
         },
         ["amend", ref changes @ ..] => Operation::Amend(amend(changes)?),
         ["rename", bytes] => Operation::Rename {
@@ -152,7 +177,7 @@ pub(super) fn operation(text: &str) -> Parsed<Operation> {
         _ => {
             return Err(BadText(format!(
                 "`{text}` is no operation: expected read, write, write-compressed, write-blank, \
-                 write-zeroes or discard with offset and length, grow with a size, amend with changes, rename with \
+                 write-zeroes or discard with offset and length, grow or shrink with a size, amend with changes, rename with \
                  a length, empty, snapshot-create, snapshot-apply or snapshot-delete with a number, \
                  bitmap, key-slot-fill with a slot and a secret, key-slot-erase with a slot, commit, \
                  rebase or stream with a file, flush, drop-idle or reopen"

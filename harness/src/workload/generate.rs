@@ -9,11 +9,13 @@
 mod chain;
 mod key_slots;
 mod options;
+mod resizing;
 mod snapshots;
 
 use blkdebug::contract::Contract;
 use engine::image::Unmap;
 use engine::manage::{Amend, BitmapState};
+use engine::preallocation::Preallocation;
 use engine::qcow2::compress::Compression;
 use engine::qcow2::create::BackingFormat;
 use engine::qcow2::geometry::Geometry;
@@ -34,11 +36,12 @@ const MAX_WRITE_BYTES: u64 = 96 << 10;
 
 /// Draws a scenario without faults and defects, on the disk that promises least.
 pub fn scenario(prng: &Prng, pins: &Pins) -> Scenario {
+    let narrowed = resizing::narrowed(pins);
     let chained = chain::is_drawn(prng, pins);
     let pins = &if chained {
         chain::pins(prng, pins)
     } else {
-        *pins
+        narrowed
     };
     let mut draw = prng.fork("image");
     let mut shape = match room(&mut draw, pins) {
@@ -46,6 +49,9 @@ pub fn scenario(prng: &Prng, pins: &Pins) -> Scenario {
         Room::Block => tight_image(&mut draw, pins, Room::Block),
         Room::Table => tight_image(&mut draw, pins, Room::Table),
     };
+    if !chained {
+        resizing::preallocate(prng, pins, &mut shape);
+    }
     let mut draw = prng.fork("workload");
     // What is encrypted is not compressed.
     let compression = shape.encryption.map_or(pins.compression, |_| Some(None));
@@ -61,6 +67,15 @@ pub fn scenario(prng: &Prng, pins: &Pins) -> Scenario {
         bitmaps,
         &pins,
     );
+    if !chained {
+        resizing::add(
+            prng,
+            &pins,
+            shape.geometry,
+            shape.virtual_bytes,
+            &mut operations,
+        );
+    }
     snapshots::add(prng, &pins, &mut shape, &mut operations);
     key_slots::add(prng, &pins, shape.encryption, &mut operations);
     if chained {
@@ -82,7 +97,8 @@ pub fn scenario_on(
     geometry: Geometry,
 ) -> Scenario {
     let mut draw = prng.fork("workload");
-    let operations = workload(&mut draw, virtual_bytes, geometry, None, pins);
+    let mut operations = workload(&mut draw, virtual_bytes, geometry, None, pins);
+    resizing::add(prng, pins, geometry, virtual_bytes, &mut operations);
     around(prng, pins, Start::Given(given), operations)
 }
 
@@ -144,6 +160,7 @@ fn image(draw: &mut Prng, pins: &Pins) -> ImageShape {
         compression,
         packed,
         abandoned: version == 3 && pins.abandoned.unwrap_or(drawn_abandoned),
+        preallocation: Preallocation::Off,
         snapshots: 0,
         terse_snapshots: false,
         bitmaps,
@@ -403,6 +420,7 @@ fn tight_image(draw: &mut Prng, pins: &Pins, room: Room) -> ImageShape {
         compression: compression(draw, 3, pins),
         packed: Vec::new(),
         abandoned: false,
+        preallocation: Preallocation::Off,
         snapshots: 0,
         terse_snapshots: false,
         bitmaps: bitmaps(draw, 3, virtual_bytes, pins),
@@ -551,7 +569,7 @@ fn workload(
     let mut operations = Vec::with_capacity(count + 1);
     for _ in 0..count {
         let operation = operation(draw, &places, &weights, geometry, &mut bitmaps);
-        if let Operation::Grow { virtual_bytes } = operation {
+        if let Operation::Grow { virtual_bytes, .. } = operation {
             places = Places::draw(draw, virtual_bytes, geometry);
         }
         operations.push(operation);
@@ -622,6 +640,7 @@ fn operation(
         6 if bitmaps.iter().copied().any(is_inconsistent) => Operation::Flush,
         6 => Operation::Grow {
             virtual_bytes: grown(draw, places.virtual_bytes, geometry),
+            preallocation: Preallocation::Off,
         },
         7 => Operation::Reopen,
         8 => {
@@ -789,8 +808,12 @@ mod tests {
                 if let Some(range) = operation.range() {
                     assert!(range.end() <= end, "{operation:?} in {end}");
                 }
-                if let Operation::Grow { virtual_bytes } = *operation {
+                if let Operation::Grow { virtual_bytes, .. } = *operation {
                     assert!(virtual_bytes > end);
+                    end = virtual_bytes;
+                }
+                if let Operation::Shrink { virtual_bytes } = *operation {
+                    assert!(virtual_bytes < end);
                     end = virtual_bytes;
                 }
             }
@@ -818,6 +841,7 @@ mod tests {
                 Operation::Discard { .. } => 4,
                 Operation::Flush => 5,
                 Operation::Grow { .. } => 6,
+                Operation::Shrink { .. } => 30,
                 Operation::Reopen => 7,
                 Operation::WriteCompressed { .. } => 8,
                 Operation::Amend(_) => 9,
@@ -837,8 +861,34 @@ mod tests {
         }
         assert_eq!(clusters, (9..=21).collect());
         assert_eq!(orders, (0..=6).collect());
-        let added = snapshots::KINDS + key_slots::KINDS + chain::KINDS + options::KINDS;
+        let added =
+            snapshots::KINDS + key_slots::KINDS + chain::KINDS + options::KINDS + resizing::KINDS;
         assert_eq!(kinds.len(), KINDS + added);
+    }
+
+    #[test]
+    fn sizes_and_preallocation_are_drawn_and_can_be_pinned() {
+        let shrinks = |scenario: &Scenario| {
+            let is_one = |operation: &Operation| matches!(operation, Operation::Shrink { .. });
+            scenario.operations.iter().any(is_one)
+        };
+        let by_chance = drawn(1000, &Pins::default()).filter(shrinks).count();
+        assert!((20..200).contains(&by_chance), "{by_chance} of 1000");
+        let off = Pins::parse("shrink=off,preallocation=off").unwrap();
+        for scenario in drawn(300, &off) {
+            assert!(!shrinks(&scenario));
+            assert_eq!(shape(&scenario).preallocation, Preallocation::Off);
+        }
+        let on = Pins::parse("shrink=on,preallocation=falloc").unwrap();
+        let is = |scenario: &&Scenario| shape(scenario).preallocation == Preallocation::Falloc;
+        let scenarios: Vec<Scenario> = drawn(300, &on).collect();
+        let preallocated = scenarios.iter().filter(is).count();
+        assert!(preallocated > 150, "{preallocated} of 300");
+        let shrunk = scenarios
+            .iter()
+            .filter(|scenario| shrinks(scenario))
+            .count();
+        assert!(shrunk > 250, "{shrunk} of 300");
     }
 
     #[test]

@@ -4,6 +4,7 @@ use blkdebug::disks::Disk;
 use engine::chain::Overlay;
 use engine::image::Unmap;
 use engine::manage::{Amend, BitmapState};
+use engine::preallocation::Preallocation;
 
 use super::shape::Extent;
 
@@ -61,6 +62,13 @@ pub enum Operation {
     DropIdle,
     /// Make the guest's disk larger.
     Grow {
+        /// The new size.
+        virtual_bytes: u64,
+        /// What of the new part has its place at once.
+        preallocation: Preallocation,
+    },
+    /// Make the guest's disk smaller, and give up what lies beyond.
+    Shrink {
         /// The new size.
         virtual_bytes: u64,
     },
@@ -126,6 +134,7 @@ impl Operation {
             Self::Flush
             | Self::DropIdle
             | Self::Grow { .. }
+            | Self::Shrink { .. }
             | Self::Amend(_)
             | Self::Rename { .. }
             | Self::Empty
@@ -159,6 +168,7 @@ impl Operation {
             Self::Flush
             | Self::DropIdle
             | Self::Grow { .. }
+            | Self::Shrink { .. }
             | Self::Amend(_)
             | Self::Rename { .. }
             | Self::Empty

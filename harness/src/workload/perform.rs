@@ -4,7 +4,7 @@ use blkdebug::disks::Disk;
 use engine::error::Error;
 use engine::image::Image;
 use engine::luks::{NewSlot, Secret};
-use engine::manage::{BackingName, LastSlot, Manage, NewSnapshot};
+use engine::manage::{BackingName, LastSlot, Manage, NewSnapshot, Resizing};
 
 use super::ops::{
     BitmapChange, BitmapOperation, KeySlotChange, KeySlotOperation, Operation, OperationId,
@@ -50,7 +50,18 @@ pub async fn perform(
         Operation::Discard { offset, len_bytes } => image.discard(offset, len_bytes).await,
         Operation::Flush => image.flush().await,
         Operation::DropIdle => image.drop_idle().await,
-        Operation::Grow { virtual_bytes } => image.manage(Manage::Resize { virtual_bytes }).await,
+        Operation::Grow {
+            virtual_bytes,
+            preallocation,
+        } => {
+            let resizing = Resizing::Grow(preallocation);
+            let operation = Manage::Resize {
+                virtual_bytes,
+                resizing,
+            };
+            image.manage(operation).await
+        }
+        Operation::Shrink { virtual_bytes } => image.manage(Manage::shrink(virtual_bytes)).await,
         Operation::Amend(amend) => image.manage(Manage::Amend(amend)).await,
         Operation::Rename { name_bytes } => {
             let name = backing_name(name_bytes);

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use engine::preallocation::Preallocation;
 use engine::qcow2::compress::Compression;
 use engine::qcow2::create::BackingFormat;
 use engine::qcow2::geometry::Geometry;
@@ -61,6 +62,10 @@ pub struct Pins {
     pub detect_zeroes: Option<DetectZeroes>,
     /// What writes are checked against.
     pub overlap_checks: Option<OverlapChecks>,
+    /// How much has its place before the guest writes, in small images and where disks grow.
+    pub preallocation: Option<Preallocation>,
+    /// Whether disks become smaller.
+    pub shrink: Option<bool>,
 }
 
 /// Operations that change an image as a whole, by kind.
@@ -130,7 +135,8 @@ pub const OPTIONS: &str = "version=2|3, cluster_size=512..2M, refcount_bits=1|2|
      compression=zlib|zstd|off, snapshots=on|off, bitmaps=on|off, encrypt=aes|luks|off, \
      key_slots=on|off, chain=on|off, \
      options=on|off, discard=unmap|ignore, discard_no_unref=on|off, detect_zeroes=off|on|unmap, \
-     overlap_check=none|constant|cached|all";
+     overlap_check=none|constant|cached|all, \
+     preallocation=off|metadata|falloc|full, shrink=on|off";
 
 /// The largest disk that a campaign makes: every written sector is looked at in every crash state.
 const MAX_VIRTUAL_BYTES: u64 = 1 << 40;
@@ -203,6 +209,8 @@ impl Pins {
             "options" | "discard" | "discard_no_unref" | "detect_zeroes" | "overlap_check" => {
                 self.set_option(name, value)?;
             }
+            "preallocation" => self.preallocation = Some(preallocation(value).map_err(wrong)?),
+            "shrink" => self.shrink = Some(switch(value).ok_or_else(|| wrong("on or off"))?),
             "backing" => {
                 self.backing = Some(match (value, backing_format(value)) {
                     ("none", _) => None,
@@ -238,12 +246,7 @@ impl Pins {
                 self.operations = Some(count(value).ok_or_else(|| wrong("1 to 1000"))?);
             }
             "room" => {
-                self.room = Some(match value {
-                    "any" => Room::Any,
-                    "block" => Room::Block,
-                    "table" => Room::Table,
-                    _ => return Err(wrong("any, block or table")),
-                });
+                self.room = Some(room(value).ok_or_else(|| wrong("any, block or table"))?);
             }
             _ => {
                 return Err(BadPin(format!("unknown option `{name}`: {OPTIONS}")));
@@ -344,6 +347,19 @@ impl Pins {
     }
 }
 
+fn room(text: &str) -> Option<Room> {
+    match text {
+        "any" => Some(Room::Any),
+        "block" => Some(Room::Block),
+        "table" => Some(Room::Table),
+        _ => None,
+    }
+}
+
+fn preallocation(text: &str) -> Result<Preallocation, &'static str> {
+    Preallocation::from_name(text).ok_or("off, metadata, falloc or full")
+}
+
 fn switch(text: &str) -> Option<bool> {
     match text {
         "on" => Some(true),
@@ -417,6 +433,8 @@ mod tests {
             ("compression=lzma", "zlib, zstd or off"),
             ("version=2,compression=zstd", "use version=3"),
             ("chain=on,snapshots=on", "goes without snapshots"),
+            ("preallocation=on", "metadata, falloc or full"),
+            ("shrink=1", "on or off"),
         ] {
             let message = Pins::parse(text).unwrap_err().to_string();
             assert!(message.contains(part), "{text}: {message}");

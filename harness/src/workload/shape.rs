@@ -13,6 +13,7 @@ use blkdebug::rule::Rule;
 use engine::defect::Defect;
 use engine::device::PageImage;
 use engine::luks::{Algorithm, CipherSpec, Mode, SLOTS, Vector};
+use engine::preallocation::Preallocation;
 use engine::qcow2::compress::Compression;
 use engine::qcow2::create::BackingFormat;
 use engine::qcow2::geometry::Geometry;
@@ -108,6 +109,9 @@ pub struct ImageShape {
     /// Whether the entries of those leave out the size of their disk, as entries of version 2 do. Only where
     /// it was abandoned: nothing but a repair makes up for that.
     pub terse_snapshots: bool,
+    /// How much of it had its place before it was filled. With a backing file it takes extended L2
+    /// entries, and under a cipher version 3.
+    pub preallocation: Preallocation,
     /// The bitmaps that it has, in order; made before the ranges were filled. Version 3 only.
     pub bitmaps: Vec<BitmapShape>,
 }
@@ -411,6 +415,13 @@ impl ImageShape {
             self.version == 3 || self.bitmaps.is_empty(),
             "an image of version 2 has no bitmaps".into(),
         )?;
+        let may_preallocate = (self.backing.is_none() || self.geometry.has_subclusters())
+            && (self.encryption.is_none() || self.version == 3);
+        require(
+            self.preallocation == Preallocation::Off || may_preallocate,
+            "preallocation takes extended L2 entries where something lies beneath, and version 3 under a cipher"
+                .into(),
+        )?;
         for (index, bitmap) in self.bitmaps.iter().enumerate() {
             let before = &self.bitmaps[..index];
             require(
@@ -499,7 +510,9 @@ impl Scenario {
             }
             self.check_chained(*operation)?;
             match *operation {
-                Operation::Grow { virtual_bytes } => check_range(virtual_bytes, 512)?,
+                Operation::Grow { virtual_bytes, .. } | Operation::Shrink { virtual_bytes } => {
+                    check_range(virtual_bytes, 512)?;
+                }
                 Operation::Rename { name_bytes } => {
                     if !(1..=1023).contains(&name_bytes) {
                         let text = format!("a name of {name_bytes} bytes: from 1 to 1023");
@@ -582,6 +595,7 @@ impl Scenario {
             | Operation::WriteZeroes { .. }
             | Operation::Discard { .. }
             | Operation::Grow { .. }
+            | Operation::Shrink { .. }
             | Operation::Amend(_)
             | Operation::KeySlot(_)
             | Operation::Flush

@@ -307,13 +307,13 @@ impl Shape {
             | Family::Backing
             | Family::Zlib
             | Family::Zstd
-            | Family::Preallocation
             | Family::ExtendedL2
             | Family::Options
             | Family::Aes => Vec::new(),
             Family::Luks => vec![self.key_slot(draw)],
             Family::DataFile => vec![self.data_file(draw)],
             Family::Resize => vec![self.resize(draw)],
+            Family::Preallocation => vec![self.preallocated_growth(draw)],
             Family::Amend => vec![Self::amend(draw)],
             Family::Snapshots => vec![self.snapshot(draw)],
             Family::Bitmaps => vec![self.bitmap(draw)],
@@ -349,6 +349,17 @@ impl Shape {
             5 => img(&format!("snapshot -q -c state {IMAGE}")),
             _ => Self::amend(draw),
         }
+    }
+
+    fn preallocated_growth(&mut self, draw: &mut Prng) -> Step {
+        let more = match draw.below(2) {
+            0 => draw.between(1, 64) * 512,
+            _ => draw.between(1, 16) * self.cluster_bytes,
+        };
+        self.virtual_bytes += more;
+        let mode = draw.pick(&["off", "metadata", "falloc", "full"]);
+        let bytes = self.virtual_bytes;
+        img(&format!("resize -q --preallocation={mode} {IMAGE} {bytes}"))
     }
 
     fn amend(draw: &mut Prng) -> Step {

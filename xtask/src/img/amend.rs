@@ -4,9 +4,10 @@
 //! stand on those before it: first the higher version, then widths, flags and size, last the lower version.
 //! What the call rules out by itself is refused before the first.
 
-use engine::error::{Error, Refused};
+use engine::error::Error;
 use engine::image::Access;
 use engine::manage::{Amend, DataFileChange, Manage, RawPromise};
+use engine::preallocation::Preallocation;
 use engine::qcow2::geometry::Geometry;
 use engine::qcow2::header::Header;
 
@@ -15,8 +16,8 @@ use super::creation::{Kind, asks_for_help, help_line, is_of_creation, name_and_v
 use super::getopt::{Parsed, flag, value};
 use super::key_slots::{Force, KeySlots};
 use super::progress::{Progress, Shown};
+use super::resize::{resize_failure, resizing};
 use super::{Command, Stop, misuse, open_named, print, secrets, spec_of};
-use crate::block::failure::engine_text;
 use crate::block::open::at_once;
 use crate::block::{CacheMode, Depth, Failure, Format, Node, Opening, Sharing, options};
 
@@ -279,7 +280,8 @@ impl Wanted {
                 image.manage(Manage::SetDataFile(change)).await?;
             }
             if let Some(virtual_bytes) = self.virtual_bytes {
-                image.manage(Manage::Resize { virtual_bytes }).await?;
+                let resizing = resizing(node, virtual_bytes, Preallocation::Off);
+                image.manage(resizing).await?;
             }
             if downgrade {
                 let last = Amend {
@@ -290,12 +292,7 @@ impl Wanted {
             }
             image.close().await
         })
-        .map_err(|error: Error| {
-            if error == Refused::ResizeWithSnapshots.into() {
-                return Failure::new("Can't resize a v2 image which has snapshots");
-            }
-            Failure(engine_text(&error))
-        })
+        .map_err(|error: Error| resize_failure(&error))
     }
 }
 

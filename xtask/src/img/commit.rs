@@ -82,7 +82,7 @@ fn run(parsed: &Parsed) -> Result<u8, Stop> {
     let mut progress = Progress::start(shown, top.virtual_bytes(), 1);
     let virtual_bytes = top.virtual_bytes();
     if virtual_bytes > base.virtual_bytes() {
-        manage(&base, Manage::Resize { virtual_bytes })?;
+        manage(&base, Manage::grow(virtual_bytes))?;
     }
     let mut copy = Target {
         image: Rc::clone(base.image()),

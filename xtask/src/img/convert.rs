@@ -334,6 +334,12 @@ fn create_target(
     }
     if parsed.has("compress") {
         must_compress(creation.format())?;
+        if !matches!(creation.get("preallocation"), None | Some("off")) {
+            return Err(Failure::new(
+                "Compression and preallocation not supported at the same time",
+            )
+            .into());
+        }
         if creation.get("encryption") == Some("on") || creation.get("encrypt.format").is_some() {
             return Err(
                 Failure::new("Compression and encryption not supported at the same time").into(),

@@ -3,13 +3,15 @@
 use std::path::Path;
 use std::rc::Rc;
 
-use engine::device::{Event, FileDevice, Port, SECTOR_BYTES};
+use engine::device::{FileDevice, Port, SECTOR_BYTES};
 use engine::error::{Error, Refused, Structure};
+use engine::preallocation::Preallocation;
 use engine::qcow2::compress::Compression;
 use engine::qcow2::create::{
     self, Backing, BackingFormat, CreateOptions, DataFileContent, NewDataFile,
 };
 use engine::qcow2::geometry::Geometry;
+use engine::raw;
 
 use super::encryption::new_encryption;
 use crate::block::failure::{engine_text, os_text};
@@ -344,7 +346,7 @@ impl Creation {
     fn refuse_what_cannot_be_whole(&self) -> Result<(), Failure> {
         let given =
             |name: &str, harmless: &str| self.get(name).is_some_and(|value| value != harmless);
-        for (name, harmless) in [("preallocation", "off"), ("nocow", "off")] {
+        for (name, harmless) in [("nocow", "off")] {
             if given(name, harmless) {
                 let value = self.get(name).unwrap_or_default();
                 return Err(Failure(format!("{name}={value} is not supported yet")));
@@ -389,25 +391,34 @@ impl Creation {
         }))
     }
 
+    /// What is to have its place before anything is written.
+    fn preallocation(&self) -> Result<Preallocation, Failure> {
+        let Some(name) = self.get("preallocation") else {
+            return Ok(Preallocation::Off);
+        };
+        Preallocation::from_name(name).ok_or_else(|| {
+            Failure(match self.format {
+                Format::Raw => format!("invalid parameter value: {name}"),
+                Format::Qcow2 => {
+                    format!("Parameter 'preallocation' does not accept value '{name}'")
+                }
+            })
+        })
+    }
+
     fn make_raw(&self, path: &str) -> Result<(), Failure> {
+        let mode = self.preallocation()?;
         let bytes = self.size().unwrap_or(0);
         let bytes = bytes.checked_next_multiple_of(SECTOR_BYTES);
         let bytes = bytes
             .filter(|bytes| i64::try_from(*bytes).is_ok())
             .ok_or_else(too_large)?;
         let port = open_empty(path)?;
-        let at = port.at(Event::None);
-        at_once(async {
-            at.set_len(0).await?;
-            at.set_len(bytes).await?;
-            at.flush().await
-        })
-        .map_err(|error| {
-            Failure(format!(
-                "Could not resize file: {}",
-                engine_text(&error.into())
-            ))
-        })
+        if mode == Preallocation::Metadata {
+            return Err(no_raw_metadata());
+        }
+        at_once(raw::create(&port, bytes, mode))
+            .map_err(|error| Failure(format!("Could not resize file: {}", engine_text(&error))))
     }
 
     /// The sizes that the options ask for.
@@ -463,6 +474,14 @@ impl Creation {
             ));
         }
         let geometry = self.geometry()?;
+        let preallocation = self.preallocation()?;
+        let hides = self.get("backing_file").is_some() && !geometry.has_subclusters();
+        if preallocation != Preallocation::Off && hides {
+            return Err(Failure::new(
+                "Backing file and preallocation can only be used at the same time if extended_l2 \
+                 is on",
+            ));
+        }
         let (cluster_bits, refcount_order) = (geometry.cluster_bits(), geometry.refcount_order());
         if version == 2 && refcount_order != 4 {
             return Err(Failure::new(
@@ -501,6 +520,7 @@ impl Creation {
             compression,
             extended_l2: geometry.has_subclusters(),
             encryption: new_encryption(self, secrets)?,
+            preallocation,
             backing: self.backing()?,
             data_file: self.new_data_file(version)?,
         })
@@ -559,6 +579,11 @@ pub(super) fn not_a_size(name: &str) -> String {
         "Parameter '{name}' expects a non-negative number below 2^64\nOptional suffix k, M, G, T, P \
          or E means kilo-, mega-, giga-, tera-, peta-\nand exabytes, respectively."
     )
+}
+
+/// The words for metadata that a raw image does not have.
+pub(crate) fn no_raw_metadata() -> Failure {
+    Failure::new("Unsupported preallocation mode: metadata")
 }
 
 fn too_large() -> Failure {

@@ -17,7 +17,7 @@ mod compare;
 mod convert;
 mod copy;
 mod create;
-mod creation;
+pub(crate) mod creation;
 mod dd;
 mod encryption;
 pub(crate) mod getopt;
@@ -30,7 +30,7 @@ mod pace;
 mod pack;
 mod progress;
 mod rebase;
-mod resize;
+pub(crate) mod resize;
 mod sizes;
 mod snapshot;
 

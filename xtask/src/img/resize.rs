@@ -1,15 +1,16 @@
 //! `resize`: another size for a disk.
 
-use engine::error::Error;
+use engine::error::{Error, Refused};
 use engine::image::Access;
-use engine::manage::Manage;
+use engine::manage::{Manage, Resizing};
+use engine::preallocation::Preallocation;
 
-use super::creation::not_a_size;
+use super::creation::{no_raw_metadata, not_a_size};
 use super::getopt::{Parsed, flag, value};
 use super::{Command, Stop, misuse, open_named, print, secrets, spec_of, tell};
 use crate::block::failure::engine_text;
 use crate::block::open::at_once;
-use crate::block::{CacheMode, Depth, Failure, Opening, Sharing, size};
+use crate::block::{CacheMode, Depth, Failure, Format, Node, Opening, Sharing, size};
 
 pub(super) const COMMAND: Command = Command {
     name: "resize",
@@ -24,7 +25,7 @@ pub(super) const COMMAND: Command = Command {
         value(
             None,
             "preallocation",
-            "off; other modes are not supported yet",
+            "off, metadata, falloc or full, of what is added",
         ),
         value(None, "object", "a secret that options refer to"),
     ],
@@ -37,18 +38,11 @@ fn run(parsed: &Parsed) -> Result<u8, Stop> {
         [] | [_] => return Err(misuse("resize", "Expecting image file name and size")),
         _ => return Err(misuse("resize", "Extra argument(s) in command line")),
     };
-    match parsed.get("preallocation") {
-        None | Some("off") => {}
-        Some(mode @ ("metadata" | "falloc" | "full")) => {
-            return Err(Failure(format!("Preallocation '{mode}' is not supported yet")).into());
-        }
-        Some(mode) => {
-            return Err(misuse(
-                "resize",
-                format!("Invalid preallocation mode '{mode}'"),
-            ));
-        }
-    }
+    let preallocation = match parsed.get("preallocation") {
+        None => Preallocation::Off,
+        Some(name) => Preallocation::from_name(name)
+            .ok_or_else(|| Failure(format!("Invalid preallocation mode '{name}'")))?,
+    };
     let (digits, relation) = match text.as_bytes().first() {
         Some(b'+') => (&text[1..], Relation::More),
         Some(b'-') => (&text[1..], Relation::Less),
@@ -74,6 +68,9 @@ fn run(parsed: &Parsed) -> Result<u8, Stop> {
     let Some(wanted) = wanted.filter(|wanted| *wanted > 0) else {
         return Err(Failure::new("New image size must be positive").into());
     };
+    if wanted <= now && preallocation != Preallocation::Off {
+        return Err(Failure::new("Preallocation can only be used for growing images").into());
+    }
     if wanted < now && !parsed.has("shrink") {
         tell("Use the --shrink option to perform a shrink operation.");
         tell(
@@ -85,17 +82,40 @@ fn run(parsed: &Parsed) -> Result<u8, Stop> {
     let virtual_bytes = wanted
         .checked_next_multiple_of(512)
         .ok_or_else(|| Failure::new("New image size is too large"))?;
+    if node.format == Format::Raw && preallocation == Preallocation::Metadata {
+        return Err(no_raw_metadata().into());
+    }
     at_once(async {
-        node.image()
-            .manage(Manage::Resize { virtual_bytes })
-            .await?;
+        let resizing = resizing(&node, virtual_bytes, preallocation);
+        node.image().manage(resizing).await?;
         node.image().close().await
     })
-    .map_err(|error: Error| Failure(engine_text(&error)))?;
+    .map_err(|error| resize_failure(&error))?;
     if !parsed.has("quiet") {
         print("Image resized.\n");
     }
     Ok(0)
+}
+
+/// The operation that gives the disk this size: whoever calls has been asked about a smaller one.
+pub(crate) fn resizing(node: &Node, virtual_bytes: u64, preallocation: Preallocation) -> Manage {
+    let resizing = if virtual_bytes < node.virtual_bytes() {
+        Resizing::Shrink
+    } else {
+        Resizing::Grow(preallocation)
+    };
+    Manage::Resize {
+        virtual_bytes,
+        resizing,
+    }
+}
+
+/// Why a disk keeps its size.
+pub(crate) fn resize_failure(error: &Error) -> Failure {
+    if *error == Refused::ResizeWithSnapshots.into() {
+        return Failure::new("Can't resize a v2 image which has snapshots");
+    }
+    Failure(engine_text(error))
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,8 +1,8 @@
 //! Commands that look at the disk as a whole, and the one that changes its size.
 
-use engine::device::Event;
 use engine::image::StatusKind;
-use engine::manage::Manage;
+use engine::preallocation::Preallocation;
+use engine::raw::lengthen;
 
 use super::command::{Command, Needs};
 use super::opening::reopened;
@@ -12,8 +12,10 @@ use super::transfer::parse;
 use super::words::number;
 use crate::block::Format;
 use crate::block::failure::engine_text;
+use crate::img::creation::no_raw_metadata;
 use crate::img::info::specific_text;
 use crate::img::print;
+use crate::img::resize::{resize_failure, resizing};
 
 pub(super) const MAP: Command = Command {
     name: "map",
@@ -68,7 +70,7 @@ pub(super) const TRUNCATE: Command = Command {
     needs: Needs::WritableDisk,
     options: &[(
         'm',
-        "off; other modes of preallocation are not supported yet",
+        "off, metadata, falloc or full: what of the new part takes its place",
     )],
     run: truncate,
 };
@@ -175,40 +177,49 @@ fn info(session: &mut Session, _: &[String]) -> Outcome {
 
 fn truncate(session: &mut Session, words: &[String]) -> Outcome {
     let words = parse("m:", words)?;
-    match words.get('m') {
-        None | Some("off") => {}
-        Some(mode @ ("metadata" | "falloc" | "full")) => {
-            return Err(Complaint::Told(format!(
-                "Preallocation '{mode}' is not supported yet"
-            )));
-        }
-        Some(mode) => {
-            return Err(Complaint::Told(format!(
-                "Invalid preallocation mode '{mode}'"
-            )));
-        }
-    }
+    let mode = match words.get('m') {
+        None => Preallocation::Off,
+        Some(name) => Preallocation::from_name(name)
+            .ok_or_else(|| Complaint::Told(format!("Invalid preallocation mode '{name}'")))?,
+    };
     let [text] = words.operands.as_slice() else {
         return Err(Complaint::Usage);
     };
     let virtual_bytes = number(text).map_err(Complaint::Said)?;
     if session.opened().node.format == Format::Raw {
-        // A raw disk ends where its file ends, at any byte.
-        session.finish()?;
-        let port = session.opened().node.file.port.clone();
-        let set = session.wait(async move { port.at(Event::None).set_len(virtual_bytes).await })?;
-        set.map_err(|error| Complaint::Told(engine_text(&error.into())))?;
-        let settings = session.opened().settings.clone();
-        return reopened(session, settings);
+        return truncate_raw(session, virtual_bytes, mode);
     }
     if !virtual_bytes.is_multiple_of(512) {
         return Err(Complaint::Told(
             "The new size must be a multiple of 512".into(),
         ));
     }
-    let image = session.opened().node.image().clone();
-    let resized =
-        session.wait(async move { image.manage(Manage::Resize { virtual_bytes }).await })?;
-    resized.map_err(|error| Complaint::Told(engine_text(&error)))?;
+    let node = &session.opened().node;
+    if virtual_bytes < node.virtual_bytes() && mode != Preallocation::Off {
+        return Err(Complaint::Told(
+            "Preallocation can't be used for shrinking an image".into(),
+        ));
+    }
+    let (image, resizing) = (node.image().clone(), resizing(node, virtual_bytes, mode));
+    let resized = session.wait(async move { image.manage(resizing).await })?;
+    resized.map_err(|error| Complaint::Told(resize_failure(&error).0))?;
     Ok(Ending::Done)
+}
+
+/// A raw disk ends where its file ends, at any byte.
+fn truncate_raw(session: &mut Session, len_bytes: u64, mode: Preallocation) -> Outcome {
+    session.finish()?;
+    let port = session.opened().node.file.port.clone();
+    if mode == Preallocation::Metadata {
+        return Err(Complaint::Told(no_raw_metadata().0));
+    }
+    if len_bytes < port.len() && mode != Preallocation::Off {
+        return Err(Complaint::Told(
+            "Cannot use preallocation for shrinking files".into(),
+        ));
+    }
+    let set = session.wait(async move { lengthen(&port, len_bytes, mode).await })?;
+    set.map_err(|error| Complaint::Told(engine_text(&error)))?;
+    let settings = session.opened().settings.clone();
+    reopened(session, settings)
 }

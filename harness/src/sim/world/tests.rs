@@ -7,6 +7,7 @@ use engine::device::{Completion, Event, PageImage, Port};
 use engine::error::{Error, Refused};
 use engine::image::{Image, LocalFuture, Unmap};
 use engine::manage::Manage;
+use engine::preallocation::Preallocation;
 
 use super::*;
 use crate::prng::Prng;
@@ -82,7 +83,7 @@ impl Image for Plain {
     }
 
     fn manage(&self, operation: Manage) -> LocalFuture<'_, ()> {
-        let Manage::Resize { virtual_bytes } = operation else {
+        let Manage::Resize { virtual_bytes, .. } = operation else {
             unreachable!("this image is only ever resized")
         };
         Box::pin(async move { Ok(self.port.at(Event::None).set_len(virtual_bytes).await?) })
@@ -218,6 +219,7 @@ fn reopening_waits_for_all_before_and_holds_up_all_behind() {
 fn growing_overlaps_with_writes_where_it_may_and_never_with_growing() {
     let grow = |mib: u64| Operation::Grow {
         virtual_bytes: mib << 20,
+        preallocation: Preallocation::Off,
     };
     let operations = [
         write(0),

@@ -2,6 +2,7 @@ use blkdebug::record::{RecordedOp, Recording, SectorContent};
 use engine::device::Event;
 use engine::error::Refused;
 use engine::image::Unmap;
+use engine::preallocation::Preallocation;
 use engine::qcow2::LazyRefcounts;
 use engine::qcow2::create::{self, BackingFormat, CreateOptions};
 
@@ -58,6 +59,7 @@ fn workload() -> Vec<(OperationId, Operation)> {
         Operation::Flush,
         Operation::Grow {
             virtual_bytes: VIRTUAL_BYTES * 3,
+            preallocation: Preallocation::Off,
         },
         write(VIRTUAL_BYTES * 3 - 1024, 1024),
     ];

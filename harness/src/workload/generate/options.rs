@@ -47,6 +47,7 @@ pub(super) fn add(prng: &Prng, pins: &Pins, operations: &mut [Operation]) -> Opt
             | Operation::Flush
             | Operation::DropIdle
             | Operation::Grow { .. }
+            | Operation::Shrink { .. }
             | Operation::Amend(_)
             | Operation::Rename { .. }
             | Operation::Empty
