@@ -344,12 +344,10 @@ impl Creation {
 
     /// What is in the tables above because it has a place there, and cannot be done.
     fn refuse_what_cannot_be_whole(&self) -> Result<(), Failure> {
-        let given =
-            |name: &str, harmless: &str| self.get(name).is_some_and(|value| value != harmless);
-        for (name, harmless) in [("nocow", "off")] {
-            if given(name, harmless) {
-                let value = self.get(name).unwrap_or_default();
-                return Err(Failure(format!("{name}={value} is not supported yet")));
+        match self.get("nocow") {
+            None | Some("off") => {}
+            Some(value) => {
+                return Err(Failure(format!("nocow={value} is not supported yet")));
             }
         }
         Ok(())
