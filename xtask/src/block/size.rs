@@ -95,7 +95,8 @@ pub(crate) fn human(bytes: u64) -> String {
     format!("{text} {}B", UNITS[unit])
 }
 
-fn round_half_even(numerator: u128, divisor: u128) -> u128 {
+/// A quotient as C prints it: what lies half-way goes to the even neighbour.
+pub(crate) fn round_half_even(numerator: u128, divisor: u128) -> u128 {
     let (quotient, rest) = (numerator / divisor, numerator % divisor);
     let up = match (rest * 2).cmp(&divisor) {
         std::cmp::Ordering::Less => 0,

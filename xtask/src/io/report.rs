@@ -3,6 +3,8 @@
 use std::fmt::Write;
 use std::time::{Duration, Instant};
 
+use crate::block::size::round_half_even;
+
 /// How a request's end is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Telling {
@@ -59,7 +61,7 @@ pub(super) fn bytes_text(bytes: u64) -> String {
         return format!("{bytes} bytes");
     };
     let unit = 1_u128 << (10 * power);
-    let thousandths = (u128::from(bytes) * 1000 + unit / 2) / unit;
+    let thousandths = round_half_even(u128::from(bytes) * 1000, unit);
     let name = UNITS[usize::try_from(power - 1).expect("at most six")];
     match thousandths % 1000 {
         0 => format!("{} {name}", thousandths / 1000),
@@ -169,6 +171,7 @@ mod tests {
             (65536, "64 KiB"),
             (1536, "1.500 KiB"),
             (5000, "4.883 KiB"),
+            (1088 << 10, "1.062 MiB"),
             (1_000_448, "977 KiB"),
             (2_031_616, "1.938 MiB"),
             (u64::MAX, "16 EiB"),
