@@ -8,7 +8,7 @@ use blkdebug::rule::Rules;
 use blkdebug::volatile::{Answering, VolatileDisk};
 use engine::defect::Planted;
 use engine::device::{PageImage, Port};
-use engine::error::{Error, Refused};
+use engine::error::{Error, Refused, Structure};
 
 use super::{Case, Schedule};
 use crate::guest::{File, Ledger};
@@ -169,6 +169,8 @@ fn may_be_refused(operation: Operation, error: &Error) -> bool {
                 | Operation::SnapshotCreate { .. }
                 | Operation::SnapshotApply { .. }
         ),
+        // An image beneath may have clusters too small for a disk as large as the one that is committed.
+        Refused::TableFull(Structure::L1Table) => matches!(operation, Operation::Commit { .. }),
         Refused::Unaligned { .. }
         | Refused::ReadOnly
         | Refused::NoCompression
