@@ -13,6 +13,7 @@
     reason = "what opens images serves commands that write them as well as those that read"
 )]
 
+pub(crate) mod behind;
 pub(crate) mod cache;
 pub(crate) mod device;
 pub(crate) mod disk;

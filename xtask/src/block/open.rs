@@ -9,7 +9,7 @@ use std::rc::Rc;
 
 use blkdebug::config::Config;
 use blkdebug::filter::Filter;
-use engine::device::{Event, FileDevice, Port, RamDevice, SECTOR_BYTES, drive};
+use engine::device::{Device, Event, FileDevice, Port, RamDevice, SECTOR_BYTES, drive};
 use engine::error::{Error, Problem, Refused};
 use engine::image::{Access, Image};
 use engine::luks::Secret;
@@ -20,6 +20,7 @@ use engine::qcow2::snapshot::{self, Snapshot};
 use engine::qcow2::{BitmapInfo, Files, OpenOptions, Qcow2, list_bitmaps};
 use engine::raw::Raw;
 
+use super::behind::WriteBehind;
 use super::device::CachedFile;
 use super::failure::{engine_text, os_text};
 use super::runtime::Generic;
@@ -265,11 +266,16 @@ impl Opener<'_> {
             FileSpec::Local(path) => {
                 let device = open_local(path, access, self.opening.sharing)?;
                 self.must_be_new(path)?;
+                let cache = self.opening.cache;
+                let device: Rc<dyn Device> = match (cache, access) {
+                    (CacheMode::Unsafe, Access::ReadWrite) => Rc::new(WriteBehind::new(device)),
+                    _ => Rc::new(CachedFile::new(device, cache)),
+                };
                 Ok(FileNode {
                     spec: spec.clone(),
                     path: path.clone(),
                     filter: None,
-                    port: Port::new(Rc::new(CachedFile::new(device, self.opening.cache))),
+                    port: Port::new(device),
                 })
             }
             FileSpec::Blkdebug {

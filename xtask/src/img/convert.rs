@@ -102,6 +102,9 @@ pub(super) const COMMAND: Command = Command {
     run,
 };
 
+/// The longest run of zeroes that may be asked to be written.
+const MAX_SPARSE_BYTES: u64 = 16 << 20;
+
 fn run(parsed: &Parsed) -> Result<u8, Stop> {
     let sparse_bytes = check_options(parsed)?;
     let rate = sizes::option(parsed, "rate", "rate limit")?.unwrap_or(0);
@@ -176,17 +179,7 @@ fn check_options(parsed: &Parsed) -> Result<u64, Stop> {
         return refuse("--target-image-opts requires use of -n flag");
     }
     if let Some(count) = parsed.get("parallel") {
-        match count.parse::<u64>() {
-            Ok(1..=16) => {}
-            Ok(_) => {
-                return refuse("Invalid number of coroutines specified. Must be between 1 and 16.");
-            }
-            Err(_) => {
-                return refuse(&format!(
-                    "Invalid number of coroutines specified: '{count}'."
-                ));
-            }
-        }
+        sizes::number(count, "number of coroutines", 1..=16)?;
     }
     if let Some(list) = parsed
         .all("target-options")
@@ -194,7 +187,14 @@ fn check_options(parsed: &Parsed) -> Result<u64, Stop> {
     {
         return refuse(&format!("Invalid option list: {list}"));
     }
-    Ok(sparse.unwrap_or(4096))
+    match sparse {
+        Some(bytes) if !bytes.is_multiple_of(512) || bytes > MAX_SPARSE_BYTES => refuse(&format!(
+            "Invalid buffer size for sparse output specified. Valid sizes are multiples of 512 up to \
+             {MAX_SPARSE_BYTES}. Select 0 to disable sparse detection (fully allocates output)."
+        )),
+        Some(bytes) => Ok(bytes),
+        None => Ok(4096),
+    }
 }
 
 /// Whether an image could have persistent dirty bitmaps.
@@ -346,9 +346,8 @@ fn create_target(
             );
         }
     }
-    if creation.size().is_none() {
-        creation.set("size", &total.to_string())?;
-    }
+    // A size among the options does not count: the sources say how large the disk is.
+    creation.set("size", &total.to_string())?;
     make(&creation, name, sources, secrets).map_err(|why| {
         Failure(format!(
             "{name}: error while converting {format}: {}",
@@ -406,6 +405,9 @@ fn open_target(
         return Err(Failure::new("-o has no effect when skipping image creation").into());
     }
     let spec = if parsed.has("target-image-opts") {
+        if parsed.has("target-format") {
+            return Err(Failure::new("--image-opts and --format are mutually exclusive").into());
+        }
         Spec::from_image_opts(name)
     } else {
         if Format::from_name(format).is_none() {
