@@ -1,9 +1,9 @@
 //! How long each structure of an image may be, and where it may start.
 //!
 //! Everything that an image says of the place of a structure of variable length goes through
-//! [`Extent::new`] where it is parsed, before a byte of it is read: so no length that an image claims
+//! `Extent::new` where it is parsed, before a byte of it is read: so no length that an image claims
 //! costs more than the format allows, in memory or in time. Whether an extent lies within the file is
-//! told by [`Extent::within`]: to read it a file may be too short, to write on it must not be. Limits are
+//! told by `Extent::within`: to read it a file may be too short, to write on it must not be. Limits are
 //! QEMU's, so that both open the same images.
 
 use std::fmt;
