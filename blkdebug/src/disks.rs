@@ -15,11 +15,19 @@ pub enum Disk {
     Base,
     /// Another file that the image can be put over.
     Other,
+    /// The image's guest data, where they stand in a file of their own.
+    Data,
 }
 
 impl Disk {
     /// Every disk, in order.
-    pub const ALL: [Self; 4] = [Self::Image, Self::Backing, Self::Base, Self::Other];
+    pub const ALL: [Self; 5] = [
+        Self::Image,
+        Self::Backing,
+        Self::Base,
+        Self::Other,
+        Self::Data,
+    ];
 
     /// The name in messages and traces.
     pub fn name(self) -> &'static str {
@@ -28,6 +36,7 @@ impl Disk {
             Self::Backing => "backing",
             Self::Base => "base",
             Self::Other => "other",
+            Self::Data => "data",
         }
     }
 

@@ -156,10 +156,9 @@ fn pins(defect: Defect) -> Pins {
         | Defect::RepairCleansEarly
         | Defect::RepairMissesLastEntry
         | Defect::RepairKeepsShortFile
-        | Defect::LinkBeforeDataFile
-        | Defect::FlushSkipsDataFile
-        | Defect::RawZeroesByFlag
         | Defect::RawDataBeforeLink => Pins::default(),
+        Defect::LinkBeforeDataFile | Defect::FlushSkipsDataFile => pinned("data_file=on"),
+        Defect::RawZeroesByFlag => pinned("data_file=raw"),
         Defect::CommitBeforeFlush
         | Defect::CommitFlushesOverlay
         | Defect::CommitSkipsZeroes

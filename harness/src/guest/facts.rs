@@ -27,6 +27,10 @@ pub struct Facts {
     pub backing_name_bytes: u32,
     /// A digest of that name; 0 without one.
     pub backing_name: u64,
+    /// Whether guest data stand in another file, which no operation here changes.
+    pub external_data: bool,
+    /// Whether that file is said to be a raw image of the disk.
+    pub raw_data: bool,
     /// What the key slots hold; nothing where there are none.
     pub key_slots: KeySlots,
 }
@@ -34,9 +38,14 @@ pub struct Facts {
 impl fmt::Display for Facts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let lazy = if self.lazy_refcounts { "on" } else { "off" };
+        let data = match (self.external_data, self.raw_data) {
+            (false, _) => "",
+            (true, false) => ", data in another file",
+            (true, true) => ", data in a raw file",
+        };
         write!(
             f,
-            "version {}, refcounts of {} bits, lazy refcounts {lazy}, a backing file name of {} bytes ({:016x}){}",
+            "version {}, refcounts of {} bits, lazy refcounts {lazy}, a backing file name of {} bytes ({:016x}){data}{}",
             self.version,
             1u64 << self.refcount_order,
             self.backing_name_bytes,

@@ -464,6 +464,8 @@ fn the_header_says_what_it_said_before_a_change_or_after_each_step_of_it() {
         lazy_refcounts: true,
         backing_name_bytes: 7,
         backing_name: 77,
+        external_data: false,
+        raw_data: false,
         key_slots: KeySlots::default(),
     };
     let amend = Amend {

@@ -22,6 +22,7 @@ use super::verdict::{Oracle, Verdict, Violation};
 use super::view::{self, Backing, GuestView, merge};
 use crate::guest::{BitmapViolation, Checker, Expectation, Level, SectorViolation};
 use crate::subject::{Attempt, Repair, Subject};
+use crate::workload::stamp::SectorValue;
 
 /// The stages of a judgement, for whoever counts or times them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -62,6 +63,8 @@ pub struct Judge<'a> {
     pub subject: &'a dyn Subject,
     /// What lies below the image.
     pub backing: Option<&'a Backing>,
+    /// The file that the image's guest data stand in, where that is another. Recovery never writes to it.
+    pub data: Option<&'a PageImage>,
     /// The image before the workload: the ledger starts with what it shows. Where the workload touched
     /// nothing, and a state shows what this image shows, nothing else is looked at; so a large image
     /// costs little. `None` looks at everything.
@@ -103,8 +106,13 @@ impl Witness {
         }
     }
 
-    pub(super) fn view<'a>(&'a self, backing: Option<&'a Backing>) -> Option<GuestView<'a>> {
-        GuestView::new(&self.image, &self.report, backing)
+    pub(super) fn view<'a>(
+        &'a self,
+        backing: Option<&'a Backing>,
+        data: Option<&'a PageImage>,
+    ) -> Option<GuestView<'a>> {
+        let view = GuestView::new(&self.image, &self.report, backing)?;
+        Some(view.with_data(data))
     }
 }
 
@@ -195,6 +203,11 @@ impl Case<'_> {
         expectation: &Expectation<'_>,
         before: Option<&Witness>,
     ) -> Result<(), Ended> {
+        let layout = self.state.report.layout;
+        if self.judge.data.is_none() && layout.is_some_and(|layout| layout.external_data) {
+            let what = "an external data file that is not there";
+            return Err(Box::new(Verdict::NotMeasured(what.into())));
+        }
         check_structure(&self.state.report, "in the crash state")?;
         self.check_backing(&self.state.report, Oracle::Structure)?;
         check_facts(&self.state, expectation)?;
@@ -204,10 +217,11 @@ impl Case<'_> {
         let base = self
             .judge
             .base
-            .and_then(|base| base.view(self.judge.backing));
+            .and_then(|base| base.view(self.judge.backing, self.judge.data));
         let accept = self.judge.accept;
         let written = check_guest(&view, base.as_ref(), expectation, &interest, accept)?;
         check_alternatives(&view, expectation)?;
+        check_raw_data(&view, self.judge.data)?;
         check_snapshots(&self.state, self.judge.backing, expectation)?;
         check_bitmaps(&self.state, &view, expectation)?;
         if let Some(before) = before {
@@ -245,11 +259,13 @@ impl Case<'_> {
     }
 
     fn view_of<'a>(&'a self, witness: &'a Witness) -> Result<GuestView<'a>, Ended> {
-        witness.view(self.judge.backing).ok_or_else(|| {
-            Box::new(Verdict::HarnessBroken(
-                "an image that passed the structure oracle has no guest view".into(),
-            ))
-        })
+        witness
+            .view(self.judge.backing, self.judge.data)
+            .ok_or_else(|| {
+                Box::new(Verdict::HarnessBroken(
+                    "an image that passed the structure oracle has no guest view".into(),
+                ))
+            })
     }
 
     /// The latest image: recovered, or as the power loss left it.
@@ -266,6 +282,10 @@ impl Case<'_> {
         let value = attempt
             .result
             .map_err(|failure| explain::failure(&failure, doing, Oracle::Repair))?;
+        if attempt.data.as_ref() != self.judge.data {
+            let line = format!("{doing} wrote to the data file");
+            return Err(Violation::new(Oracle::Repair, "data-written", "data", vec![line]).into());
+        }
         if !wrote {
             return Ok(value);
         }
@@ -506,6 +526,27 @@ impl Misses {
         self.count = self.kept.len();
         self.worst = self.kept.iter().map(|miss| miss.level).max();
     }
+}
+
+/// A raw data file shows by itself what the image shows.
+fn check_raw_data(view: &GuestView<'_>, data: Option<&PageImage>) -> Result<(), Ended> {
+    let Some(data) = data.filter(|_| view.has_raw_data()) else {
+        return Ok(());
+    };
+    for run in view.runs(0..view.virtual_bytes() / 512) {
+        for sector in run.sectors.clone() {
+            let (shown, stored) = (run.content(sector).value(), data.sector(sector));
+            if shown != SectorValue::of(stored) {
+                let line = format!(
+                    "guest sector {sector} shows {shown}, and the raw data file holds {}",
+                    SectorValue::of(stored)
+                );
+                let kind = "raw-differs";
+                return Err(Violation::new(Oracle::Guest, kind, "data", vec![line]).into());
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Two views of what should be the same disk, over every sector that either maps.

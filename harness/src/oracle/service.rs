@@ -37,7 +37,7 @@ impl Judge<'_> {
     /// of the state that was recovered; it tells where the guest's content lies.
     pub fn judge_service(&self, recovered: &Witness, expectation: &Expectation<'_>) -> Service {
         self.observer.begin(Stage::Serve);
-        let Some(view) = recovered.view(self.backing) else {
+        let Some(view) = recovered.view(self.backing, self.data) else {
             let why = "a recovered image has no guest view";
             return Service {
                 verdict: Verdict::HarnessBroken(why.into()),
@@ -63,7 +63,8 @@ impl Judge<'_> {
         let past = recovered.past(self.backing);
         let ledger =
             carry_on(&view, past, expectation, &history).with_bitmaps(&recovered.report.bitmaps);
-        let verdict = match self.judge_served(recovered, &Witness::new(attempt.image), &ledger) {
+        let served = (Witness::new(attempt.image), attempt.data);
+        let verdict = match self.judge_served(recovered, &served, &ledger) {
             Ok(()) => Verdict::Survived,
             Err(verdict) => as_service(*verdict),
         };
@@ -84,7 +85,8 @@ impl Judge<'_> {
     ) -> Judgement {
         let whole: Judge<'_> = *self;
         let judge = Judge {
-            base: Some(recovered),
+            // The recovered image by itself does not tell what another file held.
+            base: self.data.is_none().then_some(recovered),
             ..whole
         };
         judge.judge(image, expectation, None)
@@ -93,7 +95,7 @@ impl Judge<'_> {
     fn judge_served(
         &self,
         before: &Witness,
-        after: &Witness,
+        (after, data): &(Witness, Option<PageImage>),
         ledger: &Ledger,
     ) -> Result<(), Ended> {
         let when = "after further work and a clean close";
@@ -102,12 +104,12 @@ impl Judge<'_> {
             return Err(explain::imperfect(Oracle::Service, when, &after.report).into());
         }
         let expectation = ledger.expect_served();
-        let Some(view) = after.view(self.backing) else {
+        let Some(view) = after.view(self.backing, data.as_ref()) else {
             let why = "an image that passed the structure oracle has no guest view";
             return Err(Box::new(Verdict::HarnessBroken(why.into())));
         };
         let interest = interest(&view, &expectation);
-        let before = before.view(self.backing);
+        let before = before.view(self.backing, self.data);
         check_guest(&view, before.as_ref(), &expectation, &interest, None)?;
         check_snapshots(after, self.backing, &expectation)?;
         check_bitmaps(after, &view, &expectation)

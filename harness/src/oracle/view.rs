@@ -112,6 +112,8 @@ pub struct GuestView<'a> {
     layout: Layout,
     mapped: &'a [Mapped],
     backing: Option<&'a Backing>,
+    /// The file that data clusters stand in: the image's own, or another.
+    data: &'a PageImage,
 }
 
 /// Consecutive guest sectors with a common source.
@@ -195,7 +197,19 @@ impl<'a> GuestView<'a> {
             layout: report.layout?,
             mapped: &report.mapped,
             backing,
+            data: image,
         })
+    }
+
+    /// The same beside this file, which holds the guest data of an image that says so.
+    #[must_use]
+    pub fn with_data(self, data: Option<&'a PageImage>) -> Self {
+        Self {
+            data: data
+                .filter(|_| self.layout.external_data)
+                .unwrap_or(self.data),
+            ..self
+        }
     }
 
     /// The disk of a snapshot of `image`.
@@ -209,12 +223,18 @@ impl<'a> GuestView<'a> {
             layout: disk.layout,
             mapped: &disk.mapped,
             backing,
+            data: image,
         }
     }
 
     /// The size of the disk in bytes.
     pub fn virtual_bytes(&self) -> u64 {
         self.layout.virtual_bytes
+    }
+
+    /// Whether its data stand in a file that is a raw image of it.
+    pub fn has_raw_data(&self) -> bool {
+        self.layout.has_raw_data()
     }
 
     /// Sectors in a cluster.
@@ -377,7 +397,7 @@ impl<'a> GuestView<'a> {
                 }))
             }
             Mapping::Data(offset) => Source::Stored {
-                image: self.image,
+                image: self.data,
                 first: offset / 512 + within,
             },
             Mapping::Compressed { offset, len_bytes } => match self.inflate(offset, len_bytes) {

@@ -6,6 +6,7 @@ use engine::manage::Amend;
 use engine::preallocation::Preallocation;
 use engine::qcow2::Discards;
 use engine::qcow2::compress::Compression;
+use engine::qcow2::create::DataFileContent;
 use engine::qcow2::geometry::Geometry;
 
 use crate::minimise::{Shrink, without_stretches};
@@ -157,6 +158,10 @@ impl Small {
         let mut simpler = vec![
             self.with_shape(|shape| shape.backing = None),
             self.with_shape(|shape| shape.chain = None),
+            self.with_shape(|shape| shape.data_file = None),
+            self.with_shape(|shape| {
+                shape.data_file = shape.data_file.map(|_| DataFileContent::Clusters);
+            }),
             self.with_chain(|chain| chain.other = None),
             self.with_chain(|chain| chain.base = None),
             self.with_chain(|chain| chain.held.clear()),

@@ -94,9 +94,7 @@ fn tell(case: &Case, life: &Life, finding: &Finding) -> Option<Told> {
             };
             let mut again = |disks: Disks<PageImage>, cut: Tick| {
                 let expectation = ledger.expect(Moment(cut.0));
-                bench
-                    .judge_in_service(&before, disks.into_image(), &expectation)
-                    .verdict
+                bench.judge_in_service(&before, disks, &expectation).verdict
             };
             let (told, sentence) = vary(&inner, finding, &mut again)?;
             let then = Then::Service {

@@ -40,6 +40,8 @@ pub struct Bench<'a> {
 #[derive(Debug)]
 struct Tools {
     backing: Option<Backing>,
+    /// The file of the image's guest data, as it was left.
+    data: Option<PageImage>,
     subject: EngineSubject,
 }
 
@@ -89,6 +91,7 @@ impl Tools {
         Judge {
             subject: &self.subject,
             backing: self.backing.as_ref(),
+            data: self.data.as_ref(),
             base,
             accept: None,
             observer: &(),
@@ -108,7 +111,7 @@ impl<'a> Bench<'a> {
             always: None,
             passed: RefCell::default(),
         };
-        if !stage.is_chain() {
+        if !stage.is_chain() && stage.data.is_none() {
             let disks = Disks::one(stage.image.clone());
             bench.always = Some(bench.tools(Disk::Image, &disks));
         }
@@ -122,8 +125,14 @@ impl<'a> Bench<'a> {
         }
         let over = self.stage.over(disk, disks);
         let backing = over.map(|over| self.stage.view(over, disks));
+        let data = match disk {
+            Disk::Image => disks.get(Disk::Data).or(self.stage.data.as_ref()),
+            Disk::Backing | Disk::Base | Disk::Other | Disk::Data => None,
+        };
+        let subject = EngineSubject::new(self.options.clone(), backing.clone());
         Rc::new(Tools {
-            subject: EngineSubject::new(self.options.clone(), backing.clone()),
+            subject: subject.with_data(data.cloned()),
+            data: data.cloned(),
             backing,
         })
     }
@@ -168,7 +177,8 @@ impl<'a> Bench<'a> {
         expectation: &Expectation<'_>,
         ending: Ending,
     ) -> Judged {
-        let written: Vec<Disk> = judged.disks.others().map(|(disk, _)| disk).collect();
+        let written = judged.disks.others().map(|(disk, _)| disk);
+        let written: Vec<Disk> = written.filter(|disk| *disk != Disk::Data).collect();
         for disk in written {
             if !judged.verdict.survived() {
                 break;
@@ -261,16 +271,20 @@ impl<'a> Bench<'a> {
         judge.judge_service(judged.recovered(), expectation)
     }
 
-    /// Judges what a power loss left in that work.
+    /// Judges what a power loss left in that work, on the disks that it wrote to.
     pub fn judge_in_service(
         &self,
         judged: &Judged,
-        image: PageImage,
+        left: Disks<PageImage>,
         expectation: &Expectation<'_>,
     ) -> Judgement {
-        let tools = self.tools(Disk::Image, &judged.disks);
+        let mut disks = judged.disks.clone();
+        for (disk, content) in left.iter() {
+            disks.put(disk, content.clone());
+        }
+        let tools = self.tools(Disk::Image, &disks);
         let judge = tools.judge(self.base());
-        judge.judge_in_service(judged.recovered(), image, expectation)
+        judge.judge_in_service(judged.recovered(), left.into_image(), expectation)
     }
 }
 

@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
+use blkdebug::disks::Disks;
 use blkdebug::record::{Recording, Tick};
 use engine::device::{ContentHash, PageImage};
 use xxhash_rust::xxh3::Xxh3;
@@ -210,9 +211,14 @@ impl Examination<'_> {
     fn interrupt(&mut self, passed: &Passed<'_>) {
         let bench = self.bench;
         for (disk, attempt, recording) in passed.judged.repairs() {
-            let judge = |image, _| {
+            let judge = |disks: Disks<PageImage>, _| {
                 bench
-                    .judge_repair(&passed.judged, disk, image, &passed.expectation)
+                    .judge_repair(
+                        &passed.judged,
+                        disk,
+                        disks.into_image(),
+                        &passed.expectation,
+                    )
                     .verdict
             };
             let crash = |crash| {
@@ -249,10 +255,10 @@ impl Examination<'_> {
         let Some(ledger) = ledger.filter(|_| survived && !self.stopped) else {
             return;
         };
-        let judge = |image, cut: Tick| {
+        let judge = |disks, cut: Tick| {
             let expectation = ledger.expect(Moment(cut.0));
             bench
-                .judge_in_service(&passed.judged, image, &expectation)
+                .judge_in_service(&passed.judged, disks, &expectation)
                 .verdict
         };
         let crash = |crash| passed.then(Then::Service { crash: Some(crash) });
@@ -278,7 +284,7 @@ impl Examination<'_> {
             if self.stopped {
                 break;
             }
-            let verdict = (inner.judge)(state.disks.into_image(), state.cut);
+            let verdict = (inner.judge)(state.disks, state.cut);
             self.outcome.counts.states_nested += 1;
             self.settle(state.hash, verdict, || {
                 let crash = Crash::of(inner.recording, state.cut, &state.survivors);
@@ -366,7 +372,7 @@ struct Inner<'a> {
     promises: &'a [Tick],
     /// Names what may be expected at a cut: a loss may have the bytes of an earlier, legal state.
     key: &'a dyn Fn(Tick) -> u128,
-    judge: &'a dyn Fn(PageImage, Tick) -> Verdict,
+    judge: &'a dyn Fn(Disks<PageImage>, Tick) -> Verdict,
     crash: &'a dyn Fn(Box<Crash>) -> Crash,
 }
 

@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use blkdebug::disks::Disks;
+use blkdebug::disks::{Disk, Disks};
 use blkdebug::record::{Clock, Entry, Recording};
 use blkdebug::rule::Rules;
 use blkdebug::volatile::{Answering, VolatileDisk};
@@ -49,27 +49,30 @@ pub fn live(case: &Case) -> Result<Life, StageError> {
     };
     let rules = Rules::new(case.scenario.faults.clone(), Vec::new());
     let file = disk(&stage.image, rules);
+    let data = stage.data.as_ref().map(|data| disk(data, Rules::default()));
     let files = stage.beneath.iter();
     let beneath: Vec<Rc<VolatileDisk>> = files
         .map(|file| disk(&file.bytes, Rules::default()))
         .collect();
     let opener = stage.files(
         Port::new(Rc::<VolatileDisk>::clone(&file)),
+        data.as_ref()
+            .map(|disk| Port::new(Rc::<VolatileDisk>::clone(disk))),
         beneath
             .iter()
             .map(|disk| Port::new(Rc::<VolatileDisk>::clone(disk)))
             .collect(),
         open_options(&case.scenario, planted(&case.scenario)),
     );
-    let mut disks = vec![Rc::clone(&file)];
-    disks.extend(beneath.iter().map(Rc::clone));
+    let mut disks_there = vec![Rc::clone(&file)];
+    disks_there.extend(beneath.iter().chain(&data).map(Rc::clone));
     let mut chooser: Box<dyn Chooser> = match &case.schedule {
         Schedule::Drawn(prng) => Box::new(Random::new((**prng).clone())),
         Schedule::Given(choices) => Box::new(Replay::new(choices.clone())),
     };
     let lived = World {
         clock: clock.clone(),
-        disks,
+        disks: disks_there.clone(),
         opener: Box::new(opener),
         operations: &case.scenario.operations,
         concurrency: case.scenario.concurrency,
@@ -79,11 +82,12 @@ pub fn live(case: &Case) -> Result<Life, StageError> {
     .live(&mut *chooser);
     let mut recordings = Disks::one(lived.recordings[0].clone());
     let mut last = Disks::one(file.current());
-    let lower = stage.beneath.iter().zip(&lived.recordings[1..]);
-    for ((file, recording), device) in lower.zip(&beneath) {
+    let others = stage.beneath.iter().map(|file| file.disk);
+    let others = others.chain(data.as_ref().map(|_| Disk::Data));
+    for ((disk, recording), device) in others.zip(&lived.recordings[1..]).zip(&disks_there[1..]) {
         if recording.changes() {
-            recordings.put(file.disk, recording.clone());
-            last.put(file.disk, device.current());
+            recordings.put(disk, recording.clone());
+            last.put(disk, device.current());
         }
     }
     Ok(Life {

@@ -1,6 +1,6 @@
 //! Running a trace again: the one crash that it names, or every crash state of its run.
 
-use blkdebug::disks::{Disk, Disks};
+use blkdebug::disks::Disks;
 use blkdebug::record::{Entry, Recording, RequestName, Tick};
 use engine::device::PageImage;
 
@@ -208,9 +208,10 @@ fn judge_crash(
             if let (Some(crash), Some(ledger)) = (crash, &service.ledger) {
                 let second = replayed.second(&service.recording, crash, "service")?;
                 let expectation = ledger.expect(Moment(second.cut.0));
-                let image = second.disks.into_image();
-                crashed.put(Disk::Image, image.clone());
-                let again = bench.judge_in_service(&judged, image, &expectation);
+                for (disk, image) in second.disks.iter() {
+                    crashed.put(disk, image.clone());
+                }
+                let again = bench.judge_in_service(&judged, second.disks, &expectation);
                 replayed.verdict = again.verdict.clone();
                 replayed.recovered = recovered(&again);
             }

@@ -9,7 +9,7 @@ use engine::error::{Error, Refused};
 use engine::image::{Access, Image, LocalFuture};
 use engine::manage::BackingName;
 use engine::qcow2::create::BackingFormat;
-use engine::qcow2::{OpenOptions, Qcow2, header};
+use engine::qcow2::{self, OpenOptions, Qcow2, header};
 use engine::raw::Raw;
 
 use super::client::Opener;
@@ -21,6 +21,8 @@ use crate::workload::perform::file_name;
 pub struct Files {
     /// The image's file.
     pub image: Port,
+    /// The file that its guest data stand in, where that is another.
+    pub data: Option<Port>,
     /// Those beneath, the one that the image lies over at the start first.
     pub beneath: Vec<File>,
     /// Which of them the image is opened over.
@@ -165,8 +167,12 @@ impl Opener for Files {
                 None => Vec::new(),
             };
             let backing = beneath.first().map(|file| Rc::clone(&file.image));
-            let image =
-                Qcow2::open_with_secrets(files.image, backing, &files.options, &secrets()).await?;
+            let open = qcow2::Files {
+                image: files.image,
+                data: files.data,
+                backing,
+            };
+            let image = Qcow2::open_files(open, &files.options, &secrets()).await?;
             let image: Rc<dyn Image> = Rc::new(image);
             Ok(Opened { image, beneath })
         })

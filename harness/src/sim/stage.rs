@@ -10,7 +10,7 @@ use engine::error::{Error, Refused};
 use engine::image::{Access, Image};
 use engine::luks::{self, Hash, NewVolume, Secret};
 use engine::manage::BitmapState;
-use engine::qcow2::create::{self, BackingFormat, CreateOptions, NewEncryption};
+use engine::qcow2::create::{self, BackingFormat, CreateOptions, NewDataFile, NewEncryption};
 use engine::qcow2::geometry::Geometry;
 use engine::qcow2::header::incompatible;
 use engine::qcow2::{CacheSizes, OpenOptions, Qcow2};
@@ -36,6 +36,8 @@ use crate::workload::stamp::{SectorValue, Writer, identify, stamp_range, thin_st
 pub struct Stage {
     /// The image's file.
     pub image: PageImage,
+    /// The file that its guest data stand in, where that is another.
+    pub data: Option<PageImage>,
     /// The files beneath, the one that the image lies over first.
     pub beneath: Vec<LowerFile>,
     /// Whether the image's header says which of them it lies over; it is the first otherwise.
@@ -153,10 +155,17 @@ impl Stage {
     }
 
     /// The files of a run on these devices; `beneath` are those of the files beneath, in order.
-    pub fn files(&self, image: Port, beneath: Vec<Port>, options: OpenOptions) -> Files {
+    pub fn files(
+        &self,
+        image: Port,
+        data: Option<Port>,
+        beneath: Vec<Port>,
+        options: OpenOptions,
+    ) -> Files {
         let files = self.beneath.iter().zip(beneath);
         Files {
             image,
+            data,
             beneath: files
                 .map(|(file, port)| File {
                     disk: file.disk,
@@ -188,14 +197,39 @@ fn new_image(shape: &ImageShape) -> Result<Stage, StageError> {
             name: file_name(Disk::Backing).into(),
             format: backing.format,
         }),
-        data_file: None,
+        data_file: shape.data_file.map(|content| NewDataFile {
+            name: "data".into(),
+            content,
+        }),
     };
-    at_once(create::create(&port(&file), &options))?;
+    let data = shape.data_file.map(|_| Rc::new(RamDevice::default()));
+    match &data {
+        Some(data) => {
+            let (file, data) = (port(&file), port(data));
+            at_once(create::create_with_data_file(&file, &data, &options))?;
+        }
+        None => at_once(create::create(&port(&file), &options))?,
+    }
+    let files = Files {
+        image: port(&file),
+        data: data.as_ref().map(port),
+        beneath: beneath
+            .iter()
+            .map(|file| File {
+                disk: file.disk,
+                format: file.format,
+                port: ram_port(&file.bytes),
+                over: file.over,
+            })
+            .collect(),
+        follow: Follow::Always,
+        options: OpenOptions::default(),
+    };
     if !shape.bitmaps.is_empty() {
-        at_once(add_bitmaps(&file, &beneath, shape))?;
+        at_once(add_bitmaps(&files, shape))?;
     }
     if !shape.filled.is_empty() || !shape.packed.is_empty() || shape.snapshots > 0 {
-        at_once(fill(&file, &beneath, shape))?;
+        at_once(fill(&files, shape))?;
     }
     let mut image = file.snapshot();
     outdate(&mut image, shape);
@@ -207,6 +241,7 @@ fn new_image(shape: &ImageShape) -> Result<Stage, StageError> {
     }
     Ok(Stage {
         image,
+        data: data.map(|data| data.snapshot()),
         beneath,
         follow: if shape.chain.is_some() {
             Follow::Header
@@ -279,6 +314,7 @@ fn given_image(bytes: &PageImage) -> Result<Stage, StageError> {
     })?;
     Ok(Stage {
         image: bytes.clone(),
+        data: None,
         beneath: Vec::new(),
         follow: Follow::Always,
         content: Content::from_values(values),
@@ -289,12 +325,8 @@ fn given_image(bytes: &PageImage) -> Result<Stage, StageError> {
     })
 }
 
-async fn add_bitmaps(
-    file: &Rc<RamDevice>,
-    beneath: &[LowerFile],
-    shape: &ImageShape,
-) -> Result<(), Error> {
-    let image = open_over(file, beneath).await?;
+async fn add_bitmaps(files: &Files, shape: &ImageShape) -> Result<(), Error> {
+    let image = files.open().await?.image;
     for bitmap in &shape.bitmaps {
         let state = match bitmap.standing {
             BitmapStanding::Enabled | BitmapStanding::Inconsistent => BitmapState::Enabled,
@@ -324,12 +356,8 @@ fn outdate(image: &mut PageImage, shape: &ImageShape) {
     }
 }
 
-async fn fill(
-    file: &Rc<RamDevice>,
-    beneath: &[LowerFile],
-    shape: &ImageShape,
-) -> Result<(), Error> {
-    let image = open_over(file, beneath).await?;
+async fn fill(files: &Files, shape: &ImageShape) -> Result<(), Error> {
+    let image = files.open().await?.image;
     let mut snapshots = 0..shape.snapshots;
     let mut next = snapshots.next();
     for filled in 0..=shape.filled.len() {
@@ -407,25 +435,6 @@ fn abandon(image: &mut PageImage) {
     image.write_zeroes(table, clusters * cluster_bytes);
 }
 
-/// The image for reading and writing, over the first of these files.
-async fn open_over(file: &Rc<RamDevice>, beneath: &[LowerFile]) -> Result<Rc<dyn Image>, Error> {
-    let files = Files {
-        image: port(file),
-        beneath: beneath
-            .iter()
-            .map(|file| File {
-                disk: file.disk,
-                format: file.format,
-                port: ram_port(&file.bytes),
-                over: file.over,
-            })
-            .collect(),
-        follow: Follow::Always,
-        options: OpenOptions::default(),
-    };
-    Ok(files.open().await?.image)
-}
-
 /// The files beneath an image.
 fn lower_files(shape: &ImageShape) -> Result<Vec<LowerFile>, StageError> {
     let has_base = shape.file(Disk::Base).is_some();
@@ -447,7 +456,7 @@ fn lower_files(shape: &ImageShape) -> Result<Vec<LowerFile>, StageError> {
 
 fn lower_file(shape: &ImageShape, disk: Disk, backing: Backing) -> Result<PageImage, StageError> {
     let writer = match disk {
-        Disk::Image | Disk::Backing => Writer::Backing,
+        Disk::Image | Disk::Data | Disk::Backing => Writer::Backing,
         Disk::Base => Writer::Base,
         Disk::Other => Writer::Other,
     };
@@ -567,6 +576,7 @@ mod tests {
             let abandoned = matches!(&start, Start::New(shape) if shape.abandoned);
             assert!(report.is_perfect() != abandoned, "{start:?}");
             let view = GuestView::new(&stage.image, &report, backing.as_ref()).unwrap();
+            let view = view.with_data(stage.data.as_ref());
             assert_eq!(view.virtual_bytes(), stage.virtual_bytes);
             for range in stage.content.ranges() {
                 for run in view.runs(range) {
@@ -580,7 +590,7 @@ mod tests {
 
     #[test]
     fn an_image_from_outside_starts_with_what_it_holds() {
-        let pins = Pins::parse("backing=none,encrypt=off").unwrap();
+        let pins = Pins::parse("backing=none,encrypt=off,data_file=off").unwrap();
         for seed in 0..200 {
             let start = scenario(&Prng::from_seed(seed), &pins).image;
             let made = Stage::prepare(&start).unwrap();

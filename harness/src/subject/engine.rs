@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::rc::Rc;
 
+use blkdebug::disks::{Disk, Disks};
+use blkdebug::record::Recording;
 use engine::device::{PageImage, Port, RamDevice, drive};
 use engine::error::{Error, Refused};
 use engine::image::{Access, Image};
@@ -30,6 +32,28 @@ pub struct EngineSubject {
     /// The keys of LUKS volumes that secrets opened, by [`fingerprint`]: the same header with the same key
     /// material yields the same key, after thousands of hashes. Whatever differs is derived anew.
     keys: RefCell<BTreeMap<u128, VolumeKey>>,
+    data: Option<PageImage>,
+}
+
+/// The disks of one attempt, on one clock.
+struct Devices {
+    image: Rc<Metered>,
+    data: Option<Rc<Metered>>,
+}
+
+impl Devices {
+    /// What happened on them: as on one disk where nothing happened on the other.
+    fn recording(&self) -> Recording {
+        let mut parts = Disks::one(self.image.recording());
+        let data = self.data.as_ref().map(|data| data.recording());
+        if let Some(data) = data.filter(Recording::changes) {
+            parts.put(Disk::Data, data);
+        }
+        if parts.count() == 1 {
+            return parts.into_image();
+        }
+        Recording::join(&parts)
+    }
 }
 
 /// So many keys are remembered.
@@ -42,16 +66,23 @@ impl EngineSubject {
             options,
             backing,
             keys: RefCell::default(),
+            data: None,
         }
     }
 
-    /// Opens the image in `file`, of which `image` is the content.
-    async fn open(&self, file: Port, image: &PageImage) -> Result<Qcow2, Error> {
+    /// The same for images whose guest data stand in this file.
+    #[must_use]
+    pub fn with_data(self, data: Option<PageImage>) -> Self {
+        Self { data, ..self }
+    }
+
+    async fn open(&self, devices: &Devices) -> Result<Qcow2, Error> {
         let backing = match &self.backing {
             Some(backing) => Some(open_backing(backing).await?),
             None => None,
         };
-        let fingerprint = encryption_header(image).and_then(|area| fingerprint(image, area));
+        let image = devices.image.current();
+        let fingerprint = encryption_header(&image).and_then(|area| fingerprint(&image, area));
         let key = fingerprint.and_then(|print| self.keys.borrow().get(&print).cloned());
         let secrets = secrets();
         let unlock = match &key {
@@ -59,8 +90,8 @@ impl EngineSubject {
             None => Unlock::Secrets(&secrets),
         };
         let files = Files {
-            image: file,
-            data: None,
+            image: devices.image.port(),
+            data: devices.data.as_ref().map(Metered::port),
             backing,
         };
         let open = Qcow2::open_unlocked(files, &self.options, unlock).await?;
@@ -74,33 +105,40 @@ impl EngineSubject {
         Ok(open)
     }
 
-    /// Lets `work` loose on a disk with the content of `image`.
+    /// Lets `work` loose on a disk with the content of `image`, beside one with the data.
     fn attempt<T, F: Future<Output = Result<T, Error>>>(
+        &self,
         image: &PageImage,
-        work: impl FnOnce(Rc<Metered>) -> F,
+        work: impl FnOnce(Rc<Devices>) -> F,
     ) -> Attempt<T> {
-        let disk = Metered::new(image);
-        let result = match catch(|| drive(work(Rc::clone(&disk)))) {
+        let image = Metered::new(image);
+        let data = self.data.as_ref();
+        let devices = Rc::new(Devices {
+            data: data.map(|data| Metered::on(image.clock().clone(), data)),
+            image,
+        });
+        let result = match catch(|| drive(work(Rc::clone(&devices)))) {
             Ok(Some(Ok(value))) => Ok(value),
             Ok(Some(Err(error))) => Err(failure(&error)),
             Ok(None) => Err(Failure::Hang {
-                requests: u64::try_from(disk.recording().entries.len())
+                requests: u64::try_from(devices.recording().entries.len())
                     .expect("a count of requests fits 64 bits"),
             }),
             Err(panic) => Err(Failure::Panic(panic)),
         };
         Attempt {
             result,
-            recording: disk.recording(),
-            image: disk.current(),
+            recording: devices.recording(),
+            image: devices.image.current(),
+            data: devices.data.as_ref().map(|data| data.current()),
         }
     }
 }
 
 impl Subject for EngineSubject {
     fn recover(&self, image: &PageImage, reads: &[Range<u64>]) -> Attempt<Vec<Vec<u8>>> {
-        Self::attempt(image, async |disk| {
-            let open = self.open(disk.port(), image).await?;
+        self.attempt(image, async |devices| {
+            let open = self.open(&devices).await?;
             let mut data = Vec::with_capacity(reads.len());
             for range in reads {
                 let len = usize::try_from(range.end - range.start).expect("a read fits memory");
@@ -120,8 +158,8 @@ impl Subject for EngineSubject {
         let options = check::CheckOptions {
             planted: self.options.planted,
         };
-        Self::attempt(image, async |disk| {
-            let report = check::check(&disk.port(), repair, &options).await?;
+        self.attempt(image, async |devices| {
+            let report = check::check(&devices.image.port(), repair, &options).await?;
             Ok(Tally {
                 errors: report.errors_remaining(),
                 leaks: report.remaining.leaks,
@@ -134,14 +172,14 @@ impl Subject for EngineSubject {
         image: &PageImage,
         operations: &[(OperationId, Operation)],
     ) -> Attempt<Vec<Happening>> {
-        Self::attempt(image, async |disk| {
-            let mut open = self.open(disk.port(), image).await?;
+        self.attempt(image, async |devices| {
+            let mut open = self.open(&devices).await?;
             let mut history = Vec::with_capacity(operations.len());
             for (id, operation) in operations {
-                let submitted = Moment(disk.clock().next().0);
+                let submitted = Moment(devices.image.clock().next().0);
                 let answer = if *operation == Operation::Reopen {
                     open.close().await?;
-                    open = self.open(disk.port(), &disk.current()).await?;
+                    open = self.open(&devices).await?;
                     Answer::Done
                 } else {
                     match perform(&open, *id, *operation).await {
@@ -154,7 +192,7 @@ impl Subject for EngineSubject {
                     id: *id,
                     operation: *operation,
                     submitted,
-                    completed: Some((Moment(disk.clock().next().0), answer)),
+                    completed: Some((Moment(devices.image.clock().next().0), answer)),
                 });
             }
             open.close().await?;

@@ -18,9 +18,13 @@ pub(crate) struct Metered {
 impl Metered {
     /// A disk with the content of `image`. What a subject may ask of it follows from its length.
     pub(crate) fn new(image: &PageImage) -> Rc<Self> {
+        Self::on(Clock::default(), image)
+    }
+
+    /// The same on a clock that other disks are on.
+    pub(crate) fn on(clock: Clock, image: &PageImage) -> Rc<Self> {
         const FIXED: u64 = 50_000;
         const PER_SECTOR: u64 = 4;
-        let clock = Clock::default();
         let sectors = image.len() / 512;
         Rc::new(Self {
             disk: VolatileDisk::new(image.clone(), clock.clone(), Answering::AtOnce),

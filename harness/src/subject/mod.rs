@@ -28,6 +28,8 @@ pub struct Attempt<T> {
     pub recording: Recording,
     /// The image as the subject left it.
     pub image: PageImage,
+    /// The file of its guest data as the subject left it, where that is another.
+    pub data: Option<PageImage>,
 }
 
 /// Why a subject did not do what it was asked.

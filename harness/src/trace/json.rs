@@ -13,6 +13,7 @@ use engine::defect::Defect;
 use engine::device::{Cause, Event, OpKind};
 use engine::preallocation::Preallocation;
 use engine::qcow2::compress::Compression;
+use engine::qcow2::create::DataFileContent;
 use engine::qcow2::geometry::Geometry;
 use engine::qcow2::{DiscardedCluster, Discards, GuestDiscards, OverlapChecks, Pass, Region};
 use engine::zeroes::DetectZeroes;
@@ -123,6 +124,8 @@ struct NewJson {
     backing: Option<BackingJson>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     chain: Option<ChainJson>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    data_file: Option<String>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     filled: Vec<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -382,6 +385,13 @@ fn write_shape(shape: &ImageShape) -> NewJson {
             base: chain.base.map(write_backing),
             other: chain.other.map(write_backing),
         }),
+        data_file: shape.data_file.map(|content| {
+            match content {
+                DataFileContent::Clusters => "clusters",
+                DataFileContent::Raw => "raw",
+            }
+            .into()
+        }),
         filled: write_extents(&shape.filled),
         encryption: shape.encryption.map(|method| method.name().into()),
         compression: match shape.compression {
@@ -592,6 +602,10 @@ fn read_shape(json: &NewJson) -> Result<ImageShape, BadTrace> {
             Some(chain) => Some(read_chain(chain)?),
             None => None,
         },
+        data_file: match &json.data_file {
+            Some(name) => Some(known("image.new.data_file", name, data_file_content)?),
+            None => None,
+        },
         filled: read_extents("filled", &json.filled)?,
         encryption: match &json.encryption {
             Some(name) => Some(known("image.new.encryption", name, Encrypted::from_name)?),
@@ -622,6 +636,14 @@ fn read_backing(name: &str, json: Option<&BackingJson>) -> Result<Option<Backing
         format: known(&field, &json.format, backing_format)?,
         virtual_bytes: json.virtual_bytes,
     }))
+}
+
+fn data_file_content(name: &str) -> Option<DataFileContent> {
+    match name {
+        "clusters" => Some(DataFileContent::Clusters),
+        "raw" => Some(DataFileContent::Raw),
+        _ => None,
+    }
 }
 
 fn read_chain(json: &ChainJson) -> Result<Chain, BadTrace> {

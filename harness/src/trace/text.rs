@@ -193,7 +193,7 @@ fn file_text(disk: Option<Disk>) -> &'static str {
 fn file(text: &str) -> Parsed<Option<Disk>> {
     match (text, Disk::from_name(text)) {
         ("none", _) => Ok(None),
-        (_, Some(disk)) if disk != Disk::Image => Ok(Some(disk)),
+        (_, Some(disk)) if !matches!(disk, Disk::Image | Disk::Data) => Ok(Some(disk)),
         _ => Err(BadText(format!(
             "`{text}` is no file: expected none, backing, base or other"
         ))),
@@ -376,7 +376,9 @@ impl fmt::Display for RequestRef {
         write!(f, "{} {} #{}", self.event, self.kind.name(), self.ordinal)?;
         match self.disk {
             Disk::Image => Ok(()),
-            Disk::Backing | Disk::Base | Disk::Other => write!(f, " on {}", self.disk.name()),
+            Disk::Backing | Disk::Base | Disk::Other | Disk::Data => {
+                write!(f, " on {}", self.disk.name())
+            }
         }
     }
 }

@@ -7,6 +7,7 @@
 //! is judged in microseconds.
 
 mod chain;
+mod data_file;
 mod key_slots;
 mod options;
 mod resizing;
@@ -41,7 +42,7 @@ pub fn scenario(prng: &Prng, pins: &Pins) -> Scenario {
     let pins = &if chained {
         chain::pins(prng, pins)
     } else {
-        narrowed
+        data_file::pins(prng, &narrowed)
     };
     let mut draw = prng.fork("image");
     let mut shape = match room(&mut draw, pins) {
@@ -133,7 +134,7 @@ fn image(draw: &mut Prng, pins: &Pins) -> ImageShape {
     let (version, geometry, lazy_refcounts) = format(draw, pins);
     let virtual_bytes = pins
         .virtual_bytes
-        .unwrap_or_else(|| virtual_bytes(draw, geometry));
+        .unwrap_or_else(|| virtual_bytes(draw, geometry).min(data_file::most_bytes(pins)));
     let virtual_bytes = if pins.chain == Some(true) {
         virtual_bytes.min(chain::MAX_CLUSTERS * geometry.cluster_bytes())
     } else {
@@ -155,6 +156,7 @@ fn image(draw: &mut Prng, pins: &Pins) -> ImageShape {
         virtual_bytes,
         backing,
         chain: None,
+        data_file: pins.data_file.flatten(),
         filled,
         encryption,
         compression,
@@ -412,6 +414,7 @@ fn tight_image(draw: &mut Prng, pins: &Pins, room: Room) -> ImageShape {
         virtual_bytes,
         backing,
         chain: None,
+        data_file: pins.data_file.flatten(),
         filled: vec![Extent {
             offset: 0,
             len_bytes: fill,
@@ -568,9 +571,10 @@ fn workload(
     let mut places = Places::draw(draw, virtual_bytes, geometry);
     let mut operations = Vec::with_capacity(count + 1);
     for _ in 0..count {
-        let operation = operation(draw, &places, &weights, geometry, &mut bitmaps);
-        if let Operation::Grow { virtual_bytes, .. } = operation {
-            places = Places::draw(draw, virtual_bytes, geometry);
+        let mut operation = operation(draw, &places, &weights, geometry, &mut bitmaps);
+        if let Operation::Grow { virtual_bytes, .. } = &mut operation {
+            *virtual_bytes = data_file::grown(pins, places.virtual_bytes, *virtual_bytes);
+            places = Places::draw(draw, *virtual_bytes, geometry);
         }
         operations.push(operation);
     }

@@ -4,7 +4,7 @@ use std::fmt;
 
 use engine::preallocation::Preallocation;
 use engine::qcow2::compress::Compression;
-use engine::qcow2::create::BackingFormat;
+use engine::qcow2::create::{BackingFormat, DataFileContent};
 use engine::qcow2::geometry::Geometry;
 use engine::qcow2::{GuestDiscards, OverlapChecks};
 use engine::zeroes::DetectZeroes;
@@ -66,6 +66,8 @@ pub struct Pins {
     pub preallocation: Option<Preallocation>,
     /// Whether disks become smaller.
     pub shrink: Option<bool>,
+    /// What the external data file is by itself; `Some(None)` for none.
+    pub data_file: Option<Option<DataFileContent>>,
 }
 
 /// Operations that change an image as a whole, by kind.
@@ -133,7 +135,7 @@ pub const OPTIONS: &str = "version=2|3, cluster_size=512..2M, refcount_bits=1|2|
      backing=raw|qcow2|none, size=BYTES, concurrency=1.., overlap=on|off, operations=1.., \
      room=any|block|table, abandoned=on|off, manage=on|off|amend|rename|empty, \
      compression=zlib|zstd|off, snapshots=on|off, bitmaps=on|off, encrypt=aes|luks|off, \
-     key_slots=on|off, chain=on|off, \
+     key_slots=on|off, chain=on|off, data_file=on|raw|off, \
      options=on|off, discard=unmap|ignore, discard_no_unref=on|off, detect_zeroes=off|on|unmap, \
      overlap_check=none|constant|cached|all, \
      preallocation=off|metadata|falloc|full, shrink=on|off";
@@ -211,12 +213,11 @@ impl Pins {
             }
             "preallocation" => self.preallocation = Some(preallocation(value).map_err(wrong)?),
             "shrink" => self.shrink = Some(switch(value).ok_or_else(|| wrong("on or off"))?),
+            "data_file" => {
+                self.data_file = Some(data_file(value).map_err(wrong)?);
+            }
             "backing" => {
-                self.backing = Some(match (value, backing_format(value)) {
-                    ("none", _) => None,
-                    (_, Some(format)) => Some(format),
-                    (_, None) => return Err(wrong("raw, qcow2 or none")),
-                });
+                self.backing = Some(backing(value).map_err(wrong)?);
             }
             "compression" => {
                 self.compression = Some(match (value, Compression::from_name(value)) {
@@ -253,6 +254,28 @@ impl Pins {
             }
         }
         Ok(())
+    }
+
+    /// Whether nothing is pinned that an image with a data file goes without.
+    pub(super) fn data_file_is_free(&self) -> bool {
+        self.version != Some(2)
+            && self.snapshots != Some(true)
+            && self.chain != Some(true)
+            && !matches!(self.compression, Some(Some(_)))
+            && !matches!(self.encryption, Some(Some(_)))
+    }
+
+    /// Whether guest data stand in a raw file.
+    pub(super) fn has_raw_data(&self) -> bool {
+        self.data_file == Some(Some(DataFileContent::Raw))
+    }
+
+    /// The operations on an image as a whole that can be asked of one whose data file is raw.
+    pub(super) fn raw_managed(&self) -> Managed {
+        match self.manage {
+            None | Some(Managed::All | Managed::Amend) => Managed::Amend,
+            Some(Managed::None | Managed::Rename | Managed::Empty) => Managed::None,
+        }
     }
 
     /// Whether nothing is pinned that a chain goes without.
@@ -326,6 +349,16 @@ impl Pins {
                     .into(),
             ));
         }
+        let beneath = matches!(self.backing, Some(Some(_)));
+        if matches!(self.data_file, Some(Some(_))) && !self.data_file_is_free()
+            || self.has_raw_data() && beneath
+        {
+            return Err(BadPin(
+                "data_file=on takes version=3 and goes without snapshots, chain, compression and encrypt; \
+                 data_file=raw without backing, too"
+                    .into(),
+            ));
+        }
         let only_16 = self.refcount_order.is_some_and(|order| order != 4);
         if self.version == Some(2)
             && (only_16
@@ -358,6 +391,23 @@ fn room(text: &str) -> Option<Room> {
 
 fn preallocation(text: &str) -> Result<Preallocation, &'static str> {
     Preallocation::from_name(text).ok_or("off, metadata, falloc or full")
+}
+
+fn backing(text: &str) -> Result<Option<BackingFormat>, &'static str> {
+    match (text, backing_format(text)) {
+        ("none", _) => Ok(None),
+        (_, Some(format)) => Ok(Some(format)),
+        (_, None) => Err("raw, qcow2 or none"),
+    }
+}
+
+fn data_file(text: &str) -> Result<Option<DataFileContent>, &'static str> {
+    match text {
+        "on" => Ok(Some(DataFileContent::Clusters)),
+        "raw" => Ok(Some(DataFileContent::Raw)),
+        "off" => Ok(None),
+        _ => Err("on, raw or off"),
+    }
 }
 
 fn switch(text: &str) -> Option<bool> {
@@ -435,6 +485,13 @@ mod tests {
             ("chain=on,snapshots=on", "goes without snapshots"),
             ("preallocation=on", "metadata, falloc or full"),
             ("shrink=1", "on or off"),
+            ("data_file=1", "on, raw or off"),
+            ("data_file=on,version=2", "takes version=3"),
+            ("data_file=on,encrypt=luks", "goes without snapshots, chain"),
+            (
+                "data_file=raw,backing=qcow2",
+                "data_file=raw without backing",
+            ),
         ] {
             let message = Pins::parse(text).unwrap_err().to_string();
             assert!(message.contains(part), "{text}: {message}");

@@ -15,7 +15,7 @@ use engine::device::PageImage;
 use engine::luks::{Algorithm, CipherSpec, Mode, SLOTS, Vector};
 use engine::preallocation::Preallocation;
 use engine::qcow2::compress::Compression;
-use engine::qcow2::create::BackingFormat;
+use engine::qcow2::create::{BackingFormat, DataFileContent};
 use engine::qcow2::geometry::Geometry;
 use engine::qcow2::{Discards, OverlapChecks};
 use engine::zeroes::DetectZeroes;
@@ -91,6 +91,8 @@ pub struct ImageShape {
     pub backing: Option<Backing>,
     /// What else there is for operations on chains; with a backing file only.
     pub chain: Option<Chain>,
+    /// What the external file is by itself that the guest's data stand in, if they do. Version 3 only.
+    pub data_file: Option<DataFileContent>,
     /// What the guest wrote long ago, each range stamped with [`Writer::Image`].
     pub filled: Vec<Extent>,
     /// How the guest's data are encrypted, if they are.
@@ -321,7 +323,7 @@ impl ImageShape {
     pub fn file(&self, disk: Disk) -> Option<Backing> {
         let chain = self.chain.as_ref();
         match disk {
-            Disk::Image => None,
+            Disk::Image | Disk::Data => None,
             Disk::Backing => self.backing,
             Disk::Base => chain.and_then(|chain| chain.base),
             Disk::Other => chain.and_then(|chain| chain.other),
@@ -335,7 +337,7 @@ impl ImageShape {
         };
         let whole = 0..file.virtual_bytes / 512;
         match (disk, &self.chain) {
-            (Disk::Image, _) => Vec::new(),
+            (Disk::Image | Disk::Data, _) => Vec::new(),
             (Disk::Backing, Some(chain)) if file.format == BackingFormat::Qcow2 => {
                 let base = chain.base.map(|base| {
                     let end = base.virtual_bytes.min(file.virtual_bytes) / 512;
@@ -432,6 +434,9 @@ impl ImageShape {
         if let Some(chain) = &self.chain {
             self.check_chain(chain)?;
         }
+        if let Some(content) = self.data_file {
+            self.check_data_file(content)?;
+        }
         for extent in self.filled.iter().chain(&self.packed) {
             check_range(extent.offset, extent.len_bytes)?;
             require(
@@ -441,6 +446,22 @@ impl ImageShape {
                     extent.offset
                 ),
             )?;
+        }
+        Ok(())
+    }
+
+    fn check_data_file(&self, content: DataFileContent) -> Result<(), BadScenario> {
+        let whole = self.version == 3 && self.snapshots == 0 && self.packed.is_empty();
+        if !whole || self.encryption.is_some() || self.chain.is_some() {
+            return Err(BadScenario(
+                "an image with a data file has version 3, no snapshots, nothing compressed or encrypted, and \
+                 no chain"
+                    .into(),
+            ));
+        }
+        if content == DataFileContent::Raw && self.backing.is_some() {
+            let text = "nothing lies beneath a raw data file";
+            return Err(BadScenario(text.into()));
         }
         Ok(())
     }
@@ -509,6 +530,7 @@ impl Scenario {
                 check_range(offset, len_bytes)?;
             }
             self.check_chained(*operation)?;
+            self.check_on_data_file(*operation)?;
             match *operation {
                 Operation::Grow { virtual_bytes, .. } | Operation::Shrink { virtual_bytes } => {
                     check_range(virtual_bytes, 512)?;
@@ -556,6 +578,44 @@ impl Scenario {
                 | Operation::Stream { .. }
                 | Operation::Reopen => {}
             }
+        }
+        Ok(())
+    }
+
+    /// What cannot be asked of an image whose data stand in another file.
+    fn check_on_data_file(&self, operation: Operation) -> Result<(), BadScenario> {
+        let content = match &self.image {
+            Start::New(shape) => shape.data_file,
+            Start::Given(_) => None,
+        };
+        let raw = content == Some(DataFileContent::Raw);
+        let refused = match operation {
+            Operation::WriteCompressed { .. }
+            | Operation::SnapshotCreate { .. }
+            | Operation::SnapshotApply { .. }
+            | Operation::SnapshotDelete { .. } => content.is_some(),
+            Operation::Empty | Operation::Rename { .. } => raw,
+            Operation::Read { .. }
+            | Operation::Write { .. }
+            | Operation::WriteZeroes { .. }
+            | Operation::Discard { .. }
+            | Operation::Flush
+            | Operation::Grow { .. }
+            | Operation::Shrink { .. }
+            | Operation::Amend(_)
+            | Operation::Bitmap(_)
+            | Operation::Commit { .. }
+            | Operation::Rebase { .. }
+            | Operation::Stream { .. }
+            | Operation::KeySlot(_)
+            | Operation::WriteBlank { .. }
+            | Operation::DropIdle
+            | Operation::Reopen => false,
+        };
+        if refused {
+            let text = "an image with a data file has nothing compressed and no snapshots, and a raw one \
+                        is not emptied or put over another";
+            return Err(BadScenario(text.into()));
         }
         Ok(())
     }

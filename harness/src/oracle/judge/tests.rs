@@ -64,6 +64,7 @@ impl Disk {
             result,
             image: self.0.current(),
             recording: self.0.recording(),
+            data: None,
         }
     }
 }
@@ -153,6 +154,7 @@ fn judge_with(fake: &Fake<'_>, sample: &Sample, before: Option<&Sample>) -> Judg
     let judge = Judge {
         subject: fake,
         backing: None,
+        data: None,
         base: None,
         accept: None,
         observer: &(),
@@ -274,6 +276,7 @@ fn levels_that_are_accepted_pass_and_losses_never_do() {
         let judge = Judge {
             subject: &HONEST,
             backing: None,
+            data: None,
             base: None,
             accept,
             observer: &(),
@@ -307,6 +310,7 @@ fn what_the_guest_had_not_written_yet_breaks_the_harness() {
     let judge = Judge {
         subject: &HONEST,
         backing: None,
+        data: None,
         base: None,
         accept: None,
         observer: &(),
@@ -550,6 +554,7 @@ fn an_interrupted_repair_that_falls_back_to_another_legal_value_is_noticed() {
     let judge = Judge {
         subject: &HONEST,
         backing: None,
+        data: None,
         base: None,
         accept: None,
         observer: &(),
@@ -581,6 +586,7 @@ fn a_clean_close_leaves_nothing_to_repair() {
     let judge = Judge {
         subject: &fake,
         backing: None,
+        data: None,
         base: None,
         accept: None,
         observer: &(),
@@ -619,6 +625,7 @@ fn what_the_workload_did_not_touch_is_still_looked_at() {
         let judge = Judge {
             subject: &HONEST,
             backing: None,
+            data: None,
             base,
             accept: None,
             observer: &(),
@@ -664,6 +671,7 @@ fn the_header_goes_on_naming_the_backing_file() {
         let judge = Judge {
             subject,
             backing: Some(&below),
+            data: None,
             base: None,
             accept: None,
             observer: &(),
@@ -711,6 +719,7 @@ fn after_recovery_what_was_there_before_is_not_legal_again() {
     let judge = Judge {
         subject: &HONEST,
         backing: None,
+        data: None,
         base: Some(&before),
         accept: None,
         observer: &(),
@@ -729,11 +738,15 @@ fn a_durable_write_that_is_gone_is_lost_even_where_the_base_shows_the_same() {
     let mut base = Sample::new();
     base.map(1, 7);
     let witness = Witness::new(base.image.clone());
-    let initial = witness.view(None).unwrap().content(std::iter::once(0..64));
+    let initial = witness
+        .view(None, None)
+        .unwrap()
+        .content(std::iter::once(0..64));
     let ledger = Ledger::new(initial, 8 * 4096, &history());
     let judge = Judge {
         subject: &HONEST,
         backing: None,
+        data: None,
         base: Some(&witness),
         accept: None,
         observer: &(),

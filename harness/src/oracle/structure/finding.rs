@@ -123,6 +123,14 @@ pub enum Finding {
         /// Where the entry stands in the file, in bytes.
         at: u64,
     },
+    /// A guest cluster of an image with an external data file that is compressed, does not claim COPIED, or
+    /// does not stand at its guest offset there.
+    Misplaced {
+        /// Where the entry stands in the file, in bytes.
+        at: u64,
+        /// The guest cluster's number.
+        guest_cluster: u64,
+    },
     /// A snapshot whose table entry cannot be right.
     Snapshot {
         /// Its index.
@@ -185,6 +193,7 @@ impl Finding {
             Self::TooLow { .. } => "refcount-too-low",
             Self::FalseCopied { .. } => "false-copied",
             Self::IdleCopied { .. } => "idle-copied",
+            Self::Misplaced { .. } => "misplaced",
             Self::Snapshot { .. } => "snapshot",
             Self::Bitmap { .. } => "bitmap",
         }
@@ -201,7 +210,7 @@ impl Finding {
             | Self::TooLow { owner, .. }
             | Self::FalseCopied { owner, .. } => owner.kind().into(),
             Self::TwoOwners { one, other, .. } => format!("{}+{}", one.kind(), other.kind()),
-            Self::Subclusters { .. } => Table::L2.kind().into(),
+            Self::Subclusters { .. } | Self::Misplaced { .. } => Table::L2.kind().into(),
             Self::Snapshot { .. } => Table::Snapshot.kind().into(),
             Self::Bitmap { .. } => "bitmap-directory".into(),
         }
@@ -283,6 +292,12 @@ impl fmt::Display for Finding {
                 f,
                 "{} entry at {at:#x}: COPIED is set where no cluster can be written in place",
                 table.kind()
+            ),
+            Self::Misplaced { at, guest_cluster } => write!(
+                f,
+                "{} entry at {at:#x}: guest cluster {guest_cluster} does not stand in its place in the data \
+                 file, by itself",
+                Table::L2.kind()
             ),
             Self::Bitmap { index, problem } => write!(f, "bitmap {index}: {problem}"),
             Self::Snapshot { index, problem } => write!(f, "snapshot {index}: {problem}"),

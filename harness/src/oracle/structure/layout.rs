@@ -17,6 +17,7 @@ const EXTENDED_L2: u64 = 1 << 4;
 const KNOWN: u64 = DIRTY | CORRUPT | DATA_FILE | COMPRESSION_TYPE | EXTENDED_L2;
 const LAZY_REFCOUNTS: u64 = 1 << 0;
 const BITMAPS: u64 = 1 << 0;
+const RAW_DATA: u64 = 1 << 1;
 
 /// What the header says, as far as the oracle needs it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,6 +59,8 @@ pub struct Layout {
     pub encryption_header: (u64, u64),
     /// Whether L2 entries carry a bitmap of 32 subclusters.
     pub extended_l2: bool,
+    /// Whether guest data stand in an external data file.
+    pub external_data: bool,
     /// Whether compressed clusters are zstd frames instead of deflate streams.
     pub zstd: bool,
     /// The autoclear bits.
@@ -109,6 +112,7 @@ impl Layout {
             encryption: header.word(32),
             encryption_header: encryption_pointer(image, &header, version)?,
             extended_l2: incompatible & EXTENDED_L2 != 0,
+            external_data: incompatible & DATA_FILE != 0,
             autoclear: version_3(header.long(88)),
             zstd: incompatible & COMPRESSION_TYPE != 0 && sector[104] != 0,
         };
@@ -126,12 +130,19 @@ impl Layout {
             lazy_refcounts: self.lazy_refcounts,
             backing_name_bytes: self.backing_name_bytes,
             backing_name: self.backing_name,
+            external_data: self.external_data,
+            raw_data: self.has_raw_data(),
         }
     }
 
     /// Whether the bitmaps extension is up to date.
     pub fn has_bitmaps(&self) -> bool {
         self.autoclear & BITMAPS != 0
+    }
+
+    /// Whether the external data file is, by itself, a raw image of the disk.
+    pub fn has_raw_data(&self) -> bool {
+        self.external_data && self.autoclear & RAW_DATA != 0
     }
 
     /// Bytes in a cluster.
@@ -171,6 +182,9 @@ impl Layout {
         }
         if len_bytes == 0 || self.reftable_offset == 0 {
             return Err("there is no refcount table");
+        }
+        if self.external_data && self.snapshot_count > 0 {
+            return Err("there are snapshots although guest data stand in another file");
         }
         if self.snapshot_count > MAX_SNAPSHOTS {
             return Err("there are more snapshots than the format allows");
@@ -258,13 +272,8 @@ fn encryption_pointer(
 }
 
 fn measured(incompatible: u64) -> Result<(), Illegible> {
-    for (bit, what) in [
-        (DATA_FILE, "an external data file"),
-        (!KNOWN, "unknown incompatible features"),
-    ] {
-        if incompatible & bit != 0 {
-            return Err(Illegible::NotMeasured(what));
-        }
+    if incompatible & !KNOWN != 0 {
+        return Err(Illegible::NotMeasured("unknown incompatible features"));
     }
     Ok(())
 }

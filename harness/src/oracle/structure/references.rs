@@ -277,6 +277,11 @@ impl Collector {
         active: bool,
     ) -> Option<Mapping> {
         let copied = word.value & COPIED != 0;
+        if word.value & COMPRESSED != 0 && scan.layout.external_data {
+            let at = word.at;
+            scan.report.find(Finding::Misplaced { at, guest_cluster });
+            return Some(Mapping::Bad);
+        }
         if word.value & COMPRESSED != 0 {
             return Some(self.compressed(scan, word, count));
         }
@@ -287,6 +292,9 @@ impl Collector {
         }
         // Extended entries say by their bitmap what reads as zeroes.
         let zero = word.value & zero_bit != 0 && !scan.layout.extended_l2;
+        if scan.layout.external_data {
+            return external(scan, word, guest_cluster, zero);
+        }
         if target == 0 {
             if copied && active {
                 let (table, at) = (Table::L2, word.at);
@@ -324,6 +332,21 @@ impl Collector {
             len_bytes: end - offset,
         }
     }
+}
+
+/// What an entry means where guest data stand in another file. There each cluster has its place, at its
+/// guest offset, and one user, so that COPIED is always set; offset 0 with COPIED is the first place.
+fn external(scan: &mut Scan<'_>, word: Word, guest_cluster: u64, zero: bool) -> Option<Mapping> {
+    let (copied, target) = (word.value & COPIED != 0, word.value & OFFSET);
+    let zeroes = || zero.then_some(Mapping::Zero);
+    if target == 0 && !copied {
+        return zeroes();
+    }
+    if target != guest_cluster << scan.layout.cluster_bits || !copied {
+        let at = word.at;
+        scan.report.find(Finding::Misplaced { at, guest_cluster });
+    }
+    zeroes().or(Some(Mapping::Data(target)))
 }
 
 /// Maps at further L1 indices what the table just followed, for `index`, has mapped since the
@@ -366,7 +389,7 @@ pub(super) fn mapping_of(layout: &Layout, value: u64, bitmap: u64) -> Option<Map
         return Some(Mapping::Bad);
     }
     if layout.extended_l2 {
-        return parts_of(target, bitmap);
+        return parts_of(target, target != 0, bitmap);
     }
     match (value & zero_bit != 0, target) {
         (true, _) => Some(Mapping::Zero),
@@ -403,7 +426,8 @@ pub(super) fn entries(words: Words<'_>, words_per_entry: u64) -> impl Iterator<I
 
 /// What an extended entry of an active table that is not compressed is mapped to.
 fn split(scan: &mut Scan<'_>, word: Word, bitmap: u64) -> Option<Mapping> {
-    let mapping = parts_of(word.value & OFFSET, bitmap);
+    let placed = word.value & OFFSET != 0 || scan.layout.external_data && word.value & COPIED != 0;
+    let mapping = parts_of(word.value & OFFSET, placed, bitmap);
     if mapping == Some(Mapping::Bad) {
         let at = word.at;
         scan.report.find(Finding::Subclusters { at, bitmap });
@@ -412,10 +436,10 @@ fn split(scan: &mut Scan<'_>, word: Word, bitmap: u64) -> Option<Mapping> {
 }
 
 /// What the subclusters of a cluster at `offset` are. Specification: "Extended L2 Entries".
-fn parts_of(offset: u64, bitmap: u64) -> Option<Mapping> {
+fn parts_of(offset: u64, placed: bool, bitmap: u64) -> Option<Mapping> {
     let half = |bits: u64| u32::try_from(bits & 0xffff_ffff).expect("32 bits are left");
     let (allocated, zero) = (half(bitmap), half(bitmap >> 32));
-    if allocated & zero != 0 || (offset == 0 && allocated != 0) {
+    if allocated & zero != 0 || (!placed && allocated != 0) {
         return Some(Mapping::Bad);
     }
     match (allocated, zero) {

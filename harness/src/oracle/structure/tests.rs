@@ -366,7 +366,7 @@ fn a_header_that_cannot_be_right_is_one_finding() {
 
 #[test]
 fn what_is_not_judged_is_said() {
-    for (at, byte) in [(79, 4), (79, 32)] {
+    for (at, byte) in [(78, 1), (79, 32)] {
         let mut sample = Sample::new();
         sample.image.write(at, &[byte]);
         let report = walk(&sample.image);
@@ -443,5 +443,36 @@ proptest! {
                 }
             }
         }
+    }
+}
+
+#[test]
+fn each_cluster_has_its_place_in_an_external_data_file() {
+    let external = |guest_cluster, word| {
+        let mut sample = Sample::new();
+        sample.long(72, 1 << 2);
+        sample.entry(guest_cluster, word);
+        walk(&sample.image)
+    };
+    for cluster in [0, 3] {
+        let report = external(cluster, (cluster << 12) | COPIED);
+        assert!(report.is_perfect(), "{:?}", report.findings);
+        let mapping = Mapping::Data(cluster << 12);
+        let guest_cluster = cluster;
+        assert_eq!(
+            report.mapped,
+            [Mapped {
+                guest_cluster,
+                mapping
+            }]
+        );
+    }
+    for word in [3 << 12, 2 << 12 | COPIED, COMPRESSED | 5 << 12] {
+        let rules: Vec<&str> = external(3, word)
+            .findings
+            .iter()
+            .map(Finding::rule)
+            .collect();
+        assert_eq!(rules, ["misplaced"], "{word:#x}");
     }
 }

@@ -92,6 +92,7 @@ fn every_prefix_survives(subject: &EngineSubject, base: &PageImage, initial: &Co
     let judge = Judge {
         subject,
         backing: subject.backing.as_ref(),
+        data: None,
         base: None,
         accept: None,
         observer: &(),
@@ -155,6 +156,7 @@ fn service_that_loses_a_write_is_a_violation() {
     let judge = Judge {
         subject: &Forgetful(subject),
         backing: None,
+        data: None,
         base: None,
         accept: None,
         observer: &(),
@@ -202,29 +204,35 @@ impl Subject for Forgetful {
 #[test]
 fn errors_panics_and_hangs_are_answers() {
     let image = PageImage::zeroed(4096);
-    let refused = EngineSubject::attempt::<(), _>(&image, async |_| Err(Refused::ReadOnly.into()));
+    let subject = subject(LazyRefcounts::Off, None);
+    let refused = subject.attempt::<(), _>(&image, async |_| Err(Refused::ReadOnly.into()));
     assert!(matches!(refused.result, Err(Failure::Error { kind, .. }) if kind == "refused"));
-    let panicked = EngineSubject::attempt::<(), _>(&image, async |_| panic!("oh"));
+    let panicked = subject.attempt::<(), _>(&image, async |_| panic!("oh"));
     let Err(Failure::Panic(panic)) = panicked.result else {
         panic!("a panic is an answer");
     };
     assert_eq!(panic.message, "oh");
     assert!(panic.place.contains("tests.rs:"));
-    let endless = EngineSubject::attempt::<(), _>(&image, async |disk| {
+    let endless = subject.attempt::<(), _>(&image, async |disk| {
         loop {
-            disk.port().at(Event::None).flush().await?;
+            disk.image.port().at(Event::None).flush().await?;
         }
     });
     assert!(matches!(endless.result, Err(Failure::Hang { requests }) if requests > 1000));
-    let stuck = EngineSubject::attempt::<(), _>(&image, async |_| std::future::pending().await);
+    let stuck = subject.attempt::<(), _>(&image, async |_| std::future::pending().await);
     assert_eq!(stuck.result, Err(Failure::Hang { requests: 0 }));
 }
 
 #[test]
 fn what_was_written_is_there_even_where_the_work_failed() {
     let image = PageImage::zeroed(4096);
-    let attempt = EngineSubject::attempt::<(), _>(&image, async |disk| {
-        disk.port().at(Event::None).write(0, vec![1; 512]).await?;
+    let subject = subject(LazyRefcounts::Off, None);
+    let attempt = subject.attempt::<(), _>(&image, async |disk| {
+        disk.image
+            .port()
+            .at(Event::None)
+            .write(0, vec![1; 512])
+            .await?;
         Err(Refused::ReadOnly.into())
     });
     assert_eq!(attempt.image.read_vec(0, 1), [1]);

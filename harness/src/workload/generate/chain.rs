@@ -25,7 +25,7 @@ pub(super) const MAX_CLUSTERS: u64 = 48;
 pub(super) fn is_drawn(prng: &Prng, pins: &Pins) -> bool {
     let drawn = prng.fork("chained").chance(1, 12);
     let wanted = pins.chain.unwrap_or(drawn && pins.chain_is_free());
-    wanted && pins.backing != Some(None)
+    wanted && pins.backing != Some(None) && !matches!(pins.data_file, Some(Some(_)))
 }
 
 /// What else is then not drawn: what the history of a chain cannot tell, and what makes it large.
@@ -41,6 +41,7 @@ pub(super) fn pins(prng: &Prng, pins: &Pins) -> Pins {
         bitmaps: Some(false),
         // Each crash state is opened by itself, and would derive its keys anew.
         encryption: pins.encryption.or(Some(None)),
+        data_file: Some(None),
         manage: Some(managed),
         room: Some(pins.room.unwrap_or(Room::Any)),
         ..*pins

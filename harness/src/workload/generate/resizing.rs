@@ -9,7 +9,7 @@ use engine::qcow2::geometry::Geometry;
 use super::super::ops::Operation;
 use super::super::pin::Pins;
 use super::super::shape::{Extent, ImageShape};
-use super::{MAX_STAMPED_BYTES, SECTOR};
+use super::{MAX_STAMPED_BYTES, SECTOR, data_file};
 use crate::prng::Prng;
 
 /// How many kinds of operation there are.
@@ -123,7 +123,7 @@ impl Disk {
         };
         // Much of it would be looked at in every crash state.
         let more = more.min((8 * cluster).max(MAX_STAMPED_BYTES));
-        let virtual_bytes = self.virtual_bytes + more;
+        let virtual_bytes = data_file::grown(pins, self.virtual_bytes, self.virtual_bytes + more);
         self.preallocated(draw, pins, virtual_bytes)
     }
 
@@ -148,6 +148,7 @@ impl Disk {
     fn fit(&mut self, draw: &mut Prng, pins: &Pins, operation: Operation) -> Operation {
         if let Operation::Grow { virtual_bytes, .. } = operation {
             let larger = virtual_bytes.max(self.virtual_bytes + SECTOR);
+            let larger = data_file::grown(pins, self.virtual_bytes, larger);
             return self.preallocated(draw, pins, larger);
         }
         let Some(range) = operation.range() else {

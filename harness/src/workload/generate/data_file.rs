@@ -1,0 +1,129 @@
+//! External data files in drawn scenarios: whether guest data stand in one, and what is then not drawn.
+//!
+//! This is drawn apart from everything else, so that a scenario without one stays what it was.
+
+use engine::qcow2::create::DataFileContent;
+
+use super::super::pin::{Pins, Room};
+use crate::prng::Prng;
+
+/// Disks with raw data files are drawn no larger than this: all of one is mapped, and looked at.
+const MAX_RAW_BYTES: u64 = 256 << 10;
+/// They grow by no more than this at a time.
+const MAX_RAW_GROWTH: u64 = 64 << 10;
+
+/// Whether guest data stand in a file of their own, and what is then not drawn.
+pub(super) fn pins(prng: &Prng, pins: &Pins) -> Pins {
+    let mut draw = prng.fork("data-file");
+    let drawn = match draw.below(24) {
+        0 => Some(DataFileContent::Clusters),
+        1 if !matches!(pins.backing, Some(Some(_))) => Some(DataFileContent::Raw),
+        _ => None,
+    };
+    let drawn = drawn.filter(|_| pins.data_file_is_free());
+    let data_file = pins.data_file.unwrap_or(drawn);
+    let Some(content) = data_file else {
+        return Pins {
+            data_file: Some(None),
+            ..*pins
+        };
+    };
+    let raw = content == DataFileContent::Raw;
+    Pins {
+        data_file: Some(data_file),
+        version: Some(3),
+        snapshots: Some(false),
+        compression: Some(None),
+        encryption: Some(None),
+        // What the guest writes takes no refcounts.
+        room: Some(pins.room.unwrap_or(Room::Any)),
+        backing: if raw { Some(None) } else { pins.backing },
+        manage: if raw {
+            Some(pins.raw_managed())
+        } else {
+            pins.manage
+        },
+        ..*pins
+    }
+}
+
+/// A disk is drawn no larger than this.
+pub(super) fn most_bytes(pins: &Pins) -> u64 {
+    if pins.has_raw_data() {
+        MAX_RAW_BYTES
+    } else {
+        u64::MAX
+    }
+}
+
+/// The size that a disk of `old_bytes` grows to where this is drawn.
+pub(super) fn grown(pins: &Pins, old_bytes: u64, drawn_bytes: u64) -> u64 {
+    if pins.has_raw_data() {
+        drawn_bytes.min(old_bytes + MAX_RAW_GROWTH)
+    } else {
+        drawn_bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::ops::Operation;
+    use super::super::super::shape::{ImageShape, Scenario, Start};
+    use super::super::scenario;
+    use super::*;
+
+    fn drawn(count: u64, pins: &Pins) -> impl Iterator<Item = Scenario> {
+        (0..count).map(|run| scenario(&Prng::from_seed(11).fork_indexed("run", run), pins))
+    }
+
+    fn shape(scenario: &Scenario) -> &ImageShape {
+        match &scenario.image {
+            Start::New(shape) => shape,
+            Start::Given(_) => unreachable!("drawn scenarios start with new images"),
+        }
+    }
+
+    #[test]
+    fn data_files_are_drawn_and_can_be_pinned() {
+        let has = |scenario: &Scenario| shape(scenario).data_file.is_some();
+        let by_chance = drawn(1000, &Pins::default()).filter(has).count();
+        assert!((40..140).contains(&by_chance), "{by_chance} of 1000");
+        for (option, content) in [
+            ("data_file=on", Some(DataFileContent::Clusters)),
+            ("data_file=raw", Some(DataFileContent::Raw)),
+            ("data_file=off", None),
+        ] {
+            let pins = Pins::parse(option).unwrap();
+            for scenario in drawn(500, &pins) {
+                let chained = shape(&scenario).chain.is_some();
+                assert!(chained || shape(&scenario).data_file == content);
+                scenario.check().unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn disks_with_raw_data_files_stay_small() {
+        for options in [
+            "data_file=raw,chain=off",
+            "data_file=raw,chain=off,shrink=on,preallocation=full",
+        ] {
+            for scenario in drawn(500, &Pins::parse(options).unwrap()) {
+                let mut end = shape(&scenario).virtual_bytes;
+                assert!(end <= MAX_RAW_BYTES);
+                for operation in &scenario.operations {
+                    if let Operation::Grow { virtual_bytes, .. } = *operation {
+                        assert!(
+                            virtual_bytes <= end + MAX_RAW_GROWTH,
+                            "{operation:?} from {end}"
+                        );
+                        end = virtual_bytes;
+                    }
+                    if let Operation::Shrink { virtual_bytes } = *operation {
+                        end = virtual_bytes;
+                    }
+                }
+            }
+        }
+    }
+}
