@@ -78,6 +78,12 @@ pub trait Image {
     /// Writes `data`.
     fn write(&self, offset: u64, data: Vec<u8>) -> LocalFuture<'_, ()>;
 
+    /// Writes `data` so that the image holds every byte of them, zeroes too, whatever it was told to do with
+    /// writes of zeroes: for who is about to change what lies beneath.
+    fn write_held(&self, offset: u64, data: Vec<u8>) -> LocalFuture<'_, ()> {
+        self.write(offset, data)
+    }
+
     /// Writes `data` in compressed form, where the format has one: whole clusters of which nothing is
     /// stored so far, the last of the disk as far as it goes.
     fn write_compressed(&self, offset: u64, data: Vec<u8>) -> LocalFuture<'_, ()> {

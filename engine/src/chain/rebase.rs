@@ -193,10 +193,15 @@ async fn keep(
     data: &[u8],
     store: Store,
 ) -> Result<(), Error> {
-    // Over nothing, zeroes are not stored unless they are written as data.
-    if beneath.is_some() && is_zero(data) {
-        let len_bytes = byte_count(data.len());
-        return overlay.write_zeroes(offset, len_bytes, Unmap::Allow).await;
+    if is_zero(data) {
+        // Over nothing, an image may represent zeroes by holding nothing, which would let the new file show.
+        return match beneath {
+            Some(_) => {
+                let len_bytes = byte_count(data.len());
+                overlay.write_zeroes(offset, len_bytes, Unmap::Allow).await
+            }
+            None => overlay.write_held(offset, data.to_vec()).await,
+        };
     }
     match store {
         Store::Plain => overlay.write(offset, data.to_vec()).await,

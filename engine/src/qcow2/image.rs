@@ -133,6 +133,10 @@ impl Image for Qcow2 {
         Box::pin(self.write_range(offset, data))
     }
 
+    fn write_held(&self, offset: u64, data: Vec<u8>) -> LocalFuture<'_, ()> {
+        Box::pin(self.write_held_range(offset, data))
+    }
+
     fn write_compressed(&self, offset: u64, data: Vec<u8>) -> LocalFuture<'_, ()> {
         Box::pin(async move { self.write_compressed_range(offset, &data).await })
     }

@@ -53,11 +53,17 @@ enum Origin {
 impl Qcow2 {
     /// Writes a range of the guest's disk.
     pub(super) async fn write_range(&self, offset: u64, data: Vec<u8>) -> Result<(), Error> {
-        if let Some(unmap) = self.detect_zeroes.instead_of(&data) {
-            return self
-                .zero_detected(offset, byte_count(data.len()), unmap)
-                .await;
+        match self.detect_zeroes.instead_of(&data) {
+            Some(unmap) => {
+                self.zero_detected(offset, byte_count(data.len()), unmap)
+                    .await
+            }
+            None => self.write_held_range(offset, data).await,
         }
+    }
+
+    /// Writes a range of the guest's disk byte by byte, zeroes too.
+    pub(super) async fn write_held_range(&self, offset: u64, data: Vec<u8>) -> Result<(), Error> {
         self.access.must_allow_writes()?;
         self.must_contain(offset, byte_count(data.len()))?;
         let mut rest = Rest::from(data);
