@@ -99,6 +99,9 @@ impl Survey<'_> {
             }
             return;
         };
+        // A block may count millions of clusters, few of which are referred to: one walk through these goes
+        // along instead of a search for each.
+        let mut counted = counts.sparse(clusters.clone()).peekable();
         let mut from = clusters.start;
         while from < clusters.end {
             let within = mem_len(from % per_block);
@@ -107,13 +110,14 @@ impl Survey<'_> {
             if holds_counts(bytes, group, order) {
                 for (cluster, within) in (from..to).zip(within..) {
                     let found = refcount(bytes, within, order);
-                    let expected = u64::from(counts.get(cluster));
+                    let expected = counted.next_if(|(at, _)| *at == cluster);
+                    let expected = expected.map_or(0, |(_, count)| u64::from(count));
                     if found != expected {
                         ledger.note(cluster, found, expected);
                     }
                 }
             } else {
-                for (cluster, expected) in counts.sparse(from..to) {
+                while let Some((cluster, expected)) = counted.next_if(|(at, _)| *at < to) {
                     ledger.note(cluster, 0, u64::from(expected));
                 }
             }
