@@ -10,7 +10,8 @@ use std::path::Path;
 use engine::device::Event;
 use engine::error::{Error, Refused};
 use engine::image::{Access, Image, Unmap};
-use engine::manage::{Manage, NewSnapshot};
+use engine::manage::{Manage, NewSnapshot, Resizing};
+use engine::preallocation::Preallocation;
 use engine::qcow2::check::{CheckOptions, Repair, check};
 use engine::qcow2::create::{CreateOptions, create};
 use engine::qcow2::header;
@@ -386,6 +387,48 @@ fn a_refcount_that_cannot_go_up_refuses_the_snapshot_and_changes_nothing() {
         let report = run(check(&ram.port, Repair::None, &CheckOptions::default())).unwrap();
         assert!(report.is_clean(), "{:?}", report.findings);
     }
+}
+
+#[test]
+fn a_disk_of_no_bytes_goes_back_and_forth() {
+    let ram = Ram::empty();
+    run(create(&ram.port, &CreateOptions::default())).unwrap();
+    let open = || run(Qcow2::open(ram.port.clone(), None, &OpenOptions::default())).unwrap();
+    let close = |image: Qcow2| {
+        run(image.close()).unwrap();
+        let report = run(check(&ram.port, Repair::None, &CheckOptions::default())).unwrap();
+        assert!(report.is_clean(), "{:?}", report.findings);
+    };
+    let apply = |snapshot: &str| {
+        let image = open();
+        let snapshot = snapshot.into();
+        run(image.manage(Manage::SnapshotApply { snapshot })).unwrap();
+        close(image);
+    };
+    let image = open();
+    take(&image, "nothing").unwrap();
+    close(image);
+    apply("nothing");
+    let image = open();
+    let resizing = Resizing::Grow(Preallocation::Off);
+    run(image.manage(Manage::Resize {
+        virtual_bytes: 1 << 20,
+        resizing,
+    }))
+    .unwrap();
+    run(image.write(0, vec![7; 512])).unwrap();
+    take(&image, "something").unwrap();
+    close(image);
+    apply("nothing");
+    assert_eq!(open().virtual_bytes(), 0);
+    apply("something");
+    let image = open();
+    assert_eq!(run(image.read(0, 512)).unwrap(), [7; 512]);
+    for snapshot in ["nothing", "something"] {
+        let snapshot = snapshot.into();
+        run(image.manage(Manage::SnapshotDelete { snapshot })).unwrap();
+    }
+    close(image);
 }
 
 #[test]

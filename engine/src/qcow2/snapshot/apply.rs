@@ -91,10 +91,7 @@ impl Metadata {
             })
             .await?;
         let old_first = self.geometry.cluster_of(self.l1_offset);
-        let old_clusters = self
-            .geometry
-            .clusters_for(byte_count(self.l1.len()) * 8)
-            .max(1);
+        let old_clusters = self.geometry.clusters_for(byte_count(self.l1.len()) * 8);
         self.disown(old_first, old_clusters);
         self.own(offset, run.count, Structure::L1Table);
         for word in &l1 {

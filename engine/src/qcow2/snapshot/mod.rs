@@ -25,11 +25,11 @@ use super::header::Header;
 use super::image::Qcow2;
 use super::metadata::Metadata;
 use super::order::{Order, Rule, Stamp};
-use super::unit::{HostOffset, byte_count, mem_len};
+use super::unit::{HostCluster, HostOffset, byte_count, mem_len};
 use crate::defect::Planted;
 use crate::device::{Event, Port};
 use crate::error::{BadImage, Error, Problem, Refused, Structure};
-use crate::qcow2::alloc::Run;
+use crate::qcow2::alloc::{Content, Run};
 use crate::qcow2::discards::Source;
 use crate::qcow2::header::be_u64;
 
@@ -186,7 +186,15 @@ impl Metadata {
 
     /// Writes `bytes` to new clusters, padded with zeroes.
     async fn write_new_clusters(&mut self, event: Event, mut bytes: Vec<u8>) -> Result<Run, Error> {
-        let clusters = self.geometry.clusters_for(byte_count(bytes.len())).max(1);
+        let clusters = self.geometry.clusters_for(byte_count(bytes.len()));
+        if clusters == 0 {
+            // The tables of a disk of no bytes: they stand nowhere.
+            return Ok(Run {
+                first: HostCluster(0),
+                count: 0,
+                content: Content::Stale,
+            });
+        }
         let run = self.allocate_exactly(clusters).await?;
         bytes.resize(mem_len(clusters * self.geometry.cluster_bytes()), 0);
         let offset = self.geometry.offset_of(run.first);
@@ -278,7 +286,7 @@ impl Metadata {
         records
     }
 
-    fn disown(&mut self, first: super::unit::HostCluster, clusters: u64) {
+    fn disown(&mut self, first: HostCluster, clusters: u64) {
         self.owners
             .retain(|cluster, _| !(first.0..first.0 + clusters).contains(&cluster.0));
     }
