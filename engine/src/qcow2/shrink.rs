@@ -120,6 +120,7 @@ impl Metadata {
         let end = self.end_of_use().await?;
         let end_bytes = end.0 * self.geometry.cluster_bytes();
         if self.order.file().len() > end_bytes {
+            // The disk has its new size already, and nothing stands there: a file that stays long is right too.
             let _ = self.order.set_len(end_bytes).await;
         }
         Ok(())
