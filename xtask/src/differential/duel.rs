@@ -13,6 +13,9 @@ use super::agree::differences;
 use super::family::Family;
 use super::history::{DATA_FILE, History, IMAGE, SECRET, Step};
 
+/// What `measure` counts in: the cluster size of a new image for which none is asked.
+const NEW_CLUSTER_BYTES: u64 = 64 << 10;
+
 /// Where histories are carried out, and the programs that do it.
 #[derive(Debug)]
 pub(super) struct Arena {
@@ -219,9 +222,11 @@ impl Arena {
         }
         for name in ["a", "b"] {
             let folder = folder.join(name);
-            for command in ["check", "info", "map", "measure"] {
-                self.describe(history, command, &folder, outcome)?;
+            for command in ["check", "info"] {
+                self.describe(history, command, &folder, &Value::Null, outcome)?;
             }
+            let map = self.describe(history, "map", &folder, &Value::Null, outcome)?;
+            self.describe(history, "measure", &folder, &map, outcome)?;
         }
         Ok(())
     }
@@ -286,13 +291,16 @@ impl Arena {
         Ok(())
     }
 
+    /// Compares what both sides say of an image. Returns what this program says; `map` is what it said of
+    /// its stretches before that, where that matters.
     fn describe(
         &self,
         history: &History,
         command: &str,
         folder: &Path,
+        map: &Value,
         outcome: &mut Outcome,
-    ) -> io::Result<()> {
+    ) -> io::Result<Value> {
         let (options, name) = image_words(history, IMAGE);
         let mut words = vec![command, "--output=json"];
         if command == "measure" {
@@ -321,18 +329,21 @@ impl Arena {
         let parse = |output: &Output| serde_json::from_slice::<Value>(&output.stdout);
         match (parse(&theirs), parse(&ours)) {
             (Ok(mut theirs), Ok(ours)) => {
-                if history.family == Family::DataFile && command == "measure" {
-                    count_no_holes(&mut theirs, &ours);
+                if command == "measure" {
+                    count_no_holes(&mut theirs, &ours, map);
                 }
                 let lines = differences(command, &theirs, &ours);
                 outcome.disagreements.extend(lines);
+                Ok(ours)
             }
-            (Err(_), Err(_)) => {}
-            (Ok(_), Err(_)) | (Err(_), Ok(_)) => outcome
-                .disagreements
-                .push(format!("{command}: only one side answers in JSON")),
+            (Err(_), Err(_)) => Ok(Value::Null),
+            (Ok(_), Err(_)) | (Err(_), Ok(_)) => {
+                outcome
+                    .disagreements
+                    .push(format!("{command}: only one side answers in JSON"));
+                Ok(Value::Null)
+            }
         }
-        Ok(())
     }
 }
 
@@ -353,13 +364,30 @@ fn image_words(history: &History, path: &str) -> (Vec<String>, String) {
     }
 }
 
-/// Takes back what QEMU counts as data where the data file has holes: it looks for these only where the image
-/// file holds noticeably less than it counts, and this program in all.
-fn count_no_holes(theirs: &mut Value, ours: &Value) {
+/// Takes back what QEMU counts as data where our `map` of the disk tells holes of the file below: it looks for
+/// these only in files that hold noticeably less than the image counts, and this program in all.
+fn count_no_holes(theirs: &mut Value, ours: &Value, map: &Value) {
     let required = |value: &Value| value["required"].as_u64();
-    if required(ours) < required(theirs) {
+    let holes = map.as_array().map_or(0, |entries| hole_bytes(entries));
+    if let (Some(by_qemu), Some(here)) = (required(theirs), required(ours))
+        && here < by_qemu
+        && by_qemu - here <= holes
+    {
         theirs["required"] = ours["required"].clone();
     }
+}
+
+/// The bytes of all clusters of a new image that a hole below data reaches into.
+fn hole_bytes(map: &[Value]) -> u64 {
+    let holes = map
+        .iter()
+        .filter(|entry| entry["data"] == true && entry["zero"] == true);
+    let clusters = holes.filter_map(|entry| {
+        let start = entry["start"].as_u64()?;
+        let end = start + entry["length"].as_u64()?;
+        Some(end.div_ceil(NEW_CLUSTER_BYTES) - start / NEW_CLUSTER_BYTES)
+    });
+    clusters.sum::<u64>() * NEW_CLUSTER_BYTES
 }
 
 /// Looks whether raw data files by themselves hold what the disks were just read to hold.
