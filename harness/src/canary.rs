@@ -155,10 +155,9 @@ fn pins(defect: Defect) -> Pins {
         | Defect::RepairSkipsLast
         | Defect::RepairCleansEarly
         | Defect::RepairMissesLastEntry
-        | Defect::RepairKeepsShortFile
-        | Defect::RawDataBeforeLink => Pins::default(),
+        | Defect::RepairKeepsShortFile => Pins::default(),
         Defect::LinkBeforeDataFile | Defect::FlushSkipsDataFile => pinned("data_file=on"),
-        Defect::RawZeroesByFlag => pinned("data_file=raw"),
+        Defect::RawZeroesByFlag | Defect::RawDataBeforeLink => pinned("data_file=raw"),
         Defect::CommitBeforeFlush
         | Defect::CommitFlushesOverlay
         | Defect::CommitSkipsZeroes

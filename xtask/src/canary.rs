@@ -33,15 +33,9 @@ pub(crate) struct Canary {
 
 /// Why a defect is not hunted: no drawn workload can show it.
 fn not_hunted(defect: Defect) -> Option<&'static str> {
-    if defect == Defect::RebuildSwitchesEarly {
-        return Some(
-            "harmless while the dirty bit is set, as it is in every image that is rebuilt after a power \
-             loss; engine/tests/repair.rs finds it on images without the bit",
-        );
-    }
-    (defect == Defect::RawDataBeforeLink).then_some(
-        "it takes a raw data file of which another program left clusters unmapped; \
-         engine/tests/data_file_power.rs finds it on one",
+    (defect == Defect::RebuildSwitchesEarly).then_some(
+        "harmless while the dirty bit is set, as it is in every image that is rebuilt after a power \
+         loss; engine/tests/repair.rs finds it on images without the bit",
     )
 }
 

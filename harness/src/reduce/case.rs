@@ -158,10 +158,15 @@ impl Small {
         let mut simpler = vec![
             self.with_shape(|shape| shape.backing = None),
             self.with_shape(|shape| shape.chain = None),
-            self.with_shape(|shape| shape.data_file = None),
+            self.with_shape(|shape| {
+                shape.data_file = None;
+                shape.unmapped.clear();
+            }),
             self.with_shape(|shape| {
                 shape.data_file = shape.data_file.map(|_| DataFileContent::Clusters);
+                shape.unmapped.clear();
             }),
+            self.with_shape(|shape| shape.unmapped.clear()),
             self.with_chain(|chain| chain.other = None),
             self.with_chain(|chain| chain.base = None),
             self.with_chain(|chain| chain.held.clear()),
@@ -196,6 +201,9 @@ impl Small {
         }
         for filled in without_stretches(&shape.filled) {
             simpler.push(self.with_shape(|shape| shape.filled = filled));
+        }
+        for unmapped in without_stretches(&shape.unmapped) {
+            simpler.push(self.with_shape(|shape| shape.unmapped = unmapped));
         }
         for packed in without_stretches(&shape.packed) {
             simpler.push(self.with_shape(|shape| shape.packed = packed));
@@ -266,7 +274,8 @@ impl Small {
     /// No larger than what is used of it.
     fn smaller_disk(&self, shape: &ImageShape) -> Option<Self> {
         let operations = self.scenario.operations.iter().filter_map(|op| op.range());
-        let used = operations.chain(shape.filled.iter().chain(&shape.packed).copied());
+        let ranges = shape.filled.iter().chain(&shape.packed);
+        let used = operations.chain(ranges.chain(&shape.unmapped).copied());
         let end = used.map(Extent::end).max().unwrap_or(SECTOR);
         if end >= shape.virtual_bytes {
             return None;
@@ -296,7 +305,8 @@ impl Small {
                 extent.offset = scale(extent.offset);
                 extent.len_bytes = scale_len(extent.len_bytes);
             }
-            for extent in shape.filled.iter_mut().chain(&mut shape.packed) {
+            let ranges = shape.filled.iter_mut().chain(&mut shape.packed);
+            for extent in ranges.chain(&mut shape.unmapped) {
                 extent.offset = scale(extent.offset);
                 extent.len_bytes = scale_len(extent.len_bytes);
                 let over = extent.end().saturating_sub(shape.virtual_bytes);

@@ -5,14 +5,14 @@ use std::sync::LazyLock;
 
 use blkdebug::disks::{Disk, Disks};
 use engine::defect::Planted;
-use engine::device::{ContentHash, PageImage, Port, RamDevice, drive};
+use engine::device::{ContentHash, Event, PageImage, Port, RamDevice, drive};
 use engine::error::{Error, Refused};
-use engine::image::{Access, Image};
+use engine::image::{Access, Image, Unmap};
 use engine::luks::{self, Hash, NewVolume, Secret};
-use engine::manage::BitmapState;
+use engine::manage::{BitmapState, DataFileChange, Manage, RawPromise};
 use engine::qcow2::create::{self, BackingFormat, CreateOptions, NewDataFile, NewEncryption};
 use engine::qcow2::geometry::Geometry;
-use engine::qcow2::header::incompatible;
+use engine::qcow2::header::{autoclear, incompatible};
 use engine::qcow2::{CacheSizes, OpenOptions, Qcow2};
 use engine::raw::Raw;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
@@ -225,6 +225,9 @@ fn new_image(shape: &ImageShape) -> Result<Stage, StageError> {
         follow: Follow::Always,
         options: OpenOptions::default(),
     };
+    if !shape.unmapped.is_empty() {
+        at_once(unmap(&files, shape))?;
+    }
     if !shape.bitmaps.is_empty() {
         at_once(add_bitmaps(&files, shape))?;
     }
@@ -323,6 +326,27 @@ fn given_image(bytes: &PageImage) -> Result<Stage, StageError> {
         virtual_bytes: view.virtual_bytes(),
         geometry,
     })
+}
+
+/// Lets the image say of ranges of a raw data file that they are zeroes. The engine does so only where nothing
+/// is promised of that file; it is promised again afterwards, since every byte of the file is zero.
+/// Specification: "Header", bytes 88 to 95 (autoclear features).
+async fn unmap(files: &Files, shape: &ImageShape) -> Result<(), Error> {
+    let image = files.open().await?.image;
+    let withdrawal = DataFileChange {
+        name: None,
+        raw: RawPromise::Withdraw,
+    };
+    image.manage(Manage::SetDataFile(withdrawal)).await?;
+    for Extent { offset, len_bytes } in &shape.unmapped {
+        let unmap = Unmap::Allow;
+        image.write_zeroes(*offset, *len_bytes, unmap).await?;
+    }
+    image.close().await?;
+    let header = files.image.at(Event::None);
+    let mut sector = header.read(0, 512).await?;
+    sector[95] |= u8::try_from(autoclear::RAW_DATA_FILE).expect("it is in the last byte");
+    Ok(header.write(0, sector).await?)
 }
 
 async fn add_bitmaps(files: &Files, shape: &ImageShape) -> Result<(), Error> {

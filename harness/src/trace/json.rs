@@ -127,6 +127,8 @@ struct NewJson {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     data_file: Option<String>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    unmapped: Vec<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     filled: Vec<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     encryption: Option<String>,
@@ -392,6 +394,7 @@ fn write_shape(shape: &ImageShape) -> NewJson {
             }
             .into()
         }),
+        unmapped: write_extents(&shape.unmapped),
         filled: write_extents(&shape.filled),
         encryption: shape.encryption.map(|method| method.name().into()),
         compression: match shape.compression {
@@ -606,6 +609,7 @@ fn read_shape(json: &NewJson) -> Result<ImageShape, BadTrace> {
             Some(name) => Some(known("image.new.data_file", name, data_file_content)?),
             None => None,
         },
+        unmapped: read_extents("unmapped", &json.unmapped)?,
         filled: read_extents("filled", &json.filled)?,
         encryption: match &json.encryption {
             Some(name) => Some(known("image.new.encryption", name, Encrypted::from_name)?),

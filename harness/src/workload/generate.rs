@@ -53,6 +53,7 @@ pub fn scenario(prng: &Prng, pins: &Pins) -> Scenario {
     if !chained {
         resizing::preallocate(prng, pins, &mut shape);
     }
+    data_file::unmap(prng, &mut shape);
     let mut draw = prng.fork("workload");
     // What is encrypted is not compressed.
     let compression = shape.encryption.map_or(pins.compression, |_| Some(None));
@@ -157,6 +158,7 @@ fn image(draw: &mut Prng, pins: &Pins) -> ImageShape {
         backing,
         chain: None,
         data_file: pins.data_file.flatten(),
+        unmapped: Vec::new(),
         filled,
         encryption,
         compression,
@@ -415,6 +417,7 @@ fn tight_image(draw: &mut Prng, pins: &Pins, room: Room) -> ImageShape {
         backing,
         chain: None,
         data_file: pins.data_file.flatten(),
+        unmapped: Vec::new(),
         filled: vec![Extent {
             offset: 0,
             len_bytes: fill,

@@ -93,6 +93,9 @@ pub struct ImageShape {
     pub chain: Option<Chain>,
     /// What the external file is by itself that the guest's data stand in, if they do. Version 3 only.
     pub data_file: Option<DataFileContent>,
+    /// Ranges that the image says are zeroes, before anything was filled, without leaving it to the data file:
+    /// other programs do so. Only with a raw one, whose every cluster is mapped otherwise.
+    pub unmapped: Vec<Extent>,
     /// What the guest wrote long ago, each range stamped with [`Writer::Image`].
     pub filled: Vec<Extent>,
     /// How the guest's data are encrypted, if they are.
@@ -437,14 +440,16 @@ impl ImageShape {
         if let Some(content) = self.data_file {
             self.check_data_file(content)?;
         }
-        for extent in self.filled.iter().chain(&self.packed) {
+        require(
+            self.unmapped.is_empty() || self.data_file == Some(DataFileContent::Raw),
+            "only with a raw data file is it told what is not mapped".into(),
+        )?;
+        let ranges = self.filled.iter().chain(&self.packed).chain(&self.unmapped);
+        for extent in ranges {
             check_range(extent.offset, extent.len_bytes)?;
             require(
                 extent.end() <= self.virtual_bytes,
-                format!(
-                    "the range filled at {:#x} reaches beyond the disk",
-                    extent.offset
-                ),
+                format!("the range at {:#x} reaches beyond the disk", extent.offset),
             )?;
         }
         Ok(())

@@ -5,6 +5,7 @@
 use engine::qcow2::create::DataFileContent;
 
 use super::super::pin::{Pins, Room};
+use super::super::shape::{Extent, ImageShape};
 use crate::prng::Prng;
 
 /// Disks with raw data files are drawn no larger than this: all of one is mapped, and looked at.
@@ -47,6 +48,30 @@ pub(super) fn pins(prng: &Prng, pins: &Pins) -> Pins {
     }
 }
 
+/// Leaves parts of a raw data file unmapped, as other programs do, or does not.
+pub(super) fn unmap(prng: &Prng, shape: &mut ImageShape) {
+    let mut draw = prng.fork("unmapped");
+    if shape.data_file != Some(DataFileContent::Raw) || !draw.chance(1, 3) {
+        return;
+    }
+    let cluster = shape.geometry.cluster_bytes();
+    let clusters = shape.geometry.clusters_for(shape.virtual_bytes);
+    let mut ranges: Vec<Extent> = (0..draw.between(1, 3))
+        .map(|_| {
+            let first = draw.below(clusters);
+            let count = draw.between(1, clusters - first);
+            let end = ((first + count) * cluster).min(shape.virtual_bytes);
+            Extent {
+                offset: first * cluster,
+                len_bytes: end - first * cluster,
+            }
+        })
+        .collect();
+    ranges.sort_unstable();
+    ranges.dedup();
+    shape.unmapped = ranges;
+}
+
 /// A disk is drawn no larger than this.
 pub(super) fn most_bytes(pins: &Pins) -> u64 {
     if pins.has_raw_data() {
@@ -68,7 +93,7 @@ pub(super) fn grown(pins: &Pins, old_bytes: u64, drawn_bytes: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::super::super::ops::Operation;
-    use super::super::super::shape::{ImageShape, Scenario, Start};
+    use super::super::super::shape::{Scenario, Start};
     use super::super::scenario;
     use super::*;
 
@@ -100,6 +125,16 @@ mod tests {
                 scenario.check().unwrap();
             }
         }
+    }
+
+    #[test]
+    fn some_raw_data_files_start_with_unmapped_parts() {
+        let pins = Pins::parse("data_file=raw,chain=off").unwrap();
+        let unmapped = |scenario: &Scenario| !shape(scenario).unmapped.is_empty();
+        let some = drawn(300, &pins).filter(unmapped).count();
+        assert!((60..150).contains(&some), "{some} of 300");
+        let pins = Pins::parse("data_file=on,chain=off").unwrap();
+        assert!(!drawn(300, &pins).any(|scenario| unmapped(&scenario)));
     }
 
     #[test]
