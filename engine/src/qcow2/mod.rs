@@ -61,6 +61,7 @@
 //! 24. **Raw data file**: what the mappings show and what the data file holds never differ. Zeroes are
 //!     written to the file, and clusters stay mapped. Where another program left a cluster unmapped,
 //!     or as zeroes, the file is zeroed there and the mapping is durable before the cluster changes.
+//!     The promise is withdrawn durably (rule 13) before they may differ.
 //! 25. **Before a key slot**: key material, and what of a slot's entry stands in another sector than its
 //!     state, is durable before the sector is written whose state makes the slot active.
 //! 26. **After a key slot**: that sector is durable before the caller is told that the secret opens the image.

@@ -216,6 +216,7 @@ impl History {
             | Operation::SnapshotCreate { .. }
             | Operation::SnapshotDelete { .. }
             | Operation::Amend(_)
+            | Operation::DataFile(_)
             | Operation::KeySlot(_)
             | Operation::Commit { .. }
             | Operation::Rebase { .. }

@@ -117,6 +117,7 @@ impl Chain {
             | Operation::Shrink { .. }
             | Operation::Amend(_)
             | Operation::Rename { .. }
+            | Operation::DataFile(_)
             | Operation::Empty
             | Operation::SnapshotCreate { .. }
             | Operation::SnapshotApply { .. }

@@ -7,12 +7,12 @@
 use std::fmt;
 
 use blkdebug::disks::Disk;
-use engine::manage::Amend;
+use engine::manage::{Amend, RawPromise};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::key_slots::KeySlots;
-use crate::workload::ops::{Answer, Happening, Moment, Operation};
-use crate::workload::perform::{backing_name, file_name};
+use crate::workload::ops::{Answer, DataFileOperation, Happening, Moment, Operation};
+use crate::workload::perform::{backing_name, data_file_name, file_name};
 
 /// What the header says that an amendment can change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -29,6 +29,10 @@ pub struct Facts {
     pub backing_name: u64,
     /// Whether guest data stand in another file, which no operation here changes.
     pub external_data: bool,
+    /// The length of that file's name; 0 without one.
+    pub data_file_name_bytes: u64,
+    /// A digest of that name; 0 without one.
+    pub data_file_name: u64,
     /// Whether that file is said to be a raw image of the disk.
     pub raw_data: bool,
     /// What the key slots hold; nothing where there are none.
@@ -39,9 +43,9 @@ impl fmt::Display for Facts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let lazy = if self.lazy_refcounts { "on" } else { "off" };
         let data = match (self.external_data, self.raw_data) {
-            (false, _) => "",
-            (true, false) => ", data in another file",
-            (true, true) => ", data in a raw file",
+            (false, _) => String::new(),
+            (true, false) => self.named("another"),
+            (true, true) => self.named("a raw"),
         };
         write!(
             f,
@@ -56,6 +60,11 @@ impl fmt::Display for Facts {
 }
 
 impl Facts {
+    fn named(&self, kind: &str) -> String {
+        let (bytes, digest) = (self.data_file_name_bytes, self.data_file_name);
+        format!(", data in {kind} file with a name of {bytes} bytes ({digest:016x})")
+    }
+
     /// What they become in an operation, step by step; the last is what is asked for.
     fn steps(self, operation: Operation) -> Vec<Self> {
         match operation {
@@ -65,6 +74,7 @@ impl Facts {
                 backing_name: xxh3_64(backing_name(name_bytes).as_bytes()),
                 ..self
             }],
+            Operation::DataFile(operation) => vec![self.with_data_file(operation)],
             Operation::KeySlot(operation) => {
                 let steps = self.key_slots.steps(operation);
                 let step = |key_slots| Self { key_slots, ..self };
@@ -105,7 +115,31 @@ impl Facts {
         }
     }
 
+    /// The same after a change of what is said of the data file.
+    fn with_data_file(self, operation: DataFileOperation) -> Self {
+        let DataFileOperation { name_bytes, raw } = operation;
+        let raw_data = self.raw_data && raw == RawPromise::Keep;
+        let Some(name_bytes) = name_bytes else {
+            return Self { raw_data, ..self };
+        };
+        let name = data_file_name(name_bytes);
+        Self {
+            raw_data,
+            data_file_name_bytes: name_bytes.into(),
+            data_file_name: if name.is_empty() {
+                0
+            } else {
+                xxh3_64(name.as_bytes())
+            },
+            ..self
+        }
+    }
+
     fn amended(self, amend: Amend) -> Vec<Self> {
+        if amend.version == Some(2) && self.external_data {
+            // That is refused before anything else of it is done.
+            return vec![self];
+        }
         let mut steps = Vec::new();
         let mut facts = self;
         if amend.version == Some(3) {
@@ -138,6 +172,7 @@ impl Facts {
                 operation,
                 Operation::Amend(_)
                     | Operation::Rename { .. }
+                    | Operation::DataFile(_)
                     | Operation::KeySlot(_)
                     | Operation::Rebase { .. }
                     | Operation::Stream { .. }

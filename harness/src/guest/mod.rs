@@ -279,6 +279,7 @@ impl Ledger {
             | Operation::Commit { .. }
             | Operation::Rebase { .. }
             | Operation::Stream { .. }
+            | Operation::DataFile(_)
             | Operation::Rename { .. } => {}
             Operation::Empty => self.empty(happening, effects),
             Operation::SnapshotCreate { .. }

@@ -148,6 +148,7 @@ impl Ledger {
             | Operation::Shrink { .. }
             | Operation::Amend(_)
             | Operation::Rename { .. }
+            | Operation::DataFile(_)
             | Operation::Empty
             | Operation::Bitmap(_)
             | Operation::KeySlot(_)

@@ -1,13 +1,13 @@
 use blkdebug::disks::Disk;
 use engine::chain::Overlay;
 use engine::image::Unmap;
-use engine::manage::Amend;
+use engine::manage::{Amend, RawPromise};
 use engine::preallocation::Preallocation;
 use proptest::prelude::*;
 
 use super::*;
 use crate::oracle::structure::StoredBitmap;
-use crate::workload::ops::{BitmapChange, BitmapOperation, bitmap_name};
+use crate::workload::ops::{BitmapChange, BitmapOperation, DataFileOperation, bitmap_name};
 use crate::workload::stamp::{SectorValue, Writer, stamp, stamp_range};
 
 const SECTORS: u64 = 6;
@@ -259,6 +259,7 @@ fn naive_legal(
         | Operation::Shrink { .. }
         | Operation::Amend(_)
         | Operation::Rename { .. }
+        | Operation::DataFile(_)
         | Operation::SnapshotCreate { .. }
         | Operation::SnapshotApply { .. }
         | Operation::SnapshotDelete { .. }
@@ -465,6 +466,8 @@ fn the_header_says_what_it_said_before_a_change_or_after_each_step_of_it() {
         backing_name_bytes: 7,
         backing_name: 77,
         external_data: false,
+        data_file_name_bytes: 0,
+        data_file_name: 0,
         raw_data: false,
         key_slots: KeySlots::default(),
     };
@@ -500,6 +503,56 @@ fn the_header_says_what_it_said_before_a_change_or_after_each_step_of_it() {
     let after = ledger.expect(Moment(9));
     assert_eq!(after.facts(), [new]);
     assert_ne!(after.key(), during.key(), "what was legal is legal no more");
+}
+
+#[test]
+fn the_header_says_of_the_data_file_what_it_said_before_or_all_that_is_asked_for() {
+    let old = Facts {
+        version: 3,
+        refcount_order: 4,
+        lazy_refcounts: false,
+        backing_name_bytes: 0,
+        backing_name: 0,
+        external_data: true,
+        data_file_name_bytes: 4,
+        data_file_name: 44,
+        raw_data: true,
+        key_slots: KeySlots::default(),
+    };
+    let change = DataFileOperation {
+        name_bytes: Some(0),
+        raw: RawPromise::Withdraw,
+    };
+    let to_version_2 = Amend {
+        version: Some(2),
+        lazy_refcounts: Some(true),
+        ..Amend::default()
+    };
+    let happening = |id, operation, submitted, answer| Happening {
+        id: OperationId(id),
+        operation,
+        submitted: Moment(submitted),
+        completed: Some((Moment(submitted + 4), answer)),
+    };
+    let history = [
+        happening(0, Operation::Amend(to_version_2), 1, Answer::Failed),
+        happening(1, Operation::DataFile(change), 10, Answer::Done),
+    ];
+    let ledger = Ledger::new(Content::zeroes(), 512, &history).starting(old, &history);
+    let new = Facts {
+        data_file_name_bytes: 0,
+        data_file_name: 0,
+        raw_data: false,
+        ..old
+    };
+    let version_2 = "version 2 has no data files, so that nothing of that change is made";
+    assert_eq!(ledger.expect(Moment(9)).facts(), [old], "{version_2}");
+    let mut during = ledger.expect(Moment(12)).facts().to_vec();
+    during.sort_unstable();
+    let mut both = [old, new];
+    both.sort_unstable();
+    assert_eq!(during, both);
+    assert_eq!(ledger.expect(Moment(14)).facts(), [new]);
 }
 
 /// The operations with these moments of submission and answer, all done.

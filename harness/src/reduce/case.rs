@@ -2,7 +2,7 @@
 
 use blkdebug::contract::Contract;
 use engine::image::Unmap;
-use engine::manage::Amend;
+use engine::manage::{Amend, RawPromise};
 use engine::preallocation::Preallocation;
 use engine::qcow2::Discards;
 use engine::qcow2::compress::Compression;
@@ -10,7 +10,7 @@ use engine::qcow2::create::DataFileContent;
 use engine::qcow2::geometry::Geometry;
 
 use crate::minimise::{Shrink, without_stretches};
-use crate::workload::ops::Operation;
+use crate::workload::ops::{DataFileOperation, Operation};
 use crate::workload::shape::{
     Backing, Chain, Extent, ImageShape, Management, OptionShape, Scenario, Start,
 };
@@ -394,6 +394,20 @@ fn plainer_operation(operation: Operation, cluster_bytes: u64) -> Vec<Operation>
         ];
         let fewer = parts.into_iter().filter(|part| *part != amend);
         plainer.extend(fewer.map(Operation::Amend));
+    }
+    if let Operation::DataFile(change) = operation {
+        let parts = [
+            DataFileOperation {
+                name_bytes: None,
+                ..change
+            },
+            DataFileOperation {
+                raw: RawPromise::Keep,
+                ..change
+            },
+        ];
+        let fewer = parts.into_iter().filter(|part| *part != change);
+        plainer.extend(fewer.map(Operation::DataFile));
     }
     let Some(extent) = operation.range() else {
         return plainer;

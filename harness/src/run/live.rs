@@ -149,6 +149,7 @@ fn may_be_refused(operation: Operation, error: &Error) -> bool {
             operation,
             Operation::Amend(_)
                 | Operation::Rename { .. }
+                | Operation::DataFile(_)
                 | Operation::Bitmap(_)
                 | Operation::Commit { .. }
                 | Operation::Rebase { .. }
@@ -175,10 +176,11 @@ fn may_be_refused(operation: Operation, error: &Error) -> bool {
         ),
         // An image beneath may have clusters too small for a disk as large as the one that is committed.
         Refused::TableFull(Structure::L1Table) => matches!(operation, Operation::Commit { .. }),
+        // A data file whose promise to be raw could not be withdrawn before.
+        Refused::NotByFormat(_) => operation == Operation::Empty,
         Refused::Unaligned { .. }
         | Refused::ReadOnly
         | Refused::NoCompression
-        | Refused::NotByFormat(_)
         | Refused::NoDataFile
         | Refused::NoSecret
         | Refused::WrongSecret

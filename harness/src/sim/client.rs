@@ -159,6 +159,7 @@ impl Client {
             | Operation::Shrink { .. }
             | Operation::Amend(_)
             | Operation::Rename { .. }
+            | Operation::DataFile(_)
             | Operation::Empty
             | Operation::SnapshotCreate { .. }
             | Operation::SnapshotApply { .. }

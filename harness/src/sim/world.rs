@@ -180,6 +180,7 @@ impl Life<'_> {
             Operation::Grow { .. }
             | Operation::Amend(_)
             | Operation::Rename { .. }
+            | Operation::DataFile(_)
             | Operation::SnapshotCreate { .. }
             | Operation::SnapshotDelete { .. }
             | Operation::Bitmap(_) => match self.management {

@@ -6,12 +6,12 @@ use blkdebug::disks::Disk;
 use engine::chain::Overlay;
 use engine::device::{Event, OpKind};
 use engine::image::Unmap;
-use engine::manage::{Amend, BitmapState};
+use engine::manage::{Amend, BitmapState, RawPromise};
 use engine::preallocation::Preallocation;
 
 use super::{Cut, Edge, Left, LengthLeft, RequestRef, Survivor};
 use crate::workload::ops::{
-    BitmapChange, BitmapOperation, KeySlotChange, KeySlotOperation, Operation,
+    BitmapChange, BitmapOperation, DataFileOperation, KeySlotChange, KeySlotOperation, Operation,
 };
 use crate::workload::shape::{BitmapShape, BitmapStanding, Extent};
 
@@ -68,6 +68,7 @@ pub fn operation_text(operation: Operation) -> String {
         Operation::Shrink { virtual_bytes } => format!("shrink {virtual_bytes}"),
         Operation::Amend(amend) => amend_text(amend),
         Operation::Rename { name_bytes } => format!("rename {name_bytes}"),
+        Operation::DataFile(operation) => data_file_text(operation),
         Operation::Empty => "empty".into(),
         Operation::SnapshotCreate { snapshot } => format!("snapshot-create {snapshot}"),
         Operation::SnapshotApply { snapshot } => format!("snapshot-apply {snapshot}"),
@@ -141,6 +142,7 @@ pub(super) fn operation(text: &str) -> Parsed<Operation> {
         ["rename", bytes] => Operation::Rename {
             name_bytes: number(bytes)?,
         },
+        ["data-file", ref changes @ ..] => Operation::DataFile(data_file(changes)?),
         ["empty"] => Operation::Empty,
         ["snapshot-create", snapshot] => Operation::SnapshotCreate {
             snapshot: number(snapshot)?,
@@ -177,8 +179,8 @@ pub(super) fn operation(text: &str) -> Parsed<Operation> {
         _ => {
             return Err(BadText(format!(
                 "`{text}` is no operation: expected read, write, write-compressed, write-blank, \
-                 write-zeroes or discard with offset and length, grow or shrink with a size, amend with changes, rename with \
-                 a length, empty, snapshot-create, snapshot-apply or snapshot-delete with a number, \
+                 write-zeroes or discard with offset and length, grow or shrink with a size, amend or data-file with changes, rename \
+                 with a length, empty, snapshot-create, snapshot-apply or snapshot-delete with a number, \
                  bitmap, key-slot-fill with a slot and a secret, key-slot-erase with a slot, commit, \
                  rebase or stream with a file, flush, drop-idle or reopen"
             )));
@@ -240,6 +242,34 @@ fn amend(changes: &[&str]) -> Parsed<Amend> {
         }
     }
     Ok(amend)
+}
+
+fn data_file_text(operation: DataFileOperation) -> String {
+    let DataFileOperation { name_bytes, raw } = operation;
+    let name = name_bytes.map(|bytes| format!(" name={bytes}"));
+    let raw = match raw {
+        RawPromise::Keep => "",
+        RawPromise::Withdraw => " raw=off",
+    };
+    format!("data-file{}{raw}", name.unwrap_or_default())
+}
+
+fn data_file(changes: &[&str]) -> Parsed<DataFileOperation> {
+    let mut operation = DataFileOperation {
+        name_bytes: None,
+        raw: RawPromise::Keep,
+    };
+    for change in changes {
+        match change.split_once('=') {
+            Some(("name", bytes)) => operation.name_bytes = Some(number(bytes)?),
+            Some(("raw", "off")) => operation.raw = RawPromise::Withdraw,
+            _ => {
+                let text = format!("`{change}` is no change: expected name=LENGTH or raw=off");
+                return Err(BadText(text));
+            }
+        }
+    }
+    Ok(operation)
 }
 
 const BITMAP_HELP: &str = "expected bitmap create NUMBER GRANULARITY enabled|disabled, bitmap \

@@ -80,6 +80,7 @@ pub fn scenario(prng: &Prng, pins: &Pins) -> Scenario {
     }
     snapshots::add(prng, &pins, &mut shape, &mut operations);
     key_slots::add(prng, &pins, shape.encryption, &mut operations);
+    data_file::add(prng, &pins, &shape, &mut operations);
     if chained {
         chain::add(prng, &pins, &mut shape, &mut operations);
     }
@@ -853,6 +854,7 @@ mod tests {
                 Operation::WriteCompressed { .. } => 8,
                 Operation::Amend(_) => 9,
                 Operation::Rename { .. } => 10,
+                Operation::DataFile(_) => 31,
                 Operation::Empty => 11,
                 Operation::SnapshotCreate { .. } => 13,
                 Operation::SnapshotApply { .. } => 14,
@@ -868,8 +870,12 @@ mod tests {
         }
         assert_eq!(clusters, (9..=21).collect());
         assert_eq!(orders, (0..=6).collect());
-        let added =
-            snapshots::KINDS + key_slots::KINDS + chain::KINDS + options::KINDS + resizing::KINDS;
+        let added = data_file::KINDS
+            + snapshots::KINDS
+            + key_slots::KINDS
+            + chain::KINDS
+            + options::KINDS
+            + resizing::KINDS;
         assert_eq!(kinds.len(), KINDS + added);
     }
 

@@ -3,7 +3,7 @@
 use blkdebug::disks::Disk;
 use engine::chain::Overlay;
 use engine::image::Unmap;
-use engine::manage::{Amend, BitmapState};
+use engine::manage::{Amend, BitmapState, RawPromise};
 use engine::preallocation::Preallocation;
 
 use super::shape::Extent;
@@ -79,6 +79,8 @@ pub enum Operation {
         /// The length of the new name, from 1 to 1023.
         name_bytes: u32,
     },
+    /// Change what the image says of its external data file; the file stays the same.
+    DataFile(DataFileOperation),
     /// Give up everything that the image holds.
     Empty,
     /// Take an internal snapshot.
@@ -137,6 +139,7 @@ impl Operation {
             | Self::Shrink { .. }
             | Self::Amend(_)
             | Self::Rename { .. }
+            | Self::DataFile(_)
             | Self::Empty
             | Self::SnapshotCreate { .. }
             | Self::SnapshotApply { .. }
@@ -171,6 +174,7 @@ impl Operation {
             | Self::Shrink { .. }
             | Self::Amend(_)
             | Self::Rename { .. }
+            | Self::DataFile(_)
             | Self::Empty
             | Self::SnapshotCreate { .. }
             | Self::SnapshotApply { .. }
@@ -183,6 +187,15 @@ impl Operation {
             | Self::Reopen => self,
         }
     }
+}
+
+/// A change of what the image says of its external data file, all of it in one go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct DataFileOperation {
+    /// The length of its new name, at most 1023; 0 for none. The old name stays without it.
+    pub name_bytes: Option<u32>,
+    /// What becomes of the promise that it is a raw image of the disk.
+    pub raw: RawPromise,
 }
 
 /// What is done to which key slot.

@@ -4,11 +4,11 @@ use blkdebug::disks::Disk;
 use engine::error::Error;
 use engine::image::Image;
 use engine::luks::{NewSlot, Secret};
-use engine::manage::{BackingName, LastSlot, Manage, NewSnapshot, Resizing};
+use engine::manage::{BackingName, DataFileChange, LastSlot, Manage, NewSnapshot, Resizing};
 
 use super::ops::{
-    BitmapChange, BitmapOperation, KeySlotChange, KeySlotOperation, Operation, OperationId,
-    bitmap_name,
+    BitmapChange, BitmapOperation, DataFileOperation, KeySlotChange, KeySlotOperation, Operation,
+    OperationId, bitmap_name,
 };
 use super::shape::{TEST_CIPHER, TEST_SECRETS};
 use super::stamp::{Writer, stamp_range, thin_stamp_range};
@@ -68,6 +68,7 @@ pub async fn perform(
             let backing = BackingName { name, format: None };
             image.manage(Manage::SetBacking(Some(backing))).await
         }
+        Operation::DataFile(operation) => image.manage(data_file_change(operation)).await,
         Operation::Empty => image.manage(Manage::MakeEmpty).await,
         Operation::SnapshotCreate { snapshot } => {
             let new = NewSnapshot {
@@ -103,6 +104,18 @@ pub(crate) fn file_name(disk: Disk) -> &'static str {
 /// The name of that length that [`Operation::Rename`] gives.
 pub(crate) fn backing_name(bytes: u32) -> String {
     "b".repeat(usize::try_from(bytes).expect("a name fits memory"))
+}
+
+/// The name of that length that [`Operation::DataFile`] gives.
+pub(crate) fn data_file_name(bytes: u32) -> String {
+    "d".repeat(usize::try_from(bytes).expect("a name fits memory"))
+}
+
+/// A change of what is said of the data file, as the engine is asked for it.
+fn data_file_change(operation: DataFileOperation) -> Manage {
+    let DataFileOperation { name_bytes, raw } = operation;
+    let name = name_bytes.map(data_file_name);
+    Manage::SetDataFile(DataFileChange { name, raw })
 }
 
 /// An operation on a key slot as the engine is asked for it. Its random bytes are the operation's own.

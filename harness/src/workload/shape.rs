@@ -13,6 +13,7 @@ use blkdebug::rule::Rule;
 use engine::defect::Defect;
 use engine::device::PageImage;
 use engine::luks::{Algorithm, CipherSpec, Mode, SLOTS, Vector};
+use engine::manage::RawPromise;
 use engine::preallocation::Preallocation;
 use engine::qcow2::compress::Compression;
 use engine::qcow2::create::{BackingFormat, DataFileContent};
@@ -20,7 +21,7 @@ use engine::qcow2::geometry::Geometry;
 use engine::qcow2::{Discards, OverlapChecks};
 use engine::zeroes::DetectZeroes;
 
-use super::ops::{KeySlotChange, KeySlotOperation, Operation};
+use super::ops::{DataFileOperation, KeySlotChange, KeySlotOperation, Operation};
 use super::stamp::Writer;
 use crate::guest::Content;
 
@@ -529,16 +530,27 @@ impl Scenario {
             Start::New(shape) => shape.snapshots,
             Start::Given(_) => 0,
         };
+        let mut data_file = match &self.image {
+            Start::New(shape) => shape.data_file,
+            Start::Given(_) => None,
+        };
         let mut taken: BTreeSet<u32> = (0..before).collect();
         for operation in &self.operations {
             if let Some(Extent { offset, len_bytes }) = operation.range() {
                 check_range(offset, len_bytes)?;
             }
             self.check_chained(*operation)?;
-            self.check_on_data_file(*operation)?;
+            check_on_data_file(*operation, &mut data_file)?;
             match *operation {
                 Operation::Grow { virtual_bytes, .. } | Operation::Shrink { virtual_bytes } => {
                     check_range(virtual_bytes, 512)?;
+                }
+                Operation::DataFile(DataFileOperation { name_bytes, .. }) => {
+                    if name_bytes.is_some_and(|bytes| bytes > 1023) {
+                        return Err(BadScenario(
+                            "a data file's name has at most 1023 bytes".into(),
+                        ));
+                    }
                 }
                 Operation::Rename { name_bytes } => {
                     if !(1..=1023).contains(&name_bytes) {
@@ -587,44 +599,6 @@ impl Scenario {
         Ok(())
     }
 
-    /// What cannot be asked of an image whose data stand in another file.
-    fn check_on_data_file(&self, operation: Operation) -> Result<(), BadScenario> {
-        let content = match &self.image {
-            Start::New(shape) => shape.data_file,
-            Start::Given(_) => None,
-        };
-        let raw = content == Some(DataFileContent::Raw);
-        let refused = match operation {
-            Operation::WriteCompressed { .. }
-            | Operation::SnapshotCreate { .. }
-            | Operation::SnapshotApply { .. }
-            | Operation::SnapshotDelete { .. } => content.is_some(),
-            Operation::Empty | Operation::Rename { .. } => raw,
-            Operation::Read { .. }
-            | Operation::Write { .. }
-            | Operation::WriteZeroes { .. }
-            | Operation::Discard { .. }
-            | Operation::Flush
-            | Operation::Grow { .. }
-            | Operation::Shrink { .. }
-            | Operation::Amend(_)
-            | Operation::Bitmap(_)
-            | Operation::Commit { .. }
-            | Operation::Rebase { .. }
-            | Operation::Stream { .. }
-            | Operation::KeySlot(_)
-            | Operation::WriteBlank { .. }
-            | Operation::DropIdle
-            | Operation::Reopen => false,
-        };
-        if refused {
-            let text = "an image with a data file has nothing compressed and no snapshots, and a raw one \
-                        is not emptied or put over another";
-            return Err(BadScenario(text.into()));
-        }
-        Ok(())
-    }
-
     /// Operations on chains need one; and where there is one, the history of what lies beneath is told
     /// by them alone.
     fn check_chained(&self, operation: Operation) -> Result<(), BadScenario> {
@@ -662,6 +636,7 @@ impl Scenario {
             | Operation::Grow { .. }
             | Operation::Shrink { .. }
             | Operation::Amend(_)
+            | Operation::DataFile(_)
             | Operation::KeySlot(_)
             | Operation::Flush
             | Operation::Reopen => (true, ""),
@@ -682,6 +657,50 @@ const MAX_RANGE_BYTES: u64 = 64 << 20;
 const MAX_SNAPSHOTS: u32 = 100;
 /// A workload has no more operations than this.
 const MAX_OPERATIONS: usize = 10_000;
+
+/// What cannot be asked of an image whose data stand in another file, which is by itself what `content` says
+/// before this operation and after it; and what can be asked only of such an image.
+fn check_on_data_file(
+    operation: Operation,
+    content: &mut Option<DataFileContent>,
+) -> Result<(), BadScenario> {
+    let raw = *content == Some(DataFileContent::Raw);
+    let refused = match operation {
+        Operation::WriteCompressed { .. }
+        | Operation::SnapshotCreate { .. }
+        | Operation::SnapshotApply { .. }
+        | Operation::SnapshotDelete { .. } => content.is_some(),
+        Operation::Empty | Operation::Rename { .. } => raw,
+        Operation::DataFile(_) => content.is_none(),
+        Operation::Read { .. }
+        | Operation::Write { .. }
+        | Operation::WriteZeroes { .. }
+        | Operation::Discard { .. }
+        | Operation::Flush
+        | Operation::Grow { .. }
+        | Operation::Shrink { .. }
+        | Operation::Amend(_)
+        | Operation::Bitmap(_)
+        | Operation::Commit { .. }
+        | Operation::Rebase { .. }
+        | Operation::Stream { .. }
+        | Operation::KeySlot(_)
+        | Operation::WriteBlank { .. }
+        | Operation::DropIdle
+        | Operation::Reopen => false,
+    };
+    if refused {
+        let text = "an image with a data file has nothing compressed and no snapshots, one with a raw file \
+                    is not emptied or put over another, and only one with a data file says something of it";
+        return Err(BadScenario(text.into()));
+    }
+    if let Operation::DataFile(change) = operation
+        && change.raw == RawPromise::Withdraw
+    {
+        *content = Some(DataFileContent::Clusters);
+    }
+    Ok(())
+}
 
 fn check_range(offset: u64, len_bytes: u64) -> Result<(), BadScenario> {
     if len_bytes > MAX_RANGE_BYTES || offset > MAX_VIRTUAL_BYTES {

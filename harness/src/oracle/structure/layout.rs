@@ -18,6 +18,9 @@ const KNOWN: u64 = DIRTY | CORRUPT | DATA_FILE | COMPRESSION_TYPE | EXTENDED_L2;
 const LAZY_REFCOUNTS: u64 = 1 << 0;
 const BITMAPS: u64 = 1 << 0;
 const RAW_DATA: u64 = 1 << 1;
+/// The kinds of header extensions that are looked for.
+const ENCRYPTION_HEADER: u64 = 0x0537_be77;
+const DATA_FILE_NAME: u64 = 0x4441_5441;
 
 /// What the header says, as far as the oracle needs it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,6 +126,7 @@ impl Layout {
     /// What of this, and of the encryption header, an operation on the image as a whole can change.
     /// `image` is the one that this was read from.
     pub fn facts(&self, image: &PageImage) -> Facts {
+        let (data_file_name_bytes, data_file_name) = data_file_name(image);
         Facts {
             key_slots: key_slots::read(image, self.encryption_header),
             version: self.version,
@@ -131,6 +135,8 @@ impl Layout {
             backing_name_bytes: self.backing_name_bytes,
             backing_name: self.backing_name,
             external_data: self.external_data,
+            data_file_name_bytes,
+            data_file_name,
             raw_data: self.has_raw_data(),
         }
     }
@@ -245,6 +251,33 @@ fn encryption_pointer(
     if header.word(32) < 2 {
         return Ok((0, 0));
     }
+    match extension(image, header, version, ENCRYPTION_HEADER) {
+        Some((at, 16)) => Ok((long(image, at), long(image, at + 8))),
+        Some(_) | None => Err(Illegible::Bad("nothing points to the encryption header")),
+    }
+}
+
+/// Length and digest of the external data file's name; zeroes without one.
+fn data_file_name(image: &PageImage) -> (u64, u64) {
+    let named = image.sector(0).and_then(|sector| {
+        let header = Header(sector);
+        extension(image, &header, header.word(4), DATA_FILE_NAME)
+    });
+    // No name is longer than cluster 0.
+    let Some((at, len)) = named.filter(|(_, len)| (1..1 << 21).contains(len)) else {
+        return (0, 0);
+    };
+    let bytes = usize::try_from(len).expect("cluster 0 fits memory");
+    (len, xxh3_64(&image.read_vec(at, bytes)))
+}
+
+/// Where the data of an extension stand, and how long they are. Specification: "Header extensions".
+fn extension(
+    image: &PageImage,
+    header: &Header<'_>,
+    version: u32,
+    wanted: u64,
+) -> Option<(u64, u64)> {
     let mut at = if version >= 3 {
         u64::from(header.word(100))
     } else {
@@ -252,23 +285,22 @@ fn encryption_pointer(
     };
     // No cluster 0 is longer.
     while at < 1 << 21 {
-        let mut record = [0; 24];
-        image.read(at, &mut record);
-        let long = |from: usize| {
-            record[from..from + 8]
-                .iter()
-                .fold(0, |value, byte| value << 8 | u64::from(*byte))
-        };
-        let (kind, len) = (long(0) >> 32, long(0) & 0xffff_ffff);
-        if kind == 0x0537_be77 && len == 16 {
-            return Ok((long(8), long(16)));
+        let (kind, len) = (long(image, at) >> 32, long(image, at) & 0xffff_ffff);
+        if kind == wanted {
+            return Some((at + 8, len));
         }
         if kind == 0 {
             break;
         }
         at += 8 + len.next_multiple_of(8);
     }
-    Err(Illegible::Bad("nothing points to the encryption header"))
+    None
+}
+
+fn long(image: &PageImage, at: u64) -> u64 {
+    let mut bytes = [0; 8];
+    image.read(at, &mut bytes);
+    u64::from_be_bytes(bytes)
 }
 
 fn measured(incompatible: u64) -> Result<(), Illegible> {

@@ -1,12 +1,20 @@
-//! External data files in drawn scenarios: whether guest data stand in one, and what is then not drawn.
+//! External data files in drawn scenarios: whether guest data stand in one, what is then not drawn, and what
+//! the image comes to say of it.
 //!
 //! This is drawn apart from everything else, so that a scenario without one stays what it was.
 
+use engine::manage::RawPromise;
 use engine::qcow2::create::DataFileContent;
+use engine::qcow2::geometry::Geometry;
 
-use super::super::pin::{Pins, Room};
+use super::super::ops::{DataFileOperation, Operation};
+use super::super::pin::{Managed, Pins, Room};
 use super::super::shape::{Extent, ImageShape};
 use crate::prng::Prng;
+
+/// How many kinds of operation there are.
+#[cfg(test)]
+pub(super) const KINDS: usize = 1;
 
 /// Disks with raw data files are drawn no larger than this: all of one is mapped, and looked at.
 const MAX_RAW_BYTES: u64 = 256 << 10;
@@ -72,6 +80,49 @@ pub(super) fn unmap(prng: &Prng, shape: &mut ImageShape) {
     shape.unmapped = ranges;
 }
 
+/// Adds changes of what the image says of its data file, or does not. What is promised of a raw one is
+/// withdrawn at most once; only then can the image be emptied.
+pub(super) fn add(prng: &Prng, pins: &Pins, shape: &ImageShape, operations: &mut Vec<Operation>) {
+    let mut draw = prng.fork("data file operations");
+    let wanted = match pins.manage {
+        None | Some(Managed::All | Managed::Amend) => draw.chance(1, 2),
+        Some(Managed::None | Managed::Rename | Managed::Empty) => false,
+    };
+    let Some(content) = shape.data_file.filter(|_| wanted) else {
+        return;
+    };
+    for _ in 0..draw.between(1, 3) {
+        let place = draw.index(operations.len() + 1);
+        let operation = DataFileOperation {
+            name_bytes: Some(name(&mut draw, shape.geometry)),
+            raw: RawPromise::Keep,
+        };
+        operations.insert(place, Operation::DataFile(operation));
+    }
+    if content == DataFileContent::Raw && draw.chance(1, 2) {
+        let place = draw.index(operations.len() + 1);
+        let also = draw.chance(1, 4);
+        let operation = DataFileOperation {
+            name_bytes: also.then(|| name(&mut draw, shape.geometry)),
+            raw: RawPromise::Withdraw,
+        };
+        operations.insert(place, Operation::DataFile(operation));
+        if draw.chance(1, 3) {
+            let later = operations.len() - place;
+            operations.insert(place + 1 + draw.index(later), Operation::Empty);
+        }
+    }
+}
+
+/// As long as other names, or none.
+fn name(draw: &mut Prng, geometry: Geometry) -> u32 {
+    if draw.chance(1, 6) {
+        0
+    } else {
+        super::name_bytes(draw, geometry)
+    }
+}
+
 /// A disk is drawn no larger than this.
 pub(super) fn most_bytes(pins: &Pins) -> u64 {
     if pins.has_raw_data() {
@@ -92,7 +143,6 @@ pub(super) fn grown(pins: &Pins, old_bytes: u64, drawn_bytes: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::ops::Operation;
     use super::super::super::shape::{Scenario, Start};
     use super::super::scenario;
     use super::*;
@@ -135,6 +185,26 @@ mod tests {
         assert!((60..150).contains(&some), "{some} of 300");
         let pins = Pins::parse("data_file=on,chain=off").unwrap();
         assert!(!drawn(300, &pins).any(|scenario| unmapped(&scenario)));
+    }
+
+    #[test]
+    fn images_come_to_say_something_else_of_their_data_files() {
+        let pins = Pins::parse("data_file=raw,chain=off").unwrap();
+        let withdraws = |operation: &Operation| matches!(operation, Operation::DataFile(change) if change.raw == RawPromise::Withdraw);
+        let (mut withdrawn, mut emptied) = (0, 0);
+        for scenario in drawn(300, &pins) {
+            let mut operations = scenario.operations.iter();
+            let found = operations.any(withdraws);
+            withdrawn += u32::from(found);
+            emptied += u32::from(operations.any(|operation| *operation == Operation::Empty));
+        }
+        assert!((40..120).contains(&withdrawn), "{withdrawn} of 300");
+        assert!((10..50).contains(&emptied), "{emptied} of 300");
+        let pins = Pins::parse("data_file=on,chain=off,manage=off").unwrap();
+        for scenario in drawn(300, &pins) {
+            let changes = |operation: &Operation| matches!(operation, Operation::DataFile(_));
+            assert!(!scenario.operations.iter().any(changes));
+        }
     }
 
     #[test]

@@ -50,6 +50,7 @@ pub(super) fn add(prng: &Prng, pins: &Pins, operations: &mut [Operation]) -> Opt
             | Operation::Shrink { .. }
             | Operation::Amend(_)
             | Operation::Rename { .. }
+            | Operation::DataFile(_)
             | Operation::Empty
             | Operation::SnapshotCreate { .. }
             | Operation::SnapshotApply { .. }
