@@ -7,26 +7,14 @@ mod kit;
 use std::path::Path;
 
 use engine::image::Access;
-use engine::qcow2::check::{CheckOptions, CheckReport, Repair, check};
+use engine::qcow2::check::{CheckReport, Repair};
 use engine::qcow2::header::Header;
 use engine::qcow2::{OpenOptions, Qcow2, entry, geometry::Geometry};
+use kit::damage::{checked, number, shown};
 use kit::{Ram, call, have, must, run, same_in_qemu, text};
-
-fn checked(ram: &Ram, repair: Repair) -> CheckReport {
-    run(check(&ram.port, repair, &CheckOptions::default())).unwrap()
-}
 
 fn decode(bytes: &[u8]) -> Header {
     Header::decode(bytes, u64::try_from(bytes.len()).unwrap()).unwrap()
-}
-
-/// A number that `qemu-img check --output=json` prints; what it leaves out is zero.
-fn number(json: &str, key: &str) -> u64 {
-    let Some((_, rest)) = json.split_once(&format!("\"{key}\": ")) else {
-        return 0;
-    };
-    let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
-    digits.parse().unwrap()
 }
 
 fn qemu_check(path: &Path) -> String {
@@ -227,24 +215,6 @@ fn put(bytes: &mut [u8], at: usize, value: u64) {
     bytes[at..at + 8].copy_from_slice(&value.to_be_bytes());
 }
 
-/// What the guest sees.
-fn guest(path: &Path) -> Vec<u8> {
-    let raw = path.with_extension("raw");
-    must(
-        "qemu-img",
-        &[
-            "convert",
-            "-f",
-            "qcow2",
-            "-O",
-            "raw",
-            text(path),
-            text(&raw),
-        ],
-    );
-    std::fs::read(raw).unwrap()
-}
-
 #[test]
 fn planted_damage_is_counted_as_qemu_img_counts_it_and_repaired_whole() {
     if !have("qemu-img") || !have("qemu-io") {
@@ -255,7 +225,7 @@ fn planted_damage_is_counted_as_qemu_img_counts_it_and_repaired_whole() {
     for (cluster_bits, refcount_order) in geometries() {
         filled(&path, cluster_bits, refcount_order);
         let sound = std::fs::read(&path).unwrap();
-        let seen = guest(&path);
+        let seen = shown(&path, None);
         for damage in Damage::ALL {
             if matches!(damage, Damage::BlockMisaligned) && cluster_bits == 9 {
                 continue;
@@ -332,7 +302,7 @@ fn an_image_left_dirty_by_a_killed_writer_is_repaired_and_clean_for_qemu_img() {
         let ram = Ram::load(&path);
         assert!(decode(&ram.bytes()).is_dirty(), "{what}");
         assert_agrees(&checked(&ram, Repair::None), &path, &what);
-        let seen = guest(&path);
+        let seen = shown(&path, None);
         assert!(checked(&ram, Repair::All).is_clean(), "{what}");
         assert!(!decode(&ram.bytes()).is_dirty(), "{what}");
         ram.save(&path);

@@ -13,13 +13,14 @@ use engine::manage::{
     Amend, BackingName, DataFileChange, Manage, NewSnapshot, RawPromise, Resizing,
 };
 use engine::preallocation::Preallocation;
-use engine::qcow2::check::{CheckOptions, Repair, check};
+use engine::qcow2::check::Repair;
 use engine::qcow2::create::{
     CreateOptions, DataFileContent, NewDataFile, create, create_with_data_file,
 };
 use engine::qcow2::{Files, OpenOptions, Qcow2, header};
 
-use kit::{Ram, call, have, must, run, text};
+use kit::damage::checked;
+use kit::{Ram, call, have, must, run, same_in_qemu, text};
 
 const KINDS: [DataFileContent; 2] = [DataFileContent::Clusters, DataFileContent::Raw];
 
@@ -131,17 +132,6 @@ fn work(image: &Qcow2, model: &mut [u8], cluster: u64) {
     write(end - 512, 512, 7);
 }
 
-fn must_match(folder: &Path, image: &Path, model: &[u8]) {
-    let raw = folder.join("model.raw");
-    std::fs::write(&raw, model).unwrap();
-    must("qemu-img", &["check", "-q", text(image)]);
-    let formats = ["compare", "-q", "-f", "qcow2", "-F", "raw"];
-    must(
-        "qemu-img",
-        &[&formats[..], &[text(image), text(&raw)]].concat(),
-    );
-}
-
 fn shapes() -> Vec<CreateOptions> {
     let mut shapes = Vec::new();
     for (cluster_bits, extended_l2) in [(9, false), (12, false), (14, true), (16, false)] {
@@ -178,7 +168,7 @@ fn qemu_reads_what_is_written_here_and_goes_on_with_it() {
             }
             assert!(pair.data.port.len() <= options.virtual_bytes);
             let path = pair.save(folder.path());
-            must_match(folder.path(), &path, &model);
+            same_in_qemu(&path, &model, &format!("{options:?} {content:?}"));
 
             let at = 4 * cluster + 512;
             let write = format!("write -P 9 {at} 1024");
@@ -202,7 +192,7 @@ fn qemu_reads_what_is_written_here_and_goes_on_with_it() {
                 assert!(pair.data.bytes()[..model.len()] == model, "{options:?}");
             }
             let path = pair.save(folder.path());
-            must_match(folder.path(), &path, &model);
+            same_in_qemu(&path, &model, &format!("{options:?} {content:?}"));
         }
     }
 }
@@ -234,12 +224,7 @@ fn an_image_that_qemu_made_is_one_here() {
         let header = run(header::read(&pair.image.port)).unwrap();
         assert_eq!(header.data_file_name(), Some(named.as_bytes()));
         assert_eq!(header.has_raw_data_file(), raw == "on");
-        let report = run(check(
-            &pair.image.port,
-            Repair::None,
-            &CheckOptions::default(),
-        ));
-        assert!(report.unwrap().is_clean());
+        assert!(checked(&pair.image, Repair::None).is_clean());
         let image = pair.open();
         let mut model = vec![0; len(image.virtual_bytes())];
         model[4096..13 << 10].fill(3);
@@ -247,7 +232,7 @@ fn an_image_that_qemu_made_is_one_here() {
         work(&image, &mut model, 4096);
         run(image.close()).unwrap();
         let path = pair.save(folder.path());
-        must_match(folder.path(), &path, &model);
+        same_in_qemu(&path, &model, &format!("{size}, raw {raw}"));
     }
 }
 
@@ -443,10 +428,7 @@ fn check_judges_entries_as_qemu_img_does() {
         run(image.write(0, vec![1; 128 << 10])).unwrap();
         run(image.close()).unwrap();
         put_entry(&pair.image, 1, word);
-        let look = |repair| {
-            let report = run(check(&pair.image.port, repair, &CheckOptions::default()));
-            report.unwrap()
-        };
+        let look = |repair| checked(&pair.image, repair);
         assert_eq!(look(Repair::None).found.corruptions, found, "{word:#x}");
         let read = run(pair.open().read(65536, 512));
         assert_eq!(read.is_ok(), readable, "{word:#x}");
@@ -476,12 +458,7 @@ fn an_emptied_overlay_gives_its_data_up() {
     model[65536 + 512..65536 + 1024].fill(2);
     assert!(read_all(&image) == model);
     run(image.close()).unwrap();
-    let report = run(check(
-        &pair.image.port,
-        Repair::None,
-        &CheckOptions::default(),
-    ));
-    assert!(report.unwrap().is_clean());
+    assert!(checked(&pair.image, Repair::None).is_clean());
 }
 
 #[test]
@@ -516,12 +493,8 @@ fn a_smaller_disk_has_a_shorter_data_file_and_preallocation_fills_it() {
                 assert!(pair.data.bytes() == expected, "{mode:?}");
             }
             run(image.close()).unwrap();
-            let options = CheckOptions::default();
-            let check = check(&pair.image.port, Repair::None, &options);
-            assert!(
-                run(check).unwrap().findings.is_empty(),
-                "{content:?} {mode:?}"
-            );
+            let report = checked(&pair.image, Repair::None);
+            assert!(report.findings.is_empty(), "{content:?} {mode:?}");
         }
     }
 }

@@ -9,36 +9,12 @@ use std::path::Path;
 
 use engine::image::{Access, Image};
 use engine::manage::Manage;
-use engine::qcow2::check::{CheckOptions, CheckReport, Repair, check};
+use engine::qcow2::check::Repair;
 use engine::qcow2::{OpenOptions, Qcow2};
-use kit::{Ram, call, have, must, run, text};
+use kit::damage::{CLEAN, Damage, Sound, checked, counted_by_qemu, shown};
+use kit::{Ram, must, run, text};
 
 const CLUSTER: &str = "4096";
-
-fn checked(ram: &Ram, repair: Repair) -> CheckReport {
-    run(check(&ram.port, repair, &CheckOptions::default())).unwrap()
-}
-
-/// What `qemu-img check` counts: corruptions and leaks, and its exit code.
-fn qemu(path: &Path, repair: &[&str]) -> ([u64; 2], Option<i32>) {
-    let arguments = [
-        &["check", "-f", "qcow2", "--output=json"],
-        repair,
-        &[text(path)],
-    ]
-    .concat();
-    let output = call("qemu-img", &arguments);
-    let json = String::from_utf8(output.stdout).unwrap();
-    let number = |key: &str| {
-        let rest = json.split_once(&format!("\"{key}\": "));
-        let digits = rest.map(|(_, rest)| rest.chars().take_while(char::is_ascii_digit));
-        digits.map_or(0, |digits| digits.collect::<String>().parse().unwrap())
-    };
-    (
-        [number("corruptions"), number("leaks")],
-        output.status.code(),
-    )
-}
 
 fn io(path: &Path, commands: &[&str]) {
     let mut arguments = vec!["-f", "qcow2"];
@@ -136,21 +112,6 @@ fn say(bytes: &mut [u8], which: impl Fn(usize) -> bool, extra: impl Fn(&[u8]) ->
     bytes[at..at + table.len()].copy_from_slice(&table);
 }
 
-/// What a snapshot shows, by qemu-img.
-fn shown(path: &Path, snapshot: Option<&str>) -> Vec<u8> {
-    let raw = path.with_extension("raw");
-    let mut arguments = vec!["convert", "-f", "qcow2", "-O", "raw"];
-    if let Some(name) = snapshot {
-        arguments.extend(["-l", name]);
-    }
-    arguments.extend([text(path), text(&raw)]);
-    must("qemu-img", &arguments);
-    std::fs::read(raw).unwrap()
-}
-
-/// A change of an image's bytes.
-type Damage = fn(&mut Vec<u8>);
-
 fn second(bytes: &[u8]) -> usize {
     snapshots(bytes)[1].0
 }
@@ -180,58 +141,38 @@ const ILL_SAID: [(&str, bool, Damage); 5] = [
 
 #[test]
 fn a_snapshot_table_that_says_too_little_or_too_much_is_written_anew() {
-    if !have("qemu-img") || !have("qemu-io") {
+    let Some(sound) = Sound::made_by(with_snapshots) else {
         return;
-    }
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("image");
-    with_snapshots(&path);
-    let names = [None, Some("one"), Some("two"), Some("three")];
-    let before = names.map(|name| shown(&path, name));
-    let sound = std::fs::read(&path).unwrap();
+    };
+    let path = sound.path();
+    let all_shown = || ["one", "two", "three"].map(|name| shown(&path, Some(name)));
+    let listed = || must("qemu-img", &["snapshot", "-l", text(&path)]);
+    let before = all_shown();
     for (what, counted, damage) in ILL_SAID {
-        let mut bytes = sound.clone();
-        damage(&mut bytes);
-        std::fs::write(&path, &bytes).unwrap();
-        let (theirs, code) = qemu(&path, &[]);
-        let ram = Ram::from_bytes(&bytes);
-        let found = checked(&ram, Repair::None).found;
-        if counted {
-            assert_eq!([found.corruptions, found.leaks], theirs, "{what}");
-            assert_eq!(code, Some(2), "{what}");
+        let damaged = sound.damaged(what, damage);
+        let found = if counted {
+            assert_eq!(damaged.code, Some(2), "{what}");
+            damaged.found_alike()
         } else {
-            assert_eq!((found.corruptions, code), (1, Some(1)), "{what}");
-        }
-        let repaired = checked(&ram, Repair::All);
-        assert!(repaired.is_clean(), "{what}: {repaired:#?}");
-        assert_eq!(repaired.fixed, found, "{what}");
-        let again = checked(&ram, Repair::None);
-        assert!(again.findings.is_empty(), "{what}: {again:#?}");
-        let hash = ram.device.snapshot().content_hash();
-        checked(&ram, Repair::All);
-        assert_eq!(ram.device.snapshot().content_hash(), hash, "{what}");
-        ram.save(&path);
-        assert_eq!(qemu(&path, &[]), ([0, 0], Some(0)), "{what}");
-        let listed = must("qemu-img", &["snapshot", "-l", text(&path)]);
-        assert!(names.map(|name| shown(&path, name)) == before, "{what}");
+            let found = damaged.found();
+            assert_eq!((found.corruptions, damaged.code), (1, Some(1)), "{what}");
+            found
+        };
+        assert_eq!(damaged.repair_whole().fixed, found, "{what}");
+        assert!(all_shown() == before, "{what}");
         // The same is left of the entry as qemu-img leaves.
-        std::fs::write(&path, &bytes).unwrap();
-        qemu(&path, &["-r", "all"]);
-        let theirs = must("qemu-img", &["snapshot", "-l", text(&path)]);
-        assert_eq!(listed, theirs, "{what}");
+        let ours = listed();
+        damaged.repaired_by_qemu();
+        assert_eq!(ours, listed(), "{what}");
     }
 }
 
 #[test]
 fn a_snapshot_that_cannot_be_followed_is_counted_and_nothing_that_it_may_hold_is_freed() {
-    if !have("qemu-img") || !have("qemu-io") {
+    let Some(sound) = Sound::made_by(with_snapshots) else {
         return;
-    }
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("image");
-    with_snapshots(&path);
-    let sound = std::fs::read(&path).unwrap();
-    let disk = shown(&path, None);
+    };
+    let path = sound.path();
     let damages: [(&str, Damage); 3] = [
         ("misaligned", |bytes| {
             let at = second(bytes);
@@ -247,40 +188,30 @@ fn a_snapshot_that_cannot_be_followed_is_counted_and_nothing_that_it_may_hold_is
         }),
     ];
     for (what, damage) in damages {
-        let mut bytes = sound.clone();
-        damage(&mut bytes);
-        std::fs::write(&path, &bytes).unwrap();
-        let (theirs, code) = qemu(&path, &[]);
-        let ram = Ram::from_bytes(&bytes);
-        let found = checked(&ram, Repair::None).found;
-        assert_eq!([found.corruptions, found.leaks], theirs, "{what}");
-        assert_eq!(code, Some(2), "{what}");
+        let damaged = sound.damaged(what, damage);
+        damaged.found_alike();
+        assert_eq!(damaged.code, Some(2), "{what}");
         for repair in [Repair::Leaks, Repair::All] {
-            let report = checked(&ram, repair);
+            let report = checked(&damaged.ram, repair);
             assert!(report.errors_remaining() > 0, "{what}");
         }
         // Where it stands right again, nothing is lost.
-        let (at, _) = snapshots(&sound)[1];
-        let mut bytes = ram.bytes();
-        bytes[at..at + 12].copy_from_slice(&sound[at..at + 12]);
+        let (at, _) = snapshots(&sound.bytes)[1];
+        let mut bytes = damaged.ram.bytes();
+        bytes[at..at + 12].copy_from_slice(&sound.bytes[at..at + 12]);
         std::fs::write(&path, &bytes).unwrap();
-        assert!(shown(&path, None) == disk, "{what}");
+        sound.must_show_its_disk(what);
         if what != "beyond the end" {
-            assert_eq!(qemu(&path, &[]), ([0, 0], Some(0)), "{what}");
+            assert_eq!(counted_by_qemu(&path, &[]), CLEAN, "{what}");
         }
     }
 }
 
 #[test]
 fn a_snapshot_too_few_or_too_many_is_counted_as_qemu_img_counts_it() {
-    if !have("qemu-img") || !have("qemu-io") {
+    let Some(sound) = Sound::made_by(with_snapshots) else {
         return;
-    }
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("image");
-    with_snapshots(&path);
-    let sound = std::fs::read(&path).unwrap();
-    let disk = shown(&path, None);
+    };
     let damages: [(&str, Damage); 3] = [
         ("one too few", |bytes| bytes[63] -= 1),
         ("an entry of zeroes", |bytes| bytes[63] += 1),
@@ -290,22 +221,11 @@ fn a_snapshot_too_few_or_too_many_is_counted_as_qemu_img_counts_it() {
         }),
     ];
     for (what, damage) in damages {
-        let mut bytes = sound.clone();
-        damage(&mut bytes);
-        std::fs::write(&path, &bytes).unwrap();
-        let (theirs, _) = qemu(&path, &[]);
-        let ram = Ram::from_bytes(&bytes);
-        let found = checked(&ram, Repair::None).found;
-        assert_eq!([found.corruptions, found.leaks], theirs, "{what}");
-        let repaired = checked(&ram, Repair::All);
-        assert!(repaired.is_clean(), "{what}: {repaired:#?}");
-        ram.save(&path);
-        assert_eq!(qemu(&path, &[]), ([0, 0], Some(0)), "{what}");
-        assert!(shown(&path, None) == disk, "{what}");
+        let damaged = sound.damaged(what, damage);
+        damaged.found_alike();
+        damaged.repair_whole();
         // What qemu-img makes of it satisfies this program as well.
-        std::fs::write(&path, &bytes).unwrap();
-        qemu(&path, &["-r", "all"]);
-        let theirs = checked(&Ram::load(&path), Repair::None);
+        let theirs = checked(&damaged.repaired_by_qemu(), Repair::None);
         assert!(theirs.findings.is_empty(), "{what}: {theirs:#?}");
     }
 }
@@ -376,45 +296,32 @@ const BROKEN: [(&str, Damage); 17] = [
 
 #[test]
 fn a_broken_bitmap_is_counted_keeps_nobody_from_reading_and_is_left_alone() {
-    if !have("qemu-img") || !have("qemu-io") {
+    let Some(sound) = Sound::made_by(with_bitmaps) else {
         return;
-    }
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("image");
-    with_bitmaps(&path);
-    let disk = shown(&path, None);
-    let sound = std::fs::read(&path).unwrap();
+    };
     for (what, damage) in BROKEN {
-        let mut bytes = sound.clone();
-        damage(&mut bytes);
-        assert!(bytes != sound, "{what}");
-        std::fs::write(&path, &bytes).unwrap();
-        let (_, code) = qemu(&path, &[]);
+        let damaged = sound.damaged(what, damage);
+        let code = damaged.code;
         assert!(matches!(code, Some(1 | 2)), "{what}: {code:?}");
-        let ram = Ram::from_bytes(&bytes);
-        let found = checked(&ram, Repair::None).found;
+        let found = damaged.found();
         assert!(found.corruptions > 0, "{what}: {found:?}");
-        let report = checked(&ram, Repair::All);
+        let report = checked(&damaged.ram, Repair::All);
         assert!(report.errors_remaining() > 0, "{what}: {report:?}");
         let options = OpenOptions {
             access: Access::ReadOnly,
             ..OpenOptions::default()
         };
-        let image = run(Qcow2::open(ram.port.clone(), None, &options)).unwrap();
-        assert!(run(image.read(0, disk.len())).unwrap() == disk, "{what}");
+        let image = run(Qcow2::open(damaged.ram.port.clone(), None, &options)).unwrap();
+        let read = run(image.read(0, sound.disk.len())).unwrap();
+        assert!(read == sound.disk, "{what}");
     }
 }
 
 #[test]
 fn bitmaps_that_share_or_lose_clusters_are_counted_and_repaired_as_by_qemu_img() {
-    if !have("qemu-img") || !have("qemu-io") {
+    let Some(sound) = Sound::made_by(with_bitmaps) else {
         return;
-    }
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("image");
-    with_bitmaps(&path);
-    let disk = shown(&path, None);
-    let sound = std::fs::read(&path).unwrap();
+    };
     let damages: [(&str, Damage); 3] = [
         ("one table twice", |bytes| {
             let at = bitmaps(bytes).1;
@@ -425,17 +332,9 @@ fn bitmaps_that_share_or_lose_clusters_are_counted_and_repaired_as_by_qemu_img()
         ("bits that are set", |bytes| in_table(bytes, 1)),
     ];
     for (what, damage) in damages {
-        let mut bytes = sound.clone();
-        damage(&mut bytes);
-        std::fs::write(&path, &bytes).unwrap();
-        let (theirs, _) = qemu(&path, &[]);
-        let ram = Ram::from_bytes(&bytes);
-        let found = checked(&ram, Repair::None).found;
-        assert_eq!([found.corruptions, found.leaks], theirs, "{what}");
-        assert!(checked(&ram, Repair::All).is_clean(), "{what}");
-        ram.save(&path);
-        assert_eq!(qemu(&path, &[]), ([0, 0], Some(0)), "{what}");
-        assert!(shown(&path, None) == disk, "{what}");
+        let damaged = sound.damaged(what, damage);
+        damaged.found_alike();
+        damaged.repair_whole();
     }
 }
 
@@ -443,14 +342,12 @@ fn bitmaps_that_share_or_lose_clusters_are_counted_and_repaired_as_by_qemu_img()
 /// along.
 #[test]
 fn a_snapshot_keeps_its_size_when_the_disk_grows_though_its_entry_leaves_it_out() {
-    if !have("qemu-img") || !have("qemu-io") {
+    let Some(sound) = Sound::made_by(with_snapshots) else {
         return;
-    }
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("image");
-    with_snapshots(&path);
+    };
+    let path = sound.path();
     let before = shown(&path, Some("two"));
-    let mut bytes = std::fs::read(&path).unwrap();
+    let mut bytes = sound.bytes.clone();
     say(&mut bytes, |_| true, |_| Vec::new());
     let ram = Ram::from_bytes(&bytes);
     let image = run(Qcow2::open(ram.port.clone(), None, &OpenOptions::default())).unwrap();
@@ -463,7 +360,7 @@ fn a_snapshot_keeps_its_size_when_the_disk_grows_though_its_entry_leaves_it_out(
     let report = checked(&ram, Repair::None);
     assert!(report.findings.is_empty(), "{report:#?}");
     ram.save(&path);
-    assert_eq!(qemu(&path, &[]), ([0, 0], Some(0)));
+    assert_eq!(counted_by_qemu(&path, &[]), CLEAN);
     // qemu-img pads what a snapshot shows to the size of the disk.
     assert!(shown(&path, Some("two"))[..before.len()] == before);
 }

@@ -7,6 +7,7 @@
 #![allow(dead_code, reason = "every test file uses a part of this")]
 
 pub(crate) mod caches;
+pub(crate) mod damage;
 
 use std::io::Write;
 use std::path::Path;
