@@ -86,6 +86,7 @@ fn versions_of_an_image(backing: Option<&str>, cluster_size: &str) {
         let open = open(&image, beneath.as_deref());
         run(open.manage(version(to))).unwrap();
         run(open.close()).unwrap();
+        drop(open);
         let info = must("qemu-img", &["info", text(&image)]);
         let compat = if to == 2 {
             "compat: 0.10"

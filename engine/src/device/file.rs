@@ -4,11 +4,11 @@
 //! has failed, the operating system may have dropped what it could not write, so that every later
 //! flush fails as well. Where a file system cannot punch holes or zero ranges, zeroes are written.
 //!
-//! A file that is open for writing here is locked with `flock` against a second program that locks
-//! like this; QEMU's own locks are of another kind and are not seen.
+//! A file that is opened for writing is claimed for this one writer (see [`Claim`]), unless the caller
+//! makes claims of its own.
 
 use std::cell::Cell;
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::Path;
@@ -18,8 +18,8 @@ use rustix::fs::{FallocateFlags, fallocate, seek};
 use rustix::io::{Errno, pread};
 
 use super::{
-    Cause, Completion, Device, DeviceError, Extent, ExtentKind, Limits, Op, OpKind, Outcome, Reply,
-    Request, Unmapped,
+    Cause, Claim, ClaimError, Completion, Device, DeviceError, Extent, ExtentKind, FileClaims,
+    Limits, Op, OpKind, Outcome, Reply, Request, Unmapped, claim,
 };
 
 /// Zeroes are written in pieces of this many bytes.
@@ -45,29 +45,49 @@ enum Mode {
 }
 
 impl FileDevice {
-    /// Opens a file for reading only.
+    /// Opens a file for reading only, and claims nothing.
     pub fn open_read_only(path: &Path) -> io::Result<Self> {
         require_seekable(path)?;
         Self::new(File::open(path)?, Mode::ReadOnly)
     }
 
-    /// Opens a file for reading and writing, and locks it.
+    /// Opens a file for reading and writing, and claims it for one writer.
     pub fn open_read_write(path: &Path) -> io::Result<Self> {
+        Self::open_unclaimed(path)?.claimed()
+    }
+
+    /// Opens a file for reading and writing, and claims nothing: what is to be claimed may depend on what is
+    /// in it.
+    pub fn open_unclaimed(path: &Path) -> io::Result<Self> {
         require_seekable(path)?;
         let file = OpenOptions::new().read(true).write(true).open(path)?;
-        lock(&file)?;
         Self::new(file, Mode::ReadWrite)
     }
 
-    /// Creates a file that must not exist yet, and locks it.
+    /// Creates a file that must not exist yet, and claims it for one writer.
     pub fn create_new(path: &Path) -> io::Result<Self> {
         let file = OpenOptions::new()
             .read(true)
             .write(true)
             .create_new(true)
             .open(path)?;
-        lock(&file)?;
-        Self::new(file, Mode::ReadWrite)
+        Self::new(file, Mode::ReadWrite)?.claimed()
+    }
+
+    /// What is claimed on a file, to be told anew. Call it once, on a file on which nothing is claimed.
+    pub fn claims(&self) -> io::Result<FileClaims> {
+        FileClaims::on(&self.file)
+    }
+
+    fn claimed(self) -> io::Result<Self> {
+        self.claims()?.take(Claim::WRITER).map_err(|error| {
+            let kind = match error {
+                ClaimError::Refused(_) | ClaimError::Used(_) => ErrorKind::WouldBlock,
+                ClaimError::Unlockable { .. } => ErrorKind::Other,
+            };
+            io::Error::new(kind, error)
+        })?;
+        Ok(self)
     }
 
     fn new(mut file: File, mode: Mode) -> io::Result<Self> {
@@ -220,6 +240,12 @@ impl FileDevice {
     }
 }
 
+impl Drop for FileDevice {
+    fn drop(&mut self) {
+        claim::release(&self.file);
+    }
+}
+
 /// Whether the file system did it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Done {
@@ -286,19 +312,6 @@ fn require_seekable(path: &Path) -> io::Result<()> {
         ErrorKind::InvalidInput,
         "neither a regular file nor a block device",
     ))
-}
-
-fn lock(file: &File) -> io::Result<()> {
-    match file.try_lock() {
-        Ok(()) => Ok(()),
-        Err(TryLockError::WouldBlock) => Err(io::Error::new(
-            ErrorKind::WouldBlock,
-            "another program has it open for writing",
-        )),
-        // Not every file system can lock.
-        Err(TryLockError::Error(error)) if error.kind() == ErrorKind::Unsupported => Ok(()),
-        Err(TryLockError::Error(error)) => Err(error),
-    }
 }
 
 fn cause(error: &io::Error) -> Cause {

@@ -11,6 +11,7 @@
 //!   submits the next; only a flush says anything about durability: it covers the requests that
 //!   had *completed* when it was submitted.
 
+mod claim;
 mod completion;
 mod error;
 mod event;
@@ -20,6 +21,7 @@ mod port;
 mod ram;
 mod request;
 
+pub use claim::{Claim, ClaimError, FileClaims, Permission};
 pub use completion::{Completer, Completion, Outcome, Reply, drive};
 pub use error::{Cause, DeviceError};
 pub use event::Event;

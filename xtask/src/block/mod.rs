@@ -15,6 +15,7 @@
 
 pub(crate) mod behind;
 pub(crate) mod cache;
+pub(crate) mod claims;
 pub(crate) mod device;
 pub(crate) mod disk;
 pub(crate) mod failure;

@@ -9,7 +9,9 @@ use std::rc::Rc;
 
 use blkdebug::config::Config;
 use blkdebug::filter::Filter;
-use engine::device::{Device, Event, FileDevice, Port, RamDevice, SECTOR_BYTES, drive};
+use engine::device::{
+    Claim, Device, Event, FileClaims, FileDevice, Port, RamDevice, SECTOR_BYTES, drive,
+};
 use engine::error::{Error, Problem, Refused};
 use engine::image::{Access, Image};
 use engine::luks::Secret;
@@ -21,6 +23,7 @@ use engine::qcow2::{BitmapInfo, Files, OpenOptions, Qcow2, list_bitmaps};
 use engine::raw::Raw;
 
 use super::behind::WriteBehind;
+use super::claims::{self, Locking, Role, in_use};
 use super::device::CachedFile;
 use super::failure::{engine_text, os_text};
 use super::runtime::Generic;
@@ -52,10 +55,14 @@ pub(crate) struct Opening<'a> {
 /// Whether others may use an image meanwhile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Sharing {
-    /// Others may read it.
+    /// Others may read it, and write it if it is raw.
+    ByFormat,
+    /// Others may read it, whatever it is.
     Readers,
     /// Others may do what they like (`-U`).
     Anyone,
+    /// The same, and nobody is asked whether this may be read.
+    Unasked,
 }
 
 /// How much of an image is opened.
@@ -80,6 +87,8 @@ pub(crate) struct FileNode {
     pub(crate) path: String,
     /// The device that the format sees.
     pub(crate) port: Port,
+    /// What is claimed on the local file; none where the caller turned locks off.
+    claims: Option<Rc<FileClaims>>,
     /// The topmost device of the kind that knows breakpoints, where there is one.
     pub(crate) filter: Option<Filter>,
 }
@@ -109,7 +118,32 @@ pub(crate) struct Node {
     pub(crate) generic: Generic,
 }
 
+impl FileNode {
+    /// Puts a claim in the place of what was claimed before.
+    fn claim(&self, claim: Claim) -> Result<(), Failure> {
+        match &self.claims {
+            Some(claims) => claims
+                .take(claim)
+                .map_err(|error| claims::refusal(&self.path, error)),
+            None => Ok(()),
+        }
+    }
+}
+
 impl Node {
+    /// Claims the length of the file too, where opening it did not.
+    pub(crate) fn claim_resize(&self) -> Result<(), Failure> {
+        match &self.file.claims {
+            Some(claims) => self.file.claim(claims::with_resize(claims.held())),
+            None => Ok(()),
+        }
+    }
+
+    /// Claims nothing any more, for one who is going to open the same file anew.
+    pub(crate) fn release(&self) -> Result<(), Failure> {
+        self.file.claim(Claim::NONE)
+    }
+
     /// The open image.
     ///
     /// # Panics
@@ -223,6 +257,14 @@ impl Opener<'_> {
         } else {
             self.opening.access
         };
+        if spec.force_share {
+            self.opening.sharing = Sharing::Anyone;
+        }
+        if access == Access::ReadWrite && self.opening.sharing == Sharing::Anyone {
+            return Err(Failure::new(
+                "force-share=on can only be used with read-only images",
+            ));
+        }
         let file = self.open_file(&spec.file, access)?;
         let start = at_once(file.port.at(Event::None).read(0, PROBE_LEN))
             .map_err(|error| Failure(engine_text(&error.into())))?;
@@ -230,6 +272,7 @@ impl Opener<'_> {
         if spec.format.is_none() && format == Format::Raw && access == Access::ReadWrite {
             warn_of_probed_raw(&spec.called);
         }
+        file.claim(claims::claim(Role::Image(format), access, &self.opening))?;
         let mut node = Node {
             filename: filename(spec),
             format,
@@ -263,9 +306,14 @@ impl Opener<'_> {
 
     fn open_file(&mut self, spec: &FileSpec, access: Access) -> Result<FileNode, Failure> {
         match spec {
-            FileSpec::Local(path) => {
-                let device = open_local(path, access, self.opening.sharing)?;
+            FileSpec::Local { path, locking } => {
+                let device = open_local(path, access)?;
                 self.must_be_new(path)?;
+                let claims = match locking {
+                    Locking::Auto => device.claims().map(|claims| Some(Rc::new(claims))),
+                    Locking::Off => Ok(None),
+                };
+                let claims = claims.map_err(|error| cannot_open(path, &os_text(&error)))?;
                 let cache = self.opening.cache;
                 let device: Rc<dyn Device> = match (cache, access) {
                     (CacheMode::Unsafe, Access::ReadWrite) => Rc::new(WriteBehind::new(device)),
@@ -276,6 +324,7 @@ impl Opener<'_> {
                     path: path.clone(),
                     filter: None,
                     port: Port::new(device),
+                    claims,
                 })
             }
             FileSpec::Blkdebug {
@@ -322,7 +371,9 @@ impl Opener<'_> {
             // A data file that is an image of this chain would be written twice, or read as what it is not.
             return Err(in_use(path, "shared \"resize\""));
         }
-        self.open_file(&file, access).map(Some)
+        let file = self.open_file(&file, access)?;
+        file.claim(claims::claim(Role::Data, access, &self.opening))?;
+        Ok(Some(file))
     }
 
     fn must_be_new(&mut self, path: &str) -> Result<(), Failure> {
@@ -444,7 +495,7 @@ fn all_rules(config: &str, rules: &Config) -> Result<Config, Failure> {
 /// The name in output: a description where a plain name would not open the image again.
 fn filename(spec: &Spec) -> String {
     match (&spec.key_secret, &spec.file) {
-        (Some(id), FileSpec::Local(path)) => {
+        (Some(id), FileSpec::Local { path, .. }) => {
             let quoted = |text: &str| serde_json::Value::from(text).to_string();
             format!(
                 "json:{{\"encrypt.key-secret\": {}, \"driver\": \"qcow2\", \"file\": {{\"driver\": \"file\", \"filename\": {}}}}}",
@@ -456,19 +507,16 @@ fn filename(spec: &Spec) -> String {
     }
 }
 
-fn open_local(path: &str, access: Access, sharing: Sharing) -> Result<FileDevice, Failure> {
-    let _ = sharing;
+fn open_local(path: &str, access: Access) -> Result<FileDevice, Failure> {
     let opened = match access {
         Access::ReadOnly => FileDevice::open_read_only(Path::new(path)),
-        Access::ReadWrite => FileDevice::open_read_write(Path::new(path)),
+        Access::ReadWrite => FileDevice::open_unclaimed(Path::new(path)),
     };
     opened.map_err(|error| {
         if error.kind() == ErrorKind::InvalidInput {
             Failure(format!(
                 "'file' driver requires '{path}' to be a regular file"
             ))
-        } else if error.kind() == ErrorKind::WouldBlock {
-            in_use(path, "\"write\"")
         } else {
             cannot_open(path, &os_text(&error))
         }
@@ -478,12 +526,6 @@ fn open_local(path: &str, access: Access, sharing: Sharing) -> Result<FileDevice
 /// The device and the inode of a local file.
 pub(crate) fn identity(path: &str) -> std::io::Result<(u64, u64)> {
     fs::metadata(path).map(|metadata| (metadata.dev(), metadata.ino()))
-}
-
-fn in_use(path: &str, lock: &str) -> Failure {
-    Failure(format!(
-        "Failed to get {lock} lock\nIs another process using the image [{path}]?"
-    ))
 }
 
 fn cannot_open(path: &str, why: &str) -> Failure {

@@ -3,6 +3,7 @@
 use blkdebug::config::{Config, Section, SectionKind};
 use engine::qcow2::header::Header;
 
+use super::claims::Locking;
 use super::options::Options;
 use super::runtime::Runtime;
 use super::{Failure, Format, name};
@@ -22,6 +23,8 @@ pub(crate) struct Spec {
     pub(crate) data_file: Option<FileSpec>,
     /// Whether the caller wants it read-only whatever the command would need.
     pub(crate) read_only: bool,
+    /// Whether the caller wants others to do what they like meanwhile.
+    pub(crate) force_share: bool,
     /// What holds while it is open.
     pub(crate) runtime: Runtime,
     /// The name of the secret that decrypts it.
@@ -47,7 +50,7 @@ pub(crate) enum BackingSpec {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum FileSpec {
     /// A local file.
-    Local(String),
+    Local { path: String, locking: Locking },
     /// blkdebug, with a configuration file's name (empty for none) and rules of its own, before a file.
     Blkdebug {
         config: String,
@@ -60,7 +63,7 @@ impl FileSpec {
     /// The name that stands for this in output.
     pub(crate) fn filename(&self) -> String {
         match self {
-            Self::Local(path) => path.clone(),
+            Self::Local { path, .. } => path.clone(),
             Self::Blkdebug { config, below, .. } => {
                 format!("blkdebug:{config}:{}", below.filename())
             }
@@ -70,14 +73,30 @@ impl FileSpec {
     /// The local file at the bottom.
     pub(crate) fn path(&self) -> &str {
         match self {
-            Self::Local(path) => path,
+            Self::Local { path, .. } => path,
             Self::Blkdebug { below, .. } => below.path(),
+        }
+    }
+
+    /// A local file, locked as QEMU locks unasked.
+    fn local(path: &str) -> Self {
+        Self::Local {
+            path: path.to_owned(),
+            locking: Locking::Auto,
+        }
+    }
+
+    /// The same file, locked as the caller says; what stands before one says so itself.
+    fn with_locking(self, locking: Locking) -> Self {
+        match self {
+            Self::Local { path, .. } => Self::Local { path, locking },
+            blkdebug @ Self::Blkdebug { .. } => blkdebug,
         }
     }
 
     fn from_name(text: &str) -> Result<Self, Failure> {
         match name::parse(text) {
-            name::Name::Plain(path) => Ok(Self::Local(path.to_owned())),
+            name::Name::Plain(path) => Ok(Self::local(path)),
             name::Name::Blkdebug(rest) => {
                 let (config, below) = rest.split_once(':').ok_or_else(|| {
                     Failure("blkdebug requires both config file and image path".into())
@@ -100,31 +119,26 @@ impl FileSpec {
 
     /// The file that options describe; what it does not know stays behind in them.
     fn from_options(options: &mut Options) -> Result<Self, Failure> {
-        // Locks are taken as QEMU's defaults ask, and the host's page cache is always used.
-        for ignored in [
-            "locking",
-            "aio",
-            "node-name",
-            "auto-read-only",
-            "read-only",
-            "discard",
-        ] {
+        // The host's page cache is always used.
+        for ignored in ["aio", "node-name", "auto-read-only", "read-only", "discard"] {
             options.take(ignored);
         }
         drop(options.take_below("cache"));
+        let locking = options.take("locking");
+        let locking = locking.map_or(Ok(Locking::Auto), |name| Locking::from_name(&name))?;
         let driver = options.take("driver");
         match driver.as_deref() {
             None => {
                 let filename = options.take("filename");
                 let filename =
                     filename.ok_or_else(|| Failure::new("Must specify either driver or file"))?;
-                Self::from_name(&filename)
+                Ok(Self::from_name(&filename)?.with_locking(locking))
             }
             Some("file") => {
                 let filename = options
                     .take("filename")
                     .ok_or_else(|| Failure::new("The 'file' block driver requires a file name"))?;
-                Ok(Self::Local(filename))
+                Ok(Self::local(&filename).with_locking(locking))
             }
             Some("blkdebug") => {
                 let below = match options.take("image") {
@@ -165,7 +179,7 @@ impl FileSpec {
                  data file yourself with --image-opts and data-file.* options"
             )));
         }
-        Ok(Self::Local(text.to_owned()))
+        Ok(Self::local(text))
     }
 
     /// The file of an image's guest data, by the word of the caller: a file, or a raw image in one.
@@ -231,24 +245,20 @@ impl Spec {
                  the backing file yourself with --image-opts and backing.* options"
             )));
         }
-        let FileSpec::Local(here) = above else {
+        let FileSpec::Local { path: here, .. } = above else {
             return Err(Failure::new(
                 "Cannot use a relative backing file behind blkdebug: name it with backing.* options",
             ))
             .or_else(|refused| {
                 if text.starts_with('/') {
-                    Ok(Some(Self::new(text, format, FileSpec::Local(text.into()))))
+                    Ok(Some(Self::new(text, format, FileSpec::local(text))))
                 } else {
                     Err(refused)
                 }
             });
         };
         let path = name::beside(here, text);
-        Ok(Some(Self::new(
-            &path,
-            format,
-            FileSpec::Local(path.clone()),
-        )))
+        Ok(Some(Self::new(&path, format, FileSpec::local(&path))))
     }
 
     fn new(called: &str, format: Option<Format>, file: FileSpec) -> Self {
@@ -259,6 +269,7 @@ impl Spec {
             backing: BackingSpec::FromImage,
             data_file: None,
             read_only: false,
+            force_share: false,
             runtime: Runtime::default(),
             key_secret: None,
             encryption: None,
@@ -303,8 +314,9 @@ impl Spec {
 
     fn take_format_options(&mut self, options: &mut Options) -> Result<(), Failure> {
         self.read_only = options.take_flag("read-only")?.unwrap_or(false);
+        self.force_share = options.take_flag("force-share")?.unwrap_or(false);
         // Neither changes what is read or written.
-        for ignored in ["node-name", "auto-read-only", "force-share"] {
+        for ignored in ["node-name", "auto-read-only"] {
             options.take(ignored);
         }
         drop(options.take_below("cache"));
@@ -406,7 +418,7 @@ mod tests {
     use super::*;
 
     fn local(name: &str) -> FileSpec {
-        FileSpec::Local(name.into())
+        FileSpec::local(name)
     }
 
     #[test]

@@ -83,7 +83,7 @@ fn run(parsed: &Parsed) -> Result<u8, Stop> {
     };
     let opening = Opening {
         access: Access::ReadWrite,
-        sharing: Sharing::Readers,
+        sharing: Sharing::ByFormat,
         cache,
         depth: Depth::Chain,
         secrets: &secrets,

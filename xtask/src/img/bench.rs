@@ -10,7 +10,7 @@ use engine::image::{Access, Image, LocalFuture};
 use super::getopt::{Parsed, flag, value};
 use super::{Command, Stop, misuse, open_named, print, secrets, sharing, sizes, spec_of};
 use crate::block::open::at_once;
-use crate::block::{CacheMode, Depth, Failure, Opening, Sharing};
+use crate::block::{CacheMode, Depth, Failure, Opening};
 
 pub(super) const COMMAND: Command = Command {
     name: "bench",
@@ -104,9 +104,6 @@ fn run(parsed: &Parsed) -> Result<u8, Stop> {
             "aio=native was specified, but it requires cache.direct=on, which was not specified.",
         )
         .into());
-    }
-    if opening.access == Access::ReadWrite && opening.sharing == Sharing::Anyone {
-        return Err(refused("force-share=on can only be used with read-only images").into());
     }
     let node = open_named(name, &spec, &opening)?;
     print(&plan.describe());

@@ -57,7 +57,7 @@ fn run(parsed: &Parsed) -> Result<u8, Stop> {
     let secrets = secrets(parsed)?;
     let opening = Opening {
         access: Access::ReadWrite,
-        sharing: Sharing::Readers,
+        sharing: Sharing::ByFormat,
         cache: CacheMode::WriteBack,
         depth: Depth::Alone,
         secrets: &secrets,
@@ -116,7 +116,7 @@ fn open_source(parsed: &Parsed, secrets: &Secrets) -> Result<Option<Node>, Failu
     };
     let opening = Opening {
         access: Access::ReadOnly,
-        sharing: Sharing::Readers,
+        sharing: Sharing::ByFormat,
         cache: CacheMode::WriteBack,
         depth: Depth::Alone,
         secrets,

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::block::failure::engine_text;
 use crate::block::open::at_once;
-use crate::block::{CacheMode, Depth, Failure, Format, Opening, Sharing};
+use crate::block::{CacheMode, Depth, Failure, Format, Opening};
 
 pub(super) const COMMAND: Command = Command {
     name: "check",
@@ -55,11 +55,6 @@ fn run(parsed: &Parsed) -> Result<u8, Stop> {
     let spec = spec_of(name, parsed)?;
     let access = if repair == Repair::None {
         Access::ReadOnly
-    } else if sharing(parsed) == Sharing::Anyone {
-        return Err(Failure(format!(
-            "Could not open '{name}': force-share=on can only be used with read-only images"
-        ))
-        .into());
     } else {
         Access::ReadWrite
     };

@@ -20,7 +20,7 @@ use super::progress::{Progress, Shown};
 use super::{Command, Stop, misuse, open_named, print, secrets, sizes, spec_of};
 use crate::block::failure::engine_text;
 use crate::block::open::at_once;
-use crate::block::{CacheMode, Depth, Failure, Node, Opening, Sharing};
+use crate::block::{CacheMode, Depth, Failure, Node, Opening, Sharing, open};
 
 pub(super) const COMMAND: Command = Command {
     name: "commit",
@@ -54,7 +54,7 @@ fn run(parsed: &Parsed) -> Result<u8, Stop> {
     let secrets = secrets(parsed)?;
     let opening = Opening {
         access: Access::ReadWrite,
-        sharing: Sharing::Readers,
+        sharing: Sharing::ByFormat,
         cache,
         depth: Depth::Chain,
         secrets: &secrets,
@@ -77,11 +77,16 @@ fn run(parsed: &Parsed) -> Result<u8, Stop> {
         )
         .into());
     };
-    let base = open_named(&spec.called, &spec, &opening)?;
+    // Two handles to one file are two who would write it.
+    if let Some(beneath) = &above.backing {
+        beneath.release()?;
+    }
+    let base = open(&spec, &opening)?;
     let shown = Shown::when(parsed.has("progress") && !parsed.has("quiet"));
     let mut progress = Progress::start(shown, top.virtual_bytes(), 1);
     let virtual_bytes = top.virtual_bytes();
     if virtual_bytes > base.virtual_bytes() {
+        base.claim_resize()?;
         manage(&base, Manage::grow(virtual_bytes))?;
     }
     let mut copy = Target {

@@ -278,7 +278,11 @@ fn copy_bitmaps(source: &Node, target: &Node, bitmaps: &[BitmapInfo]) -> Result<
 fn open_sources(parsed: &Parsed, names: &[String], secrets: &Secrets) -> Result<Vec<Node>, Stop> {
     let opening = Opening {
         access: Access::ReadOnly,
-        sharing: sharing(parsed),
+        sharing: match sharing(parsed) {
+            // What is raw must not change under the copy either.
+            Sharing::ByFormat => Sharing::Readers,
+            asked @ (Sharing::Readers | Sharing::Anyone | Sharing::Unasked) => asked,
+        },
         cache: CacheMode::of_source(parsed.get("source-cache").unwrap_or("writeback"))?,
         depth: Depth::Chain,
         secrets,
@@ -419,7 +423,7 @@ fn open_target(
     spec.key_secret = key_secret.or(spec.key_secret);
     let opening = Opening {
         access: Access::ReadWrite,
-        sharing: Sharing::Readers,
+        sharing: Sharing::ByFormat,
         cache,
         depth: Depth::Chain,
         secrets,

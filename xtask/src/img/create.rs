@@ -132,8 +132,9 @@ fn settle(
         }
         let format = creation.get("backing_fmt").map(ToOwned::to_owned);
         if !parsed.has("backing-unsafe") {
-            let beneath = open_beneath(name, &backing, format.as_deref(), secrets)
-                .map_err(|why| Failure(format!("{}\nCould not open backing image.", why.0)))?;
+            let beneath =
+                open_beneath(name, &backing, format.as_deref(), Sharing::Unasked, secrets)
+                    .map_err(|why| Failure(format!("{}\nCould not open backing image.", why.0)))?;
             if format.is_none() {
                 return Err(Failure(format!(
                     "Backing file specified without backing format\nDetected format of {}.",
@@ -160,6 +161,7 @@ pub(super) fn open_beneath(
     name: &str,
     backing: &str,
     format: Option<&str>,
+    sharing: Sharing,
     secrets: &Secrets,
 ) -> Result<Node, Failure> {
     let full = if crate::block::name::has_protocol(backing) {
@@ -172,7 +174,7 @@ pub(super) fn open_beneath(
         &spec,
         &Opening {
             access: Access::ReadOnly,
-            sharing: Sharing::Readers,
+            sharing,
             cache: CacheMode::WriteBack,
             depth: Depth::Chain,
             secrets,

@@ -1,5 +1,7 @@
 //! Creation options (`-o`): what each format knows, how they are told, and the image made from them.
 
+use std::fs::File;
+use std::io::{self, ErrorKind};
 use std::path::Path;
 use std::rc::Rc;
 
@@ -14,6 +16,7 @@ use engine::qcow2::geometry::Geometry;
 use engine::raw;
 
 use super::encryption::new_encryption;
+use crate::block::claims;
 use crate::block::failure::{engine_text, os_text};
 use crate::block::open::{at_once, identity};
 use crate::block::secret::Secrets;
@@ -328,12 +331,15 @@ impl Creation {
             Format::Qcow2 => {
                 let options = self.qcow2_options(secrets)?;
                 let made = match self.data_file()? {
-                    None => at_once(create::create(&open_empty(path)?, &options)),
+                    None => at_once(create::create(
+                        &self.open_empty(path, Format::Qcow2)?,
+                        &options,
+                    )),
                     Some(data_path) => {
                         must_differ(path, data_path)?;
                         // Where this cannot be made there is no new image either.
-                        let data = open_empty(data_path)?;
-                        let image = open_empty(path)?;
+                        let data = self.open_empty(data_path, Format::Raw)?;
+                        let image = self.open_empty(path, Format::Qcow2)?;
                         at_once(create::create_with_data_file(&image, &data, &options))
                     }
                 };
@@ -404,6 +410,31 @@ impl Creation {
         })
     }
 
+    /// Opens a file for a new image of this format, made where it does not exist.
+    fn open_empty(&self, path: &str, format: Format) -> Result<Port, Failure> {
+        let local = Path::new(path);
+        let missing = |error: &io::Error| error.kind() == ErrorKind::NotFound;
+        let opened = FileDevice::open_unclaimed(local).or_else(|error| {
+            if missing(&error) {
+                File::create_new(local)?;
+            }
+            FileDevice::open_unclaimed(local)
+        });
+        let claimable = opened.and_then(|device| Ok((device.claims()?, device)));
+        let (claims, device) = claimable.map_err(|error| {
+            let why = if local.is_dir() {
+                "Is a directory".to_owned()
+            } else {
+                os_text(&error)
+            };
+            Failure(format!("Could not create '{path}': {why}"))
+        })?;
+        claims
+            .take(claims::creation(format))
+            .map_err(|error| claims::refusal(path, error))?;
+        Ok(Port::new(Rc::new(device)))
+    }
+
     fn make_raw(&self, path: &str) -> Result<(), Failure> {
         let mode = self.preallocation()?;
         let bytes = self.size().unwrap_or(0);
@@ -411,7 +442,7 @@ impl Creation {
         let bytes = bytes
             .filter(|bytes| i64::try_from(*bytes).is_ok())
             .ok_or_else(too_large)?;
-        let port = open_empty(path)?;
+        let port = self.open_empty(path, Format::Raw)?;
         if mode == Preallocation::Metadata {
             return Err(no_raw_metadata());
         }
@@ -609,27 +640,7 @@ fn must_differ(path: &str, data_path: &str) -> Result<(), Failure> {
         (Ok(_) | Err(_), Ok(_) | Err(_)) => path == data_path,
     };
     if same {
-        return Err(Failure(format!(
-            "Failed to get shared \"resize\" lock\nIs another process using the image [{path}]?"
-        )));
+        return Err(claims::in_use(path, "shared \"resize\""));
     }
     Ok(())
-}
-
-/// Opens a file for a new image, made where it does not exist.
-fn open_empty(path: &str) -> Result<Port, Failure> {
-    let local = Path::new(path);
-    let opened = match FileDevice::open_read_write(local) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => FileDevice::create_new(local),
-        opened => opened,
-    };
-    let device = opened.map_err(|error| {
-        let why = if local.is_dir() {
-            "Is a directory".to_owned()
-        } else {
-            os_text(&error)
-        };
-        Failure(format!("Could not create '{path}': {why}"))
-    })?;
-    Ok(Port::new(Rc::new(device)))
 }

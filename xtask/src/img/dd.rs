@@ -97,7 +97,7 @@ fn run(parsed: &Parsed) -> Result<u8, Stop> {
         .map_err(|why| Failure::could_not_open(output, &why))?;
     let opening = Opening {
         access: Access::ReadWrite,
-        sharing: Sharing::Readers,
+        sharing: Sharing::ByFormat,
         cache: CacheMode::WriteBack,
         depth: Depth::Chain,
         secrets: &secrets,

@@ -92,7 +92,7 @@ fn backing_names(node: &Node) -> Option<(String, String, Option<String>)> {
         name.clone()
     } else {
         match &node.file.spec {
-            FileSpec::Local(path) => crate::block::name::beside(path, &name),
+            FileSpec::Local { path, .. } => crate::block::name::beside(path, &name),
             FileSpec::Blkdebug { .. } => name.clone(),
         }
     };
@@ -214,14 +214,14 @@ fn json_of(node: &Node) -> Result<Json, Failure> {
 /// Behind blkdebug nobody asks how much a file takes.
 fn actual_of(node: &Node) -> Option<u64> {
     match node.file.spec {
-        FileSpec::Local(_) => actual_bytes(&node.file.path),
+        FileSpec::Local { .. } => actual_bytes(&node.file.path),
         FileSpec::Blkdebug { .. } => None,
     }
 }
 
 fn children_of(file: &FileSpec, len_bytes: u64) -> Json {
     let (name, info) = match file {
-        FileSpec::Local(path) => {
+        FileSpec::Local { path, .. } => {
             let mut members = vec![
                 ("children", Json::List(vec![])),
                 ("virtual-size", len_bytes.next_multiple_of(512).into()),
@@ -346,7 +346,7 @@ fn write_children(text: &mut String, file: &FileSpec, len_bytes: u64, path: &str
     };
     let len_bytes = len_bytes.next_multiple_of(512);
     match file {
-        FileSpec::Local(name) => {
+        FileSpec::Local { path: name, .. } => {
             line("filename", name);
             line("protocol type", "file");
             line("file length", &with_bytes(len_bytes));

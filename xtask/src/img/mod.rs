@@ -261,7 +261,7 @@ fn sharing(parsed: &Parsed) -> Sharing {
     if parsed.has("force-share") {
         Sharing::Anyone
     } else {
-        Sharing::Readers
+        Sharing::ByFormat
     }
 }
 

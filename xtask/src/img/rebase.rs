@@ -75,7 +75,7 @@ fn run(parsed: &Parsed) -> Result<u8, Stop> {
     let secrets = secrets(parsed)?;
     let opening = Opening {
         access: Access::ReadWrite,
-        sharing: Sharing::Readers,
+        sharing: Sharing::ByFormat,
         cache,
         depth: if is_unsafe {
             Depth::Alone
@@ -158,7 +158,8 @@ fn open_new(
             "Could not open new backing file '{backing}': {why}"
         ))
     };
-    let new = open_beneath(name, backing, format, secrets).map_err(|why| failed(&why.0))?;
+    let new = open_beneath(name, backing, format, Sharing::ByFormat, secrets)
+        .map_err(|why| failed(&why.0))?;
     let identity = |node: &Node| {
         let metadata = fs::metadata(&node.file.path).ok()?;
         Some((metadata.dev(), metadata.ino()))

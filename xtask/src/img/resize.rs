@@ -57,12 +57,14 @@ fn run(parsed: &Parsed) -> Result<u8, Stop> {
     let secrets = secrets(parsed)?;
     let opening = Opening {
         access: Access::ReadWrite,
-        sharing: Sharing::Readers,
+        sharing: Sharing::ByFormat,
         cache: CacheMode::WriteBack,
         depth: Depth::Chain,
         secrets: &secrets,
     };
     let node = open_named(name, &spec_of(name, parsed)?, &opening)?;
+    node.claim_resize()
+        .map_err(|why| Failure::could_not_open(name, &why))?;
     let now = node.virtual_bytes();
     let wanted = relation.apply(now, amount);
     let Some(wanted) = wanted.filter(|wanted| *wanted > 0) else {

@@ -14,7 +14,7 @@ use super::{Command, Stop, misuse, open_named, print, secrets, sharing, spec_of}
 use crate::block::failure::engine_text;
 use crate::block::open::at_once;
 use crate::block::options::Options;
-use crate::block::{CacheMode, Depth, Failure, Format, Node, Opening, Sharing, Spec, size};
+use crate::block::{CacheMode, Depth, Failure, Format, Node, Opening, Spec, size};
 
 pub(super) const COMMAND: Command = Command {
     name: "snapshot",
@@ -66,10 +66,6 @@ fn run(parsed: &Parsed) -> Result<u8, Stop> {
         secrets: &secrets,
     };
     let spec = spec_of(name, parsed)?;
-    if opening.access == Access::ReadWrite && opening.sharing == Sharing::Anyone {
-        let why = Failure::new("force-share=on can only be used with read-only images");
-        return Err(Failure::could_not_open(name, &why).into());
-    }
     let node = open_named(name, &spec, &opening)?;
     match action {
         "create" => create(&node, wanted)?,

@@ -209,6 +209,7 @@ fn truncate(session: &mut Session, words: &[String]) -> Outcome {
 /// A raw disk ends where its file ends, at any byte.
 fn truncate_raw(session: &mut Session, len_bytes: u64, mode: Preallocation) -> Outcome {
     session.finish()?;
+    session.opened().node.claim_resize()?;
     let port = session.opened().node.file.port.clone();
     if mode == Preallocation::Metadata {
         return Err(Complaint::Told(no_raw_metadata().0));

@@ -55,7 +55,7 @@ impl Settings {
         Self {
             spec,
             access: Access::ReadWrite,
-            sharing: Sharing::Readers,
+            sharing: Sharing::ByFormat,
             cache: CacheMode::WriteThrough,
             discards: GuestDiscards::Obeyed,
             target: Target::Image,
