@@ -162,10 +162,24 @@ fn wrong_options_of_encryption_are_refused_alike() {
         "encryption=on",
         "encrypt.format=aes,encrypt.key-secret=s,encrypt.cipher-alg=aes-128",
         "encrypt.format=luks,encrypt.key-secret=s,encrypt.bogus=1",
+        "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=99999999999999999999",
     ] {
         let create = ["-f", "qcow2", "-o", options, "a", "1M"];
         let ended = pair.same(&[&["create"], &object[..], &create].concat());
         assert_eq!(ended.code, Some(1), "{options}");
+    }
+    // How many iterations that would be depends on the machine.
+    let without_digits = |ended: Ended| ended.err.replace(|one: char| one.is_ascii_digit(), "");
+    for time in ["-1", "1000000000"] {
+        let options = format!("encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time={time}");
+        let create = ["-q", "-f", "qcow2", "-o", &options, "a", "1M"];
+        let (qemu, ours) = pair.both(&[&["create"], &object[..], &create].concat());
+        assert_eq!(
+            (qemu.code, ours.code),
+            (Some(1), Some(1)),
+            "{time}: {ours:?}"
+        );
+        assert_eq!(without_digits(ours), without_digits(qemu), "{time}");
     }
     let options = "encrypt.format=luks,encrypt.key-secret=s";
     let convert = ["-c", "-O", "qcow2", "-o", options, "plain", "a"];

@@ -123,6 +123,8 @@ fn what_is_refused_is_refused_in_the_same_words() {
         "encrypt.state=active,encrypt.new-secret=nobody",
         "encrypt.state=active,encrypt.new-secret=t,encrypt.keyslot=0",
         "encrypt.state=active,encrypt.new-secret=t,encrypt.keyslot=8",
+        "encrypt.state=active,encrypt.new-secret=t,encrypt.keyslot=-1",
+        "encrypt.state=active,encrypt.new-secret=t,encrypt.iter-time=99999999999999999999",
         "encrypt.state=active,encrypt.new-secret=t,encrypt.keyslot=99999999999",
         "encrypt.state=active,encrypt.new-secret=t,encrypt.old-secret=s",
         "encrypt.state=active,encrypt.keyslot=x",

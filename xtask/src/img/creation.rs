@@ -14,6 +14,7 @@ use engine::qcow2::create::{
 };
 use engine::qcow2::geometry::Geometry;
 use engine::raw;
+use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
 
 use super::encryption::new_encryption;
 use crate::block::claims;
@@ -28,6 +29,8 @@ pub(super) enum Kind {
     Text,
     Flag,
     Number,
+    /// A number that may be negative.
+    Integer,
     Size,
 }
 
@@ -44,6 +47,7 @@ impl Kind {
                 .parse::<u64>()
                 .map(|number| number.to_string())
                 .map_err(|_| Failure(format!("Parameter '{name}' expects a number"))),
+            Self::Integer => integer(name, value).map(|number| number.to_string()),
             Self::Size => size::parse(value)
                 .map(|bytes| bytes.to_string())
                 .map_err(|bad| bad_size(name, value, bad)),
@@ -54,7 +58,7 @@ impl Kind {
         match self {
             Self::Text => "<str>",
             Self::Flag => "<bool (on/off)>",
-            Self::Number => "<num>",
+            Self::Number | Self::Integer => "<num>",
             Self::Size => "<size>",
         }
     }
@@ -137,7 +141,7 @@ const QCOW2: [Known; 22] = [
     ),
     known(
         "encrypt.iter-time",
-        Kind::Number,
+        Kind::Integer,
         None,
         "milliseconds that a key takes (2000)",
     ),
@@ -324,7 +328,6 @@ impl Creation {
 
     /// Makes the image; what stood in the file before is gone.
     pub(super) fn make(&self, filename: &str, secrets: &Secrets) -> Result<(), Failure> {
-        self.refuse_what_cannot_be_whole()?;
         let path = local_path(filename)?;
         match self.format {
             Format::Raw => self.make_raw(path),
@@ -346,17 +349,6 @@ impl Creation {
                 made.map_err(|error| qcow2_failure(&error))
             }
         }
-    }
-
-    /// What is in the tables above because it has a place there, and cannot be done.
-    fn refuse_what_cannot_be_whole(&self) -> Result<(), Failure> {
-        match self.get("nocow") {
-            None | Some("off") => {}
-            Some(value) => {
-                return Err(Failure(format!("nocow={value} is not supported yet")));
-            }
-        }
-        Ok(())
     }
 
     /// The local file for the guest's data, where that is another.
@@ -432,6 +424,9 @@ impl Creation {
         claims
             .take(claims::creation(format))
             .map_err(|error| claims::refusal(path, error))?;
+        if self.get("nocow") == Some("on") {
+            keep_in_place(local);
+        }
         Ok(Port::new(Rc::new(device)))
     }
 
@@ -589,6 +584,22 @@ pub(super) fn local_path(filename: &str) -> Result<&str, Failure> {
     }
 }
 
+/// A number of 64 bits with its sign. QEMU reads it in two steps, and says of each what it misses.
+fn integer(name: &str, value: &str) -> Result<i64, Failure> {
+    let digits = value.strip_prefix('-').unwrap_or(value);
+    if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(Failure(format!("Parameter '{name}' expects a number")));
+    }
+    if digits.parse::<u64>().is_err() {
+        return Err(Failure(format!(
+            "Value '{value}' is too large for parameter '{name}'"
+        )));
+    }
+    value
+        .parse()
+        .map_err(|_| Failure(format!("Parameter '{name}' expects integer")))
+}
+
 fn bad_size(name: &str, value: &str, bad: size::BadSize) -> Failure {
     let negative = value.starts_with('-');
     Failure(match bad {
@@ -643,4 +654,14 @@ fn must_differ(path: &str, data_path: &str) -> Result<(), Failure> {
         return Err(claims::in_use(path, "shared \"resize\""));
     }
     Ok(())
+}
+
+/// Asks the file system to write this file in place (`nocow`). Most do so anyway, and not doing it is no
+/// error, as in QEMU.
+fn keep_in_place(path: &Path) {
+    if let Ok(file) = File::open(path)
+        && let Ok(flags) = ioctl_getflags(&file)
+    {
+        let _ = ioctl_setflags(&file, flags | IFlags::NOCOW);
+    }
 }

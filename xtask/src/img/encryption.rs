@@ -164,7 +164,7 @@ fn volume(creation: &Creation, secret: &Secret) -> Result<Vec<u8>, Failure> {
     let (cipher, hash) = (cipher(creation)?, hash(creation, "hash-alg")?);
     let milliseconds = creation.get("encrypt.iter-time");
     let milliseconds = milliseconds.and_then(|text| text.parse().ok());
-    let slot_iterations = iterations(hash, milliseconds.filter(|time| *time > 0));
+    let slot_iterations = iterations(hash, milliseconds.filter(|time| *time != 0))?;
     let new = NewVolume {
         cipher,
         hash,
@@ -208,9 +208,25 @@ fn fill_randomly(into: &mut [u8]) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Iterations that take about so many milliseconds on this machine.
-pub(super) fn iterations(hash: Hash, milliseconds: Option<u64>) -> u32 {
-    let wanted = Duration::from_millis(milliseconds.unwrap_or(ITER_TIME));
+/// Iterations that take about so many milliseconds on this machine. A negative time is, as in QEMU, a very
+/// long one.
+pub(super) fn iterations(hash: Hash, milliseconds: Option<i64>) -> Result<u32, Failure> {
+    let wanted = milliseconds.map_or(ITER_TIME, i64::cast_unsigned);
+    let a_second = iterations_a_second(hash);
+    let out_of_range = |what: String| {
+        Failure(format!(
+            "PBKDF iterations {what}: Numerical result out of range"
+        ))
+    };
+    let count = a_second
+        .checked_mul(wanted)
+        .ok_or_else(|| out_of_range(format!("{a_second} too large to scale")))?;
+    let count = u32::try_from(count / 1000)
+        .map_err(|_| out_of_range(format!("{} larger than {}", count / 1000, u32::MAX)))?;
+    Ok(count.clamp(MIN_ITERATIONS, MAX_ITERATIONS))
+}
+
+fn iterations_a_second(hash: Hash) -> u64 {
     let mut tried: u32 = 1 << 12;
     loop {
         #[expect(
@@ -221,9 +237,9 @@ pub(super) fn iterations(hash: Hash, milliseconds: Option<u64>) -> u32 {
         hash.derive(b"password", b"salt", tried, &mut [0; 32]);
         let took = start.elapsed();
         if took > Duration::from_millis(20) || tried > MAX_ITERATIONS / 2 {
-            let count = u128::from(tried) * wanted.as_nanos() / took.as_nanos().max(1);
-            let count = u32::try_from(count).unwrap_or(u32::MAX);
-            return count.clamp(MIN_ITERATIONS, MAX_ITERATIONS);
+            let second = Duration::from_secs(1).as_nanos();
+            let count = u128::from(tried) * second / took.as_nanos().max(1);
+            return u64::try_from(count).unwrap_or(u64::MAX);
         }
         tried *= 2;
     }

@@ -20,10 +20,10 @@ use crate::block::{Failure, Node};
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct KeySlots {
     state: Option<String>,
-    slot: Option<u64>,
+    slot: Option<i64>,
     new_secret: Option<String>,
     old_secret: Option<String>,
-    iter_time: Option<u64>,
+    iter_time: Option<i64>,
 }
 
 /// Whether `--force` was given.
@@ -189,7 +189,7 @@ impl KeySlots {
 
     /// The slot that was named; the number has 32 bits.
     fn slot(&self) -> Result<Option<usize>, Failure> {
-        let Some(number) = self.slot.map(|number| number & u64::from(u32::MAX)) else {
+        let Some(number) = self.slot.map(|number| number & i64::from(u32::MAX)) else {
             return Ok(None);
         };
         let slot = usize::try_from(number).ok().filter(|slot| *slot < SLOTS);
@@ -208,7 +208,8 @@ impl KeySlots {
         slot: usize,
         secret: &Secret,
     ) -> Result<(), Failure> {
-        let count = iterations(header.hash, self.iter_time);
+        let count = iterations(header.hash, self.iter_time)
+            .map_err(|why| Failure(format!("{}\nFailed to write to keyslot {slot}", why.0)))?;
         let fill = |slot| {
             let random = random_bytes(NewSlot::random_len(header.cipher))?;
             let new = NewSlot::new(secret.clone(), count, random);
