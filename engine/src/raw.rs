@@ -14,6 +14,10 @@ use crate::image::{
 use crate::manage::{Manage, Resizing};
 use crate::preallocation::{Preallocation, occupy};
 
+/// A file that gets its first bytes has them in a block of its own, as QEMU leaves it: who probes which
+/// alignment a file wants of direct requests learns nothing from a hole.
+const FIRST_BLOCK: usize = 4096;
+
 /// An open raw image.
 #[derive(Debug)]
 pub struct Raw {
@@ -87,7 +91,12 @@ pub async fn lengthen(file: &Port, len_bytes: u64, mode: Preallocation) -> Resul
     let old_bytes = file.len();
     file.at(Event::None).set_len(len_bytes).await?;
     let added = len_bytes.saturating_sub(old_bytes);
-    occupy(file, old_bytes, added, mode).await
+    occupy(file, old_bytes, added, mode).await?;
+    if old_bytes == 0 && added > 0 && mode != Preallocation::Full {
+        let len = usize::try_from(added).map_or(FIRST_BLOCK, |added| added.min(FIRST_BLOCK));
+        file.at(Event::WriteAio).write(0, vec![0; len]).await?;
+    }
+    Ok(())
 }
 
 fn must_suit(mode: Preallocation) -> Result<(), Error> {

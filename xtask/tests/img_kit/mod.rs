@@ -50,8 +50,10 @@ impl Pair {
         for name in ["qemu", "ours", "bin"] {
             fs::create_dir(folder.path().join(name)).unwrap();
         }
-        let link = folder.path().join("bin/qemu-img");
-        symlink(env!("CARGO_BIN_EXE_xtask"), link).unwrap();
+        for name in ["qemu-img", "qemu-io"] {
+            let link = folder.path().join("bin").join(name);
+            symlink(env!("CARGO_BIN_EXE_xtask"), link).unwrap();
+        }
         Self { folder }
     }
 
@@ -64,9 +66,18 @@ impl Pair {
 
     /// Runs one of the programs in its folder.
     pub(crate) fn run(&self, who: Who, arguments: &[&str]) -> Ended {
+        self.run_program(who, "qemu-img", arguments)
+    }
+
+    /// Runs qemu-io, or this program's `io`.
+    pub(crate) fn run_io(&self, who: Who, arguments: &[&str]) -> Ended {
+        self.run_program(who, "qemu-io", arguments)
+    }
+
+    fn run_program(&self, who: Who, name: &str, arguments: &[&str]) -> Ended {
         let program = match who {
-            Who::Qemu => PathBuf::from("qemu-img"),
-            Who::Ours => self.folder.path().join("bin/qemu-img"),
+            Who::Qemu => PathBuf::from(name),
+            Who::Ours => self.folder.path().join("bin").join(name),
         };
         run_in(&self.folder(who), &program, arguments)
     }
