@@ -27,10 +27,7 @@ fn drawn_operations_on_chains_are_carried_out() {
         let life = live(&chained(seed)).unwrap();
         assert_eq!(life.violations(), [], "seed {seed}");
         for happening in &life.lived.history {
-            let on_chain = matches!(
-                happening.operation,
-                Operation::Commit { .. } | Operation::Rebase { .. } | Operation::Stream { .. }
-            );
+            let on_chain = matches!(happening.operation, Operation::Chain(_));
             if on_chain {
                 let text = operation_text(happening.operation);
                 let (_, answer) = happening.completed.unwrap();

@@ -10,7 +10,7 @@ use std::ops::Range;
 use super::{Effect, Expectation, Ledger};
 use crate::oracle::structure::StoredBitmap;
 use crate::workload::ops::{
-    Answer, BitmapChange, BitmapOperation, Happening, Moment, Operation, bitmap_name,
+    Answer, BitmapChange, BitmapOperation, DiskChange, Happening, Moment, Operation, bitmap_name,
 };
 use crate::workload::stamp::{SectorValue, Writer};
 use engine::manage::BitmapState;
@@ -184,44 +184,29 @@ impl History {
                 kind,
             });
         };
-        let range = |offset: u64, len_bytes: u64| offset / 512..(offset + len_bytes) / 512;
-        match happening.operation {
-            Operation::Write { offset, len_bytes }
-            | Operation::WriteCompressed { offset, len_bytes }
-            | Operation::WriteBlank { offset, len_bytes }
-            | Operation::WriteZeroes {
-                offset, len_bytes, ..
-            } => touch(range(offset, len_bytes), Kind::Written),
-            Operation::Discard { offset, len_bytes } => {
-                touch(range(offset, len_bytes), Kind::Discarded);
+        match happening.operation.disk_change() {
+            DiskChange::None => {}
+            DiskChange::Stamped(range) | DiskChange::Zeroed(range) => {
+                touch(range.sectors(), Kind::Written);
             }
-            Operation::Shrink { virtual_bytes } => {
+            DiskChange::Discarded(range) => touch(range.sectors(), Kind::Discarded),
+            DiskChange::Shrunk { virtual_bytes } => {
                 let end = virtual_bytes / 512;
                 touch(end..end, Kind::Grown);
                 self.shrinks.push((submitted, end));
             }
-            Operation::Grow { virtual_bytes, .. } => {
+            DiskChange::Grown { virtual_bytes } => {
                 touch(
                     disk_bytes / 512..virtual_bytes.max(disk_bytes) / 512,
                     Kind::Grown,
                 );
             }
-            Operation::Bitmap(change) => self.changes.push((change, *happening)),
-            Operation::SnapshotApply { .. } | Operation::Rename { .. } | Operation::Empty => {
+            DiskChange::Restored | DiskChange::Renamed | DiskChange::Emptied => {
                 touch(0..u64::MAX / 512, Kind::Restored);
             }
-            Operation::Read { .. }
-            | Operation::Flush
-            | Operation::DropIdle
-            | Operation::SnapshotCreate { .. }
-            | Operation::SnapshotDelete { .. }
-            | Operation::Amend(_)
-            | Operation::DataFile(_)
-            | Operation::KeySlot(_)
-            | Operation::Commit { .. }
-            | Operation::Rebase { .. }
-            | Operation::Stream { .. }
-            | Operation::Reopen => {}
+        }
+        if let Operation::Bitmap(change) = happening.operation {
+            self.changes.push((change, *happening));
         }
         let stores = matches!(
             happening.operation,

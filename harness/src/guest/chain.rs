@@ -9,7 +9,7 @@ use std::ops::Range;
 use blkdebug::disks::Disk;
 
 use super::{Answer, Content, Happening, Moment};
-use crate::workload::ops::Operation;
+use crate::workload::ops::{ChainOperation, Operation};
 
 /// A file that an image can lie over, as it is before a history.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,14 +90,17 @@ impl Chain {
 
     /// Notes an operation on an image whose disk has that size.
     pub(super) fn enter(&mut self, happening: &Happening, virtual_bytes: u64) {
-        match happening.operation {
-            Operation::Commit { .. } => self.commits.push(Commit {
+        let Operation::Chain(operation) = happening.operation else {
+            return;
+        };
+        match operation {
+            ChainOperation::Commit { .. } => self.commits.push(Commit {
                 into: self.over.iter().copied().flatten().collect(),
                 submitted: happening.submitted,
                 completed: happening.completed,
                 virtual_bytes,
             }),
-            Operation::Rebase { onto } | Operation::Stream { base: onto } => {
+            ChainOperation::Rebase { onto } | ChainOperation::Stream { base: onto } => {
                 if matches!(happening.completed, Some((_, Answer::Done))) {
                     self.over.clear();
                 }
@@ -105,26 +108,6 @@ impl Chain {
                     self.over.push(onto);
                 }
             }
-            Operation::Read { .. }
-            | Operation::Write { .. }
-            | Operation::WriteCompressed { .. }
-            | Operation::WriteBlank { .. }
-            | Operation::DropIdle
-            | Operation::WriteZeroes { .. }
-            | Operation::Discard { .. }
-            | Operation::Flush
-            | Operation::Grow { .. }
-            | Operation::Shrink { .. }
-            | Operation::Amend(_)
-            | Operation::Rename { .. }
-            | Operation::DataFile(_)
-            | Operation::Empty
-            | Operation::SnapshotCreate { .. }
-            | Operation::SnapshotApply { .. }
-            | Operation::SnapshotDelete { .. }
-            | Operation::Bitmap(_)
-            | Operation::KeySlot(_)
-            | Operation::Reopen => {}
         }
     }
 

@@ -6,13 +6,12 @@
 
 use std::fmt;
 
-use blkdebug::disks::Disk;
 use engine::manage::{Amend, RawPromise};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::key_slots::KeySlots;
 use crate::workload::ops::{Answer, DataFileOperation, Happening, Moment, Operation};
-use crate::workload::perform::{backing_name, data_file_name, file_name};
+use crate::workload::perform::{backing_after, data_file_name};
 
 /// What the header says that an amendment can change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -65,45 +64,25 @@ impl Facts {
         format!(", data in {kind} file with a name of {bytes} bytes ({digest:016x})")
     }
 
-    /// What they become in an operation, step by step; the last is what is asked for.
-    fn steps(self, operation: Operation) -> Vec<Self> {
-        match operation {
-            Operation::Amend(amend) => self.amended(amend),
-            Operation::Rename { name_bytes } => vec![Self {
-                backing_name_bytes: name_bytes,
-                backing_name: xxh3_64(backing_name(name_bytes).as_bytes()),
-                ..self
-            }],
-            Operation::DataFile(operation) => vec![self.with_data_file(operation)],
-            Operation::KeySlot(operation) => {
-                let steps = self.key_slots.steps(operation);
-                let step = |key_slots| Self { key_slots, ..self };
-                steps.into_iter().map(step).collect()
-            }
-            Operation::Rebase { onto } | Operation::Stream { base: onto } => vec![self.over(onto)],
-            Operation::Read { .. }
-            | Operation::Write { .. }
-            | Operation::WriteCompressed { .. }
-            | Operation::WriteBlank { .. }
-            | Operation::WriteZeroes { .. }
-            | Operation::Discard { .. }
-            | Operation::Flush
-            | Operation::DropIdle
-            | Operation::Grow { .. }
-            | Operation::Shrink { .. }
-            | Operation::Empty
-            | Operation::Bitmap(_)
-            | Operation::Commit { .. }
-            | Operation::SnapshotCreate { .. }
-            | Operation::SnapshotApply { .. }
-            | Operation::SnapshotDelete { .. }
-            | Operation::Reopen => vec![self],
+    /// What they become in an operation, step by step; the last is what is asked for. `None` where it
+    /// changes nothing of what the header says.
+    fn steps(self, operation: Operation) -> Option<Vec<Self>> {
+        if let Operation::Amend(amend) = operation {
+            return Some(self.amended(amend));
         }
+        if let Operation::DataFile(operation) = operation {
+            return Some(vec![self.with_data_file(operation)]);
+        }
+        if let Operation::KeySlot(operation) = operation {
+            let steps = self.key_slots.steps(operation);
+            let step = |key_slots| Self { key_slots, ..self };
+            return Some(steps.into_iter().map(step).collect());
+        }
+        Some(vec![self.over(&backing_after(operation)?)])
     }
 
-    /// The same of an image that lies over that file.
-    fn over(self, file: Option<Disk>) -> Self {
-        let name = file.map_or("", file_name);
+    /// The same with that name of a backing file; without one where it is empty.
+    fn over(self, name: &str) -> Self {
         Self {
             backing_name_bytes: u32::try_from(name.len()).expect("a name is short"),
             backing_name: if name.is_empty() {
@@ -167,27 +146,19 @@ impl Facts {
         let mut legal = vec![self];
         let mut settled = 0;
         for happening in history.iter().filter(|it| it.submitted <= cut) {
-            let Happening { operation, .. } = happening;
-            let changes = matches!(
-                operation,
-                Operation::Amend(_)
-                    | Operation::Rename { .. }
-                    | Operation::DataFile(_)
-                    | Operation::KeySlot(_)
-                    | Operation::Rebase { .. }
-                    | Operation::Stream { .. }
-            );
-            if !changes {
+            let steps = legal.iter().map(|facts| facts.steps(happening.operation));
+            let Some(steps) = steps.collect::<Option<Vec<_>>>() else {
                 continue;
-            }
+            };
             let done = matches!(happening.completed, Some((at, Answer::Done)) if at <= cut);
-            let steps = legal.iter().map(|facts| facts.steps(*operation));
             if done {
                 settled += 1;
-                legal = steps.filter_map(|steps| steps.last().copied()).collect();
+                legal = steps
+                    .iter()
+                    .filter_map(|steps| steps.last().copied())
+                    .collect();
             } else {
-                let all: Vec<Self> = steps.flatten().collect();
-                legal.extend(all);
+                legal.extend(steps.into_iter().flatten());
             }
             legal.sort_unstable();
             legal.dedup();

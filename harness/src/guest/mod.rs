@@ -24,9 +24,8 @@ mod past;
 
 use std::ops::Range;
 
-use engine::chain::Overlay;
-
-use crate::workload::ops::{Answer, Happening, Moment, Operation, OperationId};
+use crate::workload::ops::{Answer, DiskChange, Happening, Moment, Operation, OperationId};
+use crate::workload::shape::Extent;
 
 pub use bitmaps::BitmapViolation;
 pub use chain::File;
@@ -248,93 +247,74 @@ impl Ledger {
     }
 
     fn enter(&mut self, happening: &Happening, effects: &mut Vec<(Range<u64>, Entry)>) {
-        let mut touch = |offset: u64, len_bytes: u64, effect| {
+        let mut touch = |range: Extent, effect| {
             let entry = Entry {
                 id: happening.id,
                 effect,
                 submitted: happening.submitted,
                 completed: happening.completed,
             };
-            effects.push((offset / 512..offset.saturating_add(len_bytes) / 512, entry));
+            effects.push((range.sectors(), entry));
         };
-        match happening.operation {
-            Operation::Read { .. } => return,
-            Operation::Write { offset, len_bytes }
-            | Operation::WriteCompressed { offset, len_bytes } => {
-                touch(offset, len_bytes, Effect::Stamp);
-            }
-            Operation::WriteBlank { offset, len_bytes }
-            | Operation::WriteZeroes {
-                offset, len_bytes, ..
-            } => touch(offset, len_bytes, Effect::Zero),
-            Operation::Discard { offset, len_bytes } => {
-                touch(offset, len_bytes, Effect::PerhapsZero);
-            }
-            Operation::Flush
-            | Operation::DropIdle
-            | Operation::Reopen
-            | Operation::Bitmap(_)
-            | Operation::KeySlot(_)
-            | Operation::Amend(_)
-            | Operation::Commit { .. }
-            | Operation::Rebase { .. }
-            | Operation::Stream { .. }
-            | Operation::DataFile(_)
-            | Operation::Rename { .. } => {}
-            Operation::Empty => self.empty(happening, effects),
-            Operation::SnapshotCreate { .. }
-            | Operation::SnapshotApply { .. }
-            | Operation::SnapshotDelete { .. } => {
-                let origin = self.turn(happening);
-                if let Some(origin) = origin {
-                    touch(0, u64::MAX, Effect::Restore(origin));
-                    self.resize(happening, self.size_of(origin));
-                }
-                if let Some((completed, Answer::Done)) = happening.completed {
-                    // Who goes back is durable itself, with all before it: nothing else is in flight.
-                    let submitted = match origin {
-                        Some(_) => Moment(completed.0 + 1),
-                        None => happening.submitted,
-                    };
-                    self.flushes.push(Barrier {
-                        submitted,
-                        completed,
-                    });
-                }
-            }
-            Operation::Shrink { virtual_bytes } => {
+        match happening.operation.disk_change() {
+            // Where a snapshot takes its content from is looked up below.
+            DiskChange::None | DiskChange::Renamed | DiskChange::Restored => {}
+            DiskChange::Stamped(range) => touch(range, Effect::Stamp),
+            DiskChange::Zeroed(range) => touch(range, Effect::Zero),
+            DiskChange::Discarded(range) => touch(range, Effect::PerhapsZero),
+            DiskChange::Emptied => self.empty(happening, effects),
+            DiskChange::Shrunk { virtual_bytes } => {
                 let largest = self.sizes.iter().map(|sizing| sizing.virtual_bytes);
                 let end = largest.fold(self.initial_bytes, u64::max);
                 // Whatever size comes after, nothing of that shows again.
-                touch(
-                    virtual_bytes,
-                    end.saturating_sub(virtual_bytes),
-                    Effect::Zero,
-                );
+                let beyond = Extent {
+                    offset: virtual_bytes,
+                    len_bytes: end.saturating_sub(virtual_bytes),
+                };
+                touch(beyond, Effect::Zero);
                 self.shrink(happening, virtual_bytes);
             }
-            Operation::Grow { virtual_bytes, .. } => {
+            DiskChange::Grown { virtual_bytes } => {
                 self.resize(happening, virtual_bytes);
                 if let Some((_, Answer::Done)) = happening.completed {
                     self.size_now = virtual_bytes;
                 }
             }
         }
-        let flushes = matches!(
-            happening.operation,
-            Operation::Flush
-                | Operation::Reopen
-                | Operation::Bitmap(_)
-                | Operation::Grow { .. }
-                | Operation::Commit {
-                    overlay: Overlay::Empty
-                }
-                | Operation::Rebase { .. }
-                | Operation::Stream { .. }
-        );
-        if let (true, Some((completed, Answer::Done))) = (flushes, happening.completed) {
+        if let Operation::Snapshot(_) = happening.operation {
+            self.snapshot(happening, effects);
+        }
+        if let (true, Some((completed, Answer::Done))) =
+            (happening.operation.is_a_flush(), happening.completed)
+        {
             self.flushes.push(Barrier {
                 submitted: happening.submitted,
+                completed,
+            });
+        }
+    }
+
+    /// Notes an operation on snapshots.
+    fn snapshot(&mut self, happening: &Happening, effects: &mut Vec<(Range<u64>, Entry)>) {
+        let origin = self.turn(happening);
+        if let Some(origin) = origin {
+            let entry = Entry {
+                id: happening.id,
+                effect: Effect::Restore(origin),
+                submitted: happening.submitted,
+                completed: happening.completed,
+            };
+            effects.push((0..u64::MAX / 512, entry));
+            self.resize(happening, self.size_of(origin));
+        }
+        if let Some((completed, Answer::Done)) = happening.completed {
+            // Who goes back is durable itself, with all before it: nothing else is in flight.
+            let submitted = match origin {
+                Some(_) => Moment(completed.0 + 1),
+                None => happening.submitted,
+            };
+            self.flushes.push(Barrier {
+                submitted,
                 completed,
             });
         }

@@ -5,7 +5,7 @@
 //! between question and answer: of each operation in flight meanwhile, what was there before or what it wrote.
 
 use super::{Answer, Content, Happening, Ledger, Moment};
-use crate::workload::ops::Operation;
+use crate::workload::ops::{Operation, SnapshotChange, SnapshotOperation};
 
 /// A snapshot from before the history.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -132,30 +132,14 @@ impl Ledger {
 
     /// Notes an operation on snapshots, and yields where an application takes its content from.
     pub(super) fn turn(&mut self, happening: &Happening) -> Option<Origin> {
-        let (snapshot, what) = match happening.operation {
-            Operation::SnapshotCreate { snapshot } => (snapshot, Some(What::Take)),
-            Operation::SnapshotDelete { snapshot } => (snapshot, Some(What::Delete)),
-            Operation::SnapshotApply { snapshot } => (snapshot, None),
-            Operation::Read { .. }
-            | Operation::Write { .. }
-            | Operation::WriteCompressed { .. }
-            | Operation::WriteBlank { .. }
-            | Operation::WriteZeroes { .. }
-            | Operation::Discard { .. }
-            | Operation::Flush
-            | Operation::DropIdle
-            | Operation::Grow { .. }
-            | Operation::Shrink { .. }
-            | Operation::Amend(_)
-            | Operation::Rename { .. }
-            | Operation::DataFile(_)
-            | Operation::Empty
-            | Operation::Bitmap(_)
-            | Operation::KeySlot(_)
-            | Operation::Commit { .. }
-            | Operation::Rebase { .. }
-            | Operation::Stream { .. }
-            | Operation::Reopen => return None,
+        let Operation::Snapshot(SnapshotOperation { snapshot, change }) = happening.operation
+        else {
+            return None;
+        };
+        let what = match change {
+            SnapshotChange::Create => Some(What::Take),
+            SnapshotChange::Delete => Some(What::Delete),
+            SnapshotChange::Apply => None,
         };
         let name = name_of(snapshot);
         let lists = self.lists_at(Moment(u64::MAX));

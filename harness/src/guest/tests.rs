@@ -7,7 +7,10 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::oracle::structure::StoredBitmap;
-use crate::workload::ops::{BitmapChange, BitmapOperation, DataFileOperation, bitmap_name};
+use crate::workload::ops::{
+    BitmapChange, BitmapOperation, ChainOperation, DataFileOperation, SnapshotChange,
+    SnapshotOperation, bitmap_name,
+};
 use crate::workload::stamp::{SectorValue, Writer, stamp, stamp_range};
 
 const SECTORS: u64 = 6;
@@ -260,14 +263,10 @@ fn naive_legal(
         | Operation::Amend(_)
         | Operation::Rename { .. }
         | Operation::DataFile(_)
-        | Operation::SnapshotCreate { .. }
-        | Operation::SnapshotApply { .. }
-        | Operation::SnapshotDelete { .. }
+        | Operation::Snapshot(_)
         | Operation::Bitmap(_)
         | Operation::KeySlot(_)
-        | Operation::Commit { .. }
-        | Operation::Rebase { .. }
-        | Operation::Stream { .. }
+        | Operation::Chain(_)
         | Operation::Reopen => None,
     };
     let effect = |happening: &Happening| {
@@ -568,12 +567,19 @@ fn overlapping(operations: &[(Operation, u64, u64)]) -> Vec<Happening> {
         .collect()
 }
 
+fn take(snapshot: u32) -> Operation {
+    Operation::Snapshot(SnapshotOperation {
+        snapshot,
+        change: SnapshotChange::Create,
+    })
+}
+
 #[test]
 fn a_snapshot_holds_what_was_done_before_and_perhaps_what_was_under_way() {
     let history = overlapping(&[
         (write(0, 1), 1, 2),
         (write(1, 1), 3, 6),
-        (Operation::SnapshotCreate { snapshot: 0 }, 4, 8),
+        (take(0), 4, 8),
         (write(2, 1), 5, 10),
         (write(0, 1), 9, 11),
     ]);
@@ -643,9 +649,9 @@ fn committed(answer: Option<u64>) -> Ledger {
         submitted: Moment(submitted),
         completed: completed.map(|at| (Moment(at), Answer::Done)),
     };
-    let commit = Operation::Commit {
+    let commit = Operation::Chain(ChainOperation::Commit {
         overlay: Overlay::Keep,
-    };
+    });
     let mut history = vec![
         happening(0, write(0, 1), 1, Some(2)),
         happening(1, commit, 3, answer),
@@ -703,15 +709,15 @@ fn a_file_that_lies_over_one_that_was_committed_into_may_show_anything() {
     let history = [
         operation(
             1,
-            Operation::Stream {
+            Operation::Chain(ChainOperation::Stream {
                 base: Some(Disk::Base),
-            },
+            }),
         ),
         operation(
             5,
-            Operation::Commit {
+            Operation::Chain(ChainOperation::Commit {
                 overlay: Overlay::Empty,
-            },
+            }),
         ),
     ];
     let ledger = Ledger::over_files(Content::zeroes(), 1024, files, &history);

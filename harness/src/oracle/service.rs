@@ -18,7 +18,7 @@ use super::snapshots::check_snapshots;
 use super::verdict::{Oracle, Verdict, Violation};
 use super::view::GuestView;
 use crate::guest::{Content, Expectation, Ledger, Past};
-use crate::workload::ops::{Happening, Operation, OperationId};
+use crate::workload::ops::{Happening, Operation, OperationId, SnapshotChange, SnapshotOperation};
 
 /// What came of work after recovery.
 #[derive(Clone, Debug)]
@@ -183,10 +183,10 @@ fn workload(
     let with_snapshots = match snapshots {
         [] => [None; 5],
         [first, ..] => [
-            Some(Operation::SnapshotDelete { snapshot: *first }),
-            Some(Operation::SnapshotCreate { snapshot: own }),
+            Some(on_snapshot(*first, SnapshotChange::Delete)),
+            Some(on_snapshot(own, SnapshotChange::Create)),
             write(old..old + 1),
-            Some(Operation::SnapshotApply { snapshot: own }),
+            Some(on_snapshot(own, SnapshotChange::Apply)),
             write(fresh..fresh + 2),
         ],
     };
@@ -194,6 +194,10 @@ fn workload(
         .map(OperationId)
         .zip(operations.into_iter().chain(with_snapshots).flatten())
         .collect()
+}
+
+fn on_snapshot(snapshot: u32, change: SnapshotChange) -> Operation {
+    Operation::Snapshot(SnapshotOperation { snapshot, change })
 }
 
 /// The numbers of the snapshots, unless refcounts are too narrow for one to go and another to come.

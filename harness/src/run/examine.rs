@@ -17,7 +17,7 @@ use crate::crash::state::CrashState;
 use crate::guest::{Expectation, Ledger};
 use crate::oracle::{Oracle, Service, Verdict, Violation};
 use crate::prng::Prng;
-use crate::trace::{Crash, Then};
+use crate::trace::{Crash, Then, operation_text};
 use crate::workload::ops::Moment;
 
 /// As many messages of a kind are kept.
@@ -61,7 +61,10 @@ pub(super) fn examine(
 /// What of the exploration is sampled depends on the case's content alone, so that a replayed schedule
 /// is explored as the drawn one was.
 fn draw_for(case: &Case) -> Prng {
-    let text = format!("{:?}", case.scenario.operations);
+    // As traces spell them: that outlives what the types are called here.
+    let operations = case.scenario.operations.iter();
+    let texts: Vec<String> = operations.map(|it| operation_text(*it)).collect();
+    let text = texts.join("\n");
     Prng::from_seed(xxhash_rust::xxh3::xxh3_64(text.as_bytes()))
 }
 

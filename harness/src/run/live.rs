@@ -19,7 +19,9 @@ use crate::sim::chooser::{Chooser, Random, Replay};
 use crate::sim::stage::{Stage, StageError, open_options};
 use crate::sim::world::{Ending, Lived, World};
 use crate::trace::operation_text;
-use crate::workload::ops::{Happening, Operation};
+use crate::workload::ops::{
+    ChainOperation, Happening, Operation, SnapshotChange, SnapshotOperation,
+};
 use crate::workload::shape::Scenario;
 
 /// A case that has lived.
@@ -151,9 +153,7 @@ fn may_be_refused(operation: Operation, error: &Error) -> bool {
                 | Operation::Rename { .. }
                 | Operation::DataFile(_)
                 | Operation::Bitmap(_)
-                | Operation::Commit { .. }
-                | Operation::Rebase { .. }
-                | Operation::Stream { .. }
+                | Operation::Chain(_)
                 | Operation::Grow { .. }
                 | Operation::Shrink { .. }
         ),
@@ -166,16 +166,21 @@ fn may_be_refused(operation: Operation, error: &Error) -> bool {
             Operation::Bitmap(_)
                 | Operation::Grow { .. }
                 | Operation::Shrink { .. }
-                | Operation::SnapshotApply { .. }
+                | Operation::Snapshot(SnapshotOperation {
+                    change: SnapshotChange::Apply,
+                    ..
+                })
         ),
         Refused::RefcountOverflow => matches!(
             operation,
             Operation::Amend(_)
-                | Operation::SnapshotCreate { .. }
-                | Operation::SnapshotApply { .. }
+                | Operation::Snapshot(SnapshotOperation {
+                    change: SnapshotChange::Create | SnapshotChange::Apply,
+                    ..
+                })
         ),
         // An image beneath may have clusters too small for a disk as large as the one that is committed.
-        Refused::TableFull(Structure::L1Table) => matches!(operation, Operation::Commit { .. }),
+        Refused::TableFull(Structure::L1Table) => is_commit(operation),
         // A data file whose promise to be raw could not be withdrawn before.
         Refused::NotByFormat(_) => operation == Operation::Empty,
         Refused::Unaligned { .. }
@@ -188,6 +193,10 @@ fn may_be_refused(operation: Operation, error: &Error) -> bool {
         | Refused::FoundCorrupt
         | Refused::TableFull(_) => false,
     }
+}
+
+fn is_commit(operation: Operation) -> bool {
+    matches!(operation, Operation::Chain(ChainOperation::Commit { .. }))
 }
 
 /// The defect of a scenario: none in a build that cannot plant any, which whoever runs a case with a
@@ -330,15 +339,13 @@ impl Life {
     /// Whether a file beneath may be written to at that moment: in a commit, or as it is closed after one.
     fn may_write(&self, entry: &Entry) -> bool {
         let mut history = self.lived.history.iter();
-        let committed = history.any(|it| {
-            matches!(it.operation, Operation::Commit { .. }) && it.submitted < entry.submitted
-        });
+        let committed = history.any(|it| is_commit(it.operation) && it.submitted < entry.submitted);
         let mut history = self.lived.history.iter();
         let during = history.find(|it| {
             let over = it.completed.is_some_and(|(at, _)| at < entry.submitted);
             it.submitted < entry.submitted && !over
         });
-        let closes = |operation| matches!(operation, Operation::Commit { .. } | Operation::Reopen);
+        let closes = |operation| is_commit(operation) || operation == Operation::Reopen;
         committed && during.is_none_or(|during| closes(during.operation))
     }
 }

@@ -9,13 +9,24 @@ use engine::image::Image;
 
 use super::client::Opener;
 use super::files::Opened;
+use crate::workload::ops::ChainOperation;
 
-/// Commits the image into what it is open over.
-pub(super) async fn commit(
+/// Carries out an operation on what the image lies over. An image that is moved must be opened anew
+/// afterwards.
+pub(super) async fn perform(
     opener: &dyn Opener,
     opened: &Opened,
-    overlay: Overlay,
+    operation: ChainOperation,
 ) -> Result<(), Error> {
+    match operation {
+        ChainOperation::Commit { overlay } => commit(opener, opened, overlay).await,
+        ChainOperation::Rebase { onto } => rebase(opener, opened, onto).await,
+        ChainOperation::Stream { base } => stream(opener, opened, base).await,
+    }
+}
+
+/// Commits the image into what it is open over.
+async fn commit(opener: &dyn Opener, opened: &Opened, overlay: Overlay) -> Result<(), Error> {
     let backing = opened.beneath.first().ok_or_else(nothing_beneath)?;
     let how = Commit {
         overlay,
@@ -25,11 +36,7 @@ pub(super) async fn commit(
 }
 
 /// Moves the image over another file, or over nothing.
-pub(super) async fn rebase(
-    opener: &dyn Opener,
-    opened: &Opened,
-    onto: Option<Disk>,
-) -> Result<(), Error> {
+async fn rebase(opener: &dyn Opener, opened: &Opened, onto: Option<Disk>) -> Result<(), Error> {
     let how = opener.rebase_onto(onto)?;
     let old = opened.beneath.first();
     let new = match onto {
@@ -47,11 +54,7 @@ pub(super) async fn rebase(
 }
 
 /// Copies up what the files between the image and `base` hold.
-pub(super) async fn stream(
-    opener: &dyn Opener,
-    opened: &Opened,
-    base: Option<Disk>,
-) -> Result<(), Error> {
+async fn stream(opener: &dyn Opener, opened: &Opened, base: Option<Disk>) -> Result<(), Error> {
     let how = opener.rebase_onto(base)?;
     let files = &opened.beneath;
     let count = match base {

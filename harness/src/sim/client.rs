@@ -122,10 +122,9 @@ impl Client {
             let outcome = self.perform(id, operation).await;
             self.finish(id, outcome);
             // What lies beneath is another file now, and has been since the answer.
-            if matches!(
-                operation,
-                Operation::Rebase { .. } | Operation::Stream { .. }
-            ) && let Err(error) = self.reopen().await
+            if let Operation::Chain(chained) = operation
+                && chained.moves_onto().is_some()
+                && let Err(error) = self.reopen().await
             {
                 self.fail(Some(id), error);
             }
@@ -142,33 +141,11 @@ impl Client {
         }
         let opened = self.image.borrow().clone();
         let opened = opened.ok_or(Refused::Distrusted)?;
-        let opener = &*self.opener;
-        let done = match operation {
-            Operation::Commit { overlay } => chain::commit(opener, &opened, overlay).await,
-            Operation::Rebase { onto } => chain::rebase(opener, &opened, onto).await,
-            Operation::Stream { base } => chain::stream(opener, &opened, base).await,
-            Operation::Read { .. }
-            | Operation::Write { .. }
-            | Operation::WriteCompressed { .. }
-            | Operation::WriteBlank { .. }
-            | Operation::DropIdle
-            | Operation::WriteZeroes { .. }
-            | Operation::Discard { .. }
-            | Operation::Flush
-            | Operation::Grow { .. }
-            | Operation::Shrink { .. }
-            | Operation::Amend(_)
-            | Operation::Rename { .. }
-            | Operation::DataFile(_)
-            | Operation::Empty
-            | Operation::SnapshotCreate { .. }
-            | Operation::SnapshotApply { .. }
-            | Operation::SnapshotDelete { .. }
-            | Operation::Bitmap(_)
-            | Operation::KeySlot(_)
-            | Operation::Reopen => return perform(&*opened.image, id, operation).await,
-        };
-        done.map(|()| Vec::new())
+        if let Operation::Chain(operation) = operation {
+            let done = chain::perform(&*self.opener, &opened, operation).await;
+            return done.map(|()| Vec::new());
+        }
+        perform(&*opened.image, id, operation).await
     }
 
     /// Closes and opens; opens even where closing failed, as a new process would.

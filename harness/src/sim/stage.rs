@@ -23,7 +23,9 @@ use crate::guest::{Content, Past, name_of};
 use crate::oracle::Witness;
 use crate::oracle::structure::{layout, walk};
 use crate::oracle::view::{self, Content as SectorContent, GuestView, merge};
-use crate::workload::ops::{BitmapChange, BitmapOperation, Operation, OperationId};
+use crate::workload::ops::{
+    BitmapChange, BitmapOperation, Operation, OperationId, SnapshotChange, SnapshotOperation,
+};
 use crate::workload::perform::{file_name, managed, perform};
 use crate::workload::shape::{
     Backing, BitmapStanding, Encrypted, Extent, ImageShape, Scenario, Start, TEST_CIPHER, TEST_KEY,
@@ -387,7 +389,9 @@ async fn fill(files: &Files, shape: &ImageShape) -> Result<(), Error> {
     for filled in 0..=shape.filled.len() {
         while let Some(snapshot) = next.filter(|next| shape.filled_before(*next) == filled) {
             let id = OperationId(0);
-            perform(&*image, id, Operation::SnapshotCreate { snapshot }).await?;
+            let change = SnapshotChange::Create;
+            let operation = Operation::Snapshot(SnapshotOperation { snapshot, change });
+            perform(&*image, id, operation).await?;
             next = snapshots.next();
         }
         if let Some(extent) = shape.filled.get(filled) {

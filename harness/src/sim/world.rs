@@ -15,7 +15,7 @@ use super::chooser::{Chooser, Step};
 use super::client::{Client, Failure, Log, Opener, Read};
 use super::executor::Executor;
 use crate::caught::{Panic, catch};
-use crate::workload::ops::{Answer, Happening, Operation};
+use crate::workload::ops::{Answer, Happening, Manners, Operation};
 use crate::workload::shape::Management;
 
 /// What a world is made of.
@@ -168,33 +168,9 @@ impl Life<'_> {
     }
 
     fn manners(&self, operation: Operation) -> Manners {
-        match operation {
-            Operation::Empty
-            | Operation::Shrink { .. }
-            | Operation::SnapshotApply { .. }
-            | Operation::KeySlot(_)
-            | Operation::Commit { .. }
-            | Operation::Rebase { .. }
-            | Operation::Stream { .. }
-            | Operation::Reopen => Manners::Alone,
-            Operation::Grow { .. }
-            | Operation::Amend(_)
-            | Operation::Rename { .. }
-            | Operation::DataFile(_)
-            | Operation::SnapshotCreate { .. }
-            | Operation::SnapshotDelete { .. }
-            | Operation::Bitmap(_) => match self.management {
-                Management::Alone => Manners::Alone,
-                Management::Overlapping => Manners::OneAtATime,
-            },
-            Operation::Read { .. }
-            | Operation::Write { .. }
-            | Operation::WriteCompressed { .. }
-            | Operation::WriteBlank { .. }
-            | Operation::WriteZeroes { .. }
-            | Operation::Discard { .. }
-            | Operation::Flush
-            | Operation::DropIdle => Manners::Free,
+        match (operation.manners(), self.management) {
+            (Manners::OneAtATime, Management::Alone) => Manners::Alone,
+            (manners, Management::Alone | Management::Overlapping) => manners,
         }
     }
 
@@ -280,17 +256,6 @@ impl Life<'_> {
             digest: digest.digest128(),
         }
     }
-}
-
-/// What an operation is in flight beside.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Manners {
-    /// Any other that is not alone.
-    Free,
-    /// Those that are free.
-    OneAtATime,
-    /// It waits for what is in flight, and all that follows waits for it.
-    Alone,
 }
 
 fn fold_recording(digest: &mut Xxh3, recording: &Recording) {

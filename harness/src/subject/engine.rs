@@ -21,7 +21,9 @@ use crate::oracle::fingerprint;
 use crate::oracle::structure::encryption_header;
 use crate::oracle::view::Backing;
 use crate::sim::stage::secrets;
-use crate::workload::ops::{Answer, Happening, Moment, Operation, OperationId};
+use crate::workload::ops::{
+    Answer, Happening, Moment, Operation, OperationId, SnapshotChange, SnapshotOperation,
+};
 use crate::workload::perform::perform;
 
 /// The engine's qcow2 over a disk that answers at once.
@@ -206,7 +208,10 @@ impl Subject for EngineSubject {
 fn is_full(operation: Operation, error: &Error) -> bool {
     let snapshots = matches!(
         operation,
-        Operation::SnapshotCreate { .. } | Operation::SnapshotApply { .. }
+        Operation::Snapshot(SnapshotOperation {
+            change: SnapshotChange::Create | SnapshotChange::Apply,
+            ..
+        })
     );
     snapshots
         && matches!(

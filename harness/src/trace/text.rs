@@ -11,7 +11,8 @@ use engine::preallocation::Preallocation;
 
 use super::{Cut, Edge, Left, LengthLeft, RequestRef, Survivor};
 use crate::workload::ops::{
-    BitmapChange, BitmapOperation, DataFileOperation, KeySlotChange, KeySlotOperation, Operation,
+    BitmapChange, BitmapOperation, ChainOperation, DataFileOperation, KeySlotChange,
+    KeySlotOperation, Operation, SnapshotChange, SnapshotOperation,
 };
 use crate::workload::shape::{BitmapShape, BitmapStanding, Extent};
 
@@ -70,20 +71,26 @@ pub fn operation_text(operation: Operation) -> String {
         Operation::Rename { name_bytes } => format!("rename {name_bytes}"),
         Operation::DataFile(operation) => data_file_text(operation),
         Operation::Empty => "empty".into(),
-        Operation::SnapshotCreate { snapshot } => format!("snapshot-create {snapshot}"),
-        Operation::SnapshotApply { snapshot } => format!("snapshot-apply {snapshot}"),
-        Operation::SnapshotDelete { snapshot } => format!("snapshot-delete {snapshot}"),
+        Operation::Snapshot(SnapshotOperation { snapshot, change }) => match change {
+            SnapshotChange::Create => format!("snapshot-create {snapshot}"),
+            SnapshotChange::Apply => format!("snapshot-apply {snapshot}"),
+            SnapshotChange::Delete => format!("snapshot-delete {snapshot}"),
+        },
         Operation::Bitmap(operation) => bitmap_text(operation),
         Operation::KeySlot(KeySlotOperation { slot, change }) => match change {
             KeySlotChange::Fill { secret } => format!("key-slot-fill {slot} {secret}"),
             KeySlotChange::Erase => format!("key-slot-erase {slot}"),
         },
-        Operation::Commit { overlay } => match overlay {
-            Overlay::Empty => "commit".into(),
-            Overlay::Keep => "commit keep".into(),
+        Operation::Chain(operation) => match operation {
+            ChainOperation::Commit {
+                overlay: Overlay::Empty,
+            } => "commit".into(),
+            ChainOperation::Commit {
+                overlay: Overlay::Keep,
+            } => "commit keep".into(),
+            ChainOperation::Rebase { onto } => format!("rebase {}", file_text(onto)),
+            ChainOperation::Stream { base } => format!("stream {}", file_text(base)),
         },
-        Operation::Rebase { onto } => format!("rebase {}", file_text(onto)),
-        Operation::Stream { base } => format!("stream {}", file_text(base)),
         Operation::Reopen => "reopen".into(),
     }
 }
@@ -144,15 +151,9 @@ pub(super) fn operation(text: &str) -> Parsed<Operation> {
         },
         ["data-file", ref changes @ ..] => Operation::DataFile(data_file(changes)?),
         ["empty"] => Operation::Empty,
-        ["snapshot-create", snapshot] => Operation::SnapshotCreate {
-            snapshot: number(snapshot)?,
-        },
-        ["snapshot-apply", snapshot] => Operation::SnapshotApply {
-            snapshot: number(snapshot)?,
-        },
-        ["snapshot-delete", snapshot] => Operation::SnapshotDelete {
-            snapshot: number(snapshot)?,
-        },
+        ["snapshot-create", number] => snapshot(number, SnapshotChange::Create)?,
+        ["snapshot-apply", number] => snapshot(number, SnapshotChange::Apply)?,
+        ["snapshot-delete", number] => snapshot(number, SnapshotChange::Delete)?,
         ["bitmap", ref words @ ..] => {
             let known = bitmap(words)?;
             Operation::Bitmap(known.ok_or_else(|| BadText(format!("`{text}`: {BITMAP_HELP}")))?)
@@ -167,14 +168,14 @@ pub(super) fn operation(text: &str) -> Parsed<Operation> {
             slot: number(slot)?,
             change: KeySlotChange::Erase,
         }),
-        ["commit"] => Operation::Commit {
+        ["commit"] => Operation::Chain(ChainOperation::Commit {
             overlay: Overlay::Empty,
-        },
-        ["commit", "keep"] => Operation::Commit {
+        }),
+        ["commit", "keep"] => Operation::Chain(ChainOperation::Commit {
             overlay: Overlay::Keep,
-        },
-        ["rebase", onto] => Operation::Rebase { onto: file(onto)? },
-        ["stream", base] => Operation::Stream { base: file(base)? },
+        }),
+        ["rebase", onto] => Operation::Chain(ChainOperation::Rebase { onto: file(onto)? }),
+        ["stream", base] => Operation::Chain(ChainOperation::Stream { base: file(base)? }),
         ["reopen"] => Operation::Reopen,
         _ => {
             return Err(BadText(format!(
@@ -186,6 +187,11 @@ pub(super) fn operation(text: &str) -> Parsed<Operation> {
             )));
         }
     })
+}
+
+fn snapshot(text: &str, change: SnapshotChange) -> Parsed<Operation> {
+    let snapshot = number(text)?;
+    Ok(Operation::Snapshot(SnapshotOperation { snapshot, change }))
 }
 
 fn file_text(disk: Option<Disk>) -> &'static str {

@@ -83,47 +83,61 @@ pub enum Operation {
     DataFile(DataFileOperation),
     /// Give up everything that the image holds.
     Empty,
-    /// Take an internal snapshot.
-    SnapshotCreate {
-        /// Its number; no two of a workload have the same.
-        snapshot: u32,
-    },
-    /// Make the disk what it was when a snapshot was taken.
-    SnapshotApply {
-        /// Which.
-        snapshot: u32,
-    },
-    /// Delete a snapshot.
-    SnapshotDelete {
-        /// Which.
-        snapshot: u32,
-    },
+    /// An operation on an internal snapshot.
+    Snapshot(SnapshotOperation),
     /// An operation on a persistent bitmap; nothing else is in flight meanwhile.
     Bitmap(BitmapOperation),
     /// An operation on a key slot of a LUKS image; nothing else is in flight meanwhile.
     KeySlot(KeySlotOperation),
-    /// Commit what the image holds into the file that it lies over.
-    Commit {
-        /// What becomes of the image.
-        overlay: Overlay,
-    },
-    /// Move the image over another file, without changing what it shows.
-    Rebase {
-        /// The file, or `None` for none.
-        onto: Option<Disk>,
-    },
-    /// Copy into the image what the files between it and another hold, and move it over that one.
-    Stream {
-        /// The file, or `None` to copy everything.
-        base: Option<Disk>,
-    },
+    /// An operation on the files that the image lies over; nothing else is in flight meanwhile.
+    Chain(ChainOperation),
     /// Wait for everything in flight, close the image and open it again.
     Reopen,
 }
 
+/// What an operation does to the guest's disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum DiskChange {
+    /// Nothing that the guest can see.
+    None,
+    /// The range holds what names the operation.
+    Stamped(Extent),
+    /// The range holds zeroes.
+    Zeroed(Extent),
+    /// The range holds zeroes, or what it held.
+    Discarded(Extent),
+    /// The disk is larger.
+    Grown {
+        /// The new size.
+        virtual_bytes: u64,
+    },
+    /// The disk is smaller.
+    Shrunk {
+        /// The new size.
+        virtual_bytes: u64,
+    },
+    /// The disk is what it was when a snapshot was taken.
+    Restored,
+    /// The disk shows what lies beneath.
+    Emptied,
+    /// What lies beneath has another name.
+    Renamed,
+}
+
+/// What an operation may be in flight beside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Manners {
+    /// Any other that is not alone.
+    Free,
+    /// Those that are free, where operations on the image as a whole overlap with them.
+    OneAtATime,
+    /// It waits for what is in flight, and all that follows waits for it.
+    Alone,
+}
+
 impl Operation {
-    /// The range of the guest's disk that the operation touches, where it touches one.
-    pub fn range(self) -> Option<Extent> {
+    /// Offset and length of the range of the guest's disk that the operation touches, where it touches one.
+    fn place(&mut self) -> Option<(&mut u64, &mut u64)> {
         match self {
             Self::Read { offset, len_bytes }
             | Self::Write { offset, len_bytes }
@@ -132,7 +146,7 @@ impl Operation {
             | Self::WriteZeroes {
                 offset, len_bytes, ..
             }
-            | Self::Discard { offset, len_bytes } => Some(Extent { offset, len_bytes }),
+            | Self::Discard { offset, len_bytes } => Some((offset, len_bytes)),
             Self::Flush
             | Self::DropIdle
             | Self::Grow { .. }
@@ -141,50 +155,161 @@ impl Operation {
             | Self::Rename { .. }
             | Self::DataFile(_)
             | Self::Empty
-            | Self::SnapshotCreate { .. }
-            | Self::SnapshotApply { .. }
-            | Self::SnapshotDelete { .. }
+            | Self::Snapshot(_)
             | Self::Bitmap(_)
             | Self::KeySlot(_)
-            | Self::Commit { .. }
-            | Self::Rebase { .. }
-            | Self::Stream { .. }
+            | Self::Chain(_)
             | Self::Reopen => None,
         }
     }
 
+    /// The range of the guest's disk that the operation touches, where it touches one.
+    pub fn range(mut self) -> Option<Extent> {
+        let (offset, len_bytes) = self.place()?;
+        Some(Extent {
+            offset: *offset,
+            len_bytes: *len_bytes,
+        })
+    }
+
     /// The same operation on another range; one that touches none stays as it is.
     #[must_use]
-    pub fn with_range(self, to: Extent) -> Self {
-        let Extent { offset, len_bytes } = to;
+    pub fn with_range(mut self, to: Extent) -> Self {
+        if let Some((offset, len_bytes)) = self.place() {
+            (*offset, *len_bytes) = (to.offset, to.len_bytes);
+        }
+        self
+    }
+
+    /// What it does to the guest's disk.
+    pub fn disk_change(self) -> DiskChange {
+        let range = |offset, len_bytes| Extent { offset, len_bytes };
         match self {
-            Self::Read { .. } => Self::Read { offset, len_bytes },
-            Self::Write { .. } => Self::Write { offset, len_bytes },
-            Self::WriteCompressed { .. } => Self::WriteCompressed { offset, len_bytes },
-            Self::WriteBlank { .. } => Self::WriteBlank { offset, len_bytes },
-            Self::WriteZeroes { unmap, .. } => Self::WriteZeroes {
-                offset,
-                len_bytes,
-                unmap,
+            Self::Write { offset, len_bytes } | Self::WriteCompressed { offset, len_bytes } => {
+                DiskChange::Stamped(range(offset, len_bytes))
+            }
+            Self::WriteBlank { offset, len_bytes }
+            | Self::WriteZeroes {
+                offset, len_bytes, ..
+            } => DiskChange::Zeroed(range(offset, len_bytes)),
+            Self::Discard { offset, len_bytes } => DiskChange::Discarded(range(offset, len_bytes)),
+            Self::Grow { virtual_bytes, .. } => DiskChange::Grown { virtual_bytes },
+            Self::Shrink { virtual_bytes } => DiskChange::Shrunk { virtual_bytes },
+            Self::Snapshot(SnapshotOperation { change, .. }) => match change {
+                SnapshotChange::Apply => DiskChange::Restored,
+                SnapshotChange::Create | SnapshotChange::Delete => DiskChange::None,
             },
-            Self::Discard { .. } => Self::Discard { offset, len_bytes },
-            Self::Flush
+            Self::Empty => DiskChange::Emptied,
+            Self::Rename { .. } => DiskChange::Renamed,
+            Self::Read { .. }
+            | Self::Flush
             | Self::DropIdle
-            | Self::Grow { .. }
-            | Self::Shrink { .. }
+            | Self::Amend(_)
+            | Self::DataFile(_)
+            | Self::Bitmap(_)
+            | Self::KeySlot(_)
+            | Self::Chain(_)
+            | Self::Reopen => DiskChange::None,
+        }
+    }
+
+    /// Whether its answer promises that all is durable that was answered before it was submitted. Those
+    /// that promise more say so where their history is told.
+    pub fn is_a_flush(self) -> bool {
+        matches!(
+            self,
+            Self::Flush
+                | Self::Reopen
+                | Self::Bitmap(_)
+                | Self::Grow { .. }
+                | Self::Chain(
+                    ChainOperation::Commit {
+                        overlay: Overlay::Empty
+                    } | ChainOperation::Rebase { .. }
+                        | ChainOperation::Stream { .. }
+                )
+        )
+    }
+
+    /// What it may be in flight beside.
+    pub fn manners(self) -> Manners {
+        match self {
+            Self::Read { .. }
+            | Self::Write { .. }
+            | Self::WriteCompressed { .. }
+            | Self::WriteBlank { .. }
+            | Self::WriteZeroes { .. }
+            | Self::Discard { .. }
+            | Self::Flush
+            | Self::DropIdle => Manners::Free,
+            Self::Grow { .. }
             | Self::Amend(_)
             | Self::Rename { .. }
             | Self::DataFile(_)
-            | Self::Empty
-            | Self::SnapshotCreate { .. }
-            | Self::SnapshotApply { .. }
-            | Self::SnapshotDelete { .. }
-            | Self::Bitmap(_)
+            | Self::Bitmap(_) => Manners::OneAtATime,
+            Self::Snapshot(SnapshotOperation { change, .. }) => match change {
+                SnapshotChange::Create | SnapshotChange::Delete => Manners::OneAtATime,
+                SnapshotChange::Apply => Manners::Alone,
+            },
+            Self::Empty
+            | Self::Shrink { .. }
             | Self::KeySlot(_)
-            | Self::Commit { .. }
-            | Self::Rebase { .. }
-            | Self::Stream { .. }
-            | Self::Reopen => self,
+            | Self::Chain(_)
+            | Self::Reopen => Manners::Alone,
+        }
+    }
+}
+
+/// What is done to which internal snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct SnapshotOperation {
+    /// Its number; no two of a workload are taken with the same.
+    pub snapshot: u32,
+    /// What is done.
+    pub change: SnapshotChange,
+}
+
+/// What is done to an internal snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum SnapshotChange {
+    /// It is taken.
+    Create,
+    /// The disk is made what it was when it was taken.
+    Apply,
+    /// It is deleted.
+    Delete,
+}
+
+/// What is done with the files that an image lies over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ChainOperation {
+    /// What the image holds is committed into the file that it lies over.
+    Commit {
+        /// What becomes of the image.
+        overlay: Overlay,
+    },
+    /// The image is moved over another file, without changing what it shows.
+    Rebase {
+        /// The file, or `None` for none.
+        onto: Option<Disk>,
+    },
+    /// What the files between the image and another hold is copied into the image, which is moved over
+    /// that one.
+    Stream {
+        /// The file, or `None` to copy everything.
+        base: Option<Disk>,
+    },
+}
+
+/// The file that an image lies over, or `None` for none.
+pub type Over = Option<Disk>;
+
+impl ChainOperation {
+    /// What the image lies over afterwards, where that is for the operation to say.
+    pub fn moves_onto(self) -> Option<Over> {
+        match self {
+            Self::Commit { .. } => None,
+            Self::Rebase { onto } | Self::Stream { base: onto } => Some(onto),
         }
     }
 }

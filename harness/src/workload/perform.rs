@@ -8,7 +8,7 @@ use engine::manage::{BackingName, DataFileChange, LastSlot, Manage, NewSnapshot,
 
 use super::ops::{
     BitmapChange, BitmapOperation, DataFileOperation, KeySlotChange, KeySlotOperation, Operation,
-    OperationId, bitmap_name,
+    OperationId, SnapshotChange, SnapshotOperation, bitmap_name,
 };
 use super::shape::{TEST_CIPHER, TEST_SECRETS};
 use super::stamp::{Writer, stamp_range, thin_stamp_range};
@@ -70,28 +70,10 @@ pub async fn perform(
         }
         Operation::DataFile(operation) => image.manage(data_file_change(operation)).await,
         Operation::Empty => image.manage(Manage::MakeEmpty).await,
-        Operation::SnapshotCreate { snapshot } => {
-            let new = NewSnapshot {
-                name: name_of(snapshot),
-                date_seconds: snapshot,
-                ..NewSnapshot::default()
-            };
-            image.manage(Manage::SnapshotCreate(new)).await
-        }
-        Operation::SnapshotApply { snapshot } => {
-            let snapshot = name_of(snapshot);
-            image.manage(Manage::SnapshotApply { snapshot }).await
-        }
-        Operation::SnapshotDelete { snapshot } => {
-            let snapshot = name_of(snapshot);
-            image.manage(Manage::SnapshotDelete { snapshot }).await
-        }
+        Operation::Snapshot(operation) => image.manage(snapshot(operation)).await,
         Operation::Bitmap(operation) => image.manage(managed(operation)).await,
         Operation::KeySlot(operation) => image.manage(key_slot(id, operation)).await,
-        Operation::Commit { .. }
-        | Operation::Rebase { .. }
-        | Operation::Stream { .. }
-        | Operation::Reopen => unreachable!("it takes more than an open image"),
+        Operation::Chain(_) | Operation::Reopen => unreachable!("it takes more than an open image"),
     }
     .map(|()| Vec::new())
 }
@@ -101,8 +83,21 @@ pub(crate) fn file_name(disk: Disk) -> &'static str {
     disk.name()
 }
 
+/// The name of the backing file that an operation writes into the header, empty for none; `None` where it
+/// leaves the name alone.
+pub(crate) fn backing_after(operation: Operation) -> Option<String> {
+    if let Operation::Rename { name_bytes } = operation {
+        return Some(backing_name(name_bytes));
+    }
+    let Operation::Chain(operation) = operation else {
+        return None;
+    };
+    let onto = operation.moves_onto()?;
+    Some(onto.map_or("", file_name).to_owned())
+}
+
 /// The name of that length that [`Operation::Rename`] gives.
-pub(crate) fn backing_name(bytes: u32) -> String {
+fn backing_name(bytes: u32) -> String {
     "b".repeat(usize::try_from(bytes).expect("a name fits memory"))
 }
 
@@ -135,6 +130,21 @@ fn key_slot(id: OperationId, operation: KeySlotOperation) -> Manage {
             slot,
             last: LastSlot::Keep,
         },
+    }
+}
+
+/// An operation on a snapshot as the engine is asked for it.
+pub(crate) fn snapshot(operation: SnapshotOperation) -> Manage {
+    let SnapshotOperation { snapshot, change } = operation;
+    let name = name_of(snapshot);
+    match change {
+        SnapshotChange::Create => Manage::SnapshotCreate(NewSnapshot {
+            name,
+            date_seconds: snapshot,
+            ..NewSnapshot::default()
+        }),
+        SnapshotChange::Apply => Manage::SnapshotApply { snapshot: name },
+        SnapshotChange::Delete => Manage::SnapshotDelete { snapshot: name },
     }
 }
 

@@ -21,7 +21,10 @@ use engine::qcow2::geometry::Geometry;
 use engine::qcow2::{Discards, OverlapChecks};
 use engine::zeroes::DetectZeroes;
 
-use super::ops::{DataFileOperation, KeySlotChange, KeySlotOperation, Operation};
+use super::ops::{
+    DataFileOperation, KeySlotChange, KeySlotOperation, Operation, SnapshotChange,
+    SnapshotOperation,
+};
 use super::stamp::Writer;
 use crate::guest::Content;
 
@@ -541,59 +544,14 @@ impl Scenario {
             }
             self.check_chained(*operation)?;
             check_on_data_file(*operation, &mut data_file)?;
-            match *operation {
-                Operation::Grow { virtual_bytes, .. } | Operation::Shrink { virtual_bytes } => {
-                    check_range(virtual_bytes, 512)?;
-                }
-                Operation::DataFile(DataFileOperation { name_bytes, .. }) => {
-                    if name_bytes.is_some_and(|bytes| bytes > 1023) {
-                        return Err(BadScenario(
-                            "a data file's name has at most 1023 bytes".into(),
-                        ));
-                    }
-                }
-                Operation::Rename { name_bytes } => {
-                    if !(1..=1023).contains(&name_bytes) {
-                        let text = format!("a name of {name_bytes} bytes: from 1 to 1023");
-                        return Err(BadScenario(text));
-                    }
-                }
-                Operation::KeySlot(KeySlotOperation { slot, change }) => {
-                    let known = match change {
-                        KeySlotChange::Fill { secret } => usize::from(secret) < TEST_SECRETS.len(),
-                        KeySlotChange::Erase => true,
-                    };
-                    if !known || usize::from(slot) >= SLOTS {
-                        let text = format!(
-                            "key slot {slot}: there are {SLOTS} slots, and the \
-                             secrets of {}",
-                            TEST_SECRETS.len()
-                        );
-                        return Err(BadScenario(text));
-                    }
-                }
-                Operation::SnapshotCreate { snapshot } => {
-                    if !taken.insert(snapshot) {
-                        return Err(BadScenario(format!("snapshot {snapshot} is taken twice")));
-                    }
-                }
-                Operation::Read { .. }
-                | Operation::Write { .. }
-                | Operation::WriteCompressed { .. }
-                | Operation::WriteBlank { .. }
-                | Operation::WriteZeroes { .. }
-                | Operation::Discard { .. }
-                | Operation::SnapshotApply { .. }
-                | Operation::SnapshotDelete { .. }
-                | Operation::Amend(_)
-                | Operation::Empty
-                | Operation::Flush
-                | Operation::DropIdle
-                | Operation::Bitmap(_)
-                | Operation::Commit { .. }
-                | Operation::Rebase { .. }
-                | Operation::Stream { .. }
-                | Operation::Reopen => {}
+            check_operation(*operation)?;
+            if let Operation::Snapshot(SnapshotOperation {
+                snapshot,
+                change: SnapshotChange::Create,
+            }) = *operation
+                && !taken.insert(snapshot)
+            {
+                return Err(BadScenario(format!("snapshot {snapshot} is taken twice")));
             }
         }
         Ok(())
@@ -611,42 +569,66 @@ impl Scenario {
             let is_there = |disk| shape.is_some_and(|shape| shape.file(disk).is_some());
             disk.is_none_or(is_there)
         };
-        let (holds, text) = match operation {
-            Operation::Commit { .. } => (shape.is_some(), "a commit needs a chain"),
-            Operation::Rebase { onto: disk } | Operation::Stream { base: disk } => (
-                shape.is_some() && there(disk),
-                "a rebase or stream needs a chain with that file",
-            ),
+        if let Operation::Chain(operation) = operation {
+            let (holds, text) = match operation.moves_onto() {
+                None => (shape.is_some(), "a commit needs a chain"),
+                Some(disk) => (
+                    shape.is_some() && there(disk),
+                    "a rebase or stream needs a chain with that file",
+                ),
+            };
+            return holds.then_some(()).ok_or_else(|| BadScenario(text.into()));
+        }
+        let is_untold = matches!(
+            operation,
             Operation::Rename { .. }
-            | Operation::Empty
-            | Operation::SnapshotCreate { .. }
-            | Operation::SnapshotApply { .. }
-            | Operation::SnapshotDelete { .. }
-            | Operation::Bitmap(_) => (
-                shape.is_none(),
-                "an image over a chain is not renamed, emptied, taken a snapshot of or given bitmaps",
-            ),
-            Operation::Read { .. }
-            | Operation::Write { .. }
-            | Operation::WriteCompressed { .. }
-            | Operation::WriteBlank { .. }
-            | Operation::DropIdle
-            | Operation::WriteZeroes { .. }
-            | Operation::Discard { .. }
-            | Operation::Grow { .. }
-            | Operation::Shrink { .. }
-            | Operation::Amend(_)
-            | Operation::DataFile(_)
-            | Operation::KeySlot(_)
-            | Operation::Flush
-            | Operation::Reopen => (true, ""),
+                | Operation::Empty
+                | Operation::Snapshot(_)
+                | Operation::Bitmap(_)
+        );
+        if shape.is_some() && is_untold {
+            let text = "an image over a chain is not renamed, emptied, taken a snapshot of or given bitmaps";
+            return Err(BadScenario(text.into()));
+        }
+        Ok(())
+    }
+}
+
+/// Whether the numbers of an operation mean something, whatever the image.
+fn check_operation(operation: Operation) -> Result<(), BadScenario> {
+    if let Operation::Grow { virtual_bytes, .. } | Operation::Shrink { virtual_bytes } = operation {
+        check_range(virtual_bytes, 512)?;
+    }
+    if let Operation::DataFile(DataFileOperation {
+        name_bytes: Some(name_bytes),
+        ..
+    }) = operation
+        && name_bytes > 1023
+    {
+        return Err(BadScenario(
+            "a data file's name has at most 1023 bytes".into(),
+        ));
+    }
+    if let Operation::Rename { name_bytes } = operation
+        && !(1..=1023).contains(&name_bytes)
+    {
+        let text = format!("a name of {name_bytes} bytes: from 1 to 1023");
+        return Err(BadScenario(text));
+    }
+    if let Operation::KeySlot(KeySlotOperation { slot, change }) = operation {
+        let known = match change {
+            KeySlotChange::Fill { secret } => usize::from(secret) < TEST_SECRETS.len(),
+            KeySlotChange::Erase => true,
         };
-        if holds {
-            Ok(())
-        } else {
-            Err(BadScenario(text.into()))
+        if !known || usize::from(slot) >= SLOTS {
+            let text = format!(
+                "key slot {slot}: there are {SLOTS} slots, and the secrets of {}",
+                TEST_SECRETS.len()
+            );
+            return Err(BadScenario(text));
         }
     }
+    Ok(())
 }
 
 /// A disk is no larger than this, and nothing reaches beyond.
@@ -665,29 +647,15 @@ fn check_on_data_file(
     content: &mut Option<DataFileContent>,
 ) -> Result<(), BadScenario> {
     let raw = *content == Some(DataFileContent::Raw);
-    let refused = match operation {
-        Operation::WriteCompressed { .. }
-        | Operation::SnapshotCreate { .. }
-        | Operation::SnapshotApply { .. }
-        | Operation::SnapshotDelete { .. } => content.is_some(),
-        Operation::Empty | Operation::Rename { .. } => raw,
-        Operation::DataFile(_) => content.is_none(),
-        Operation::Read { .. }
-        | Operation::Write { .. }
-        | Operation::WriteZeroes { .. }
-        | Operation::Discard { .. }
-        | Operation::Flush
-        | Operation::Grow { .. }
-        | Operation::Shrink { .. }
-        | Operation::Amend(_)
-        | Operation::Bitmap(_)
-        | Operation::Commit { .. }
-        | Operation::Rebase { .. }
-        | Operation::Stream { .. }
-        | Operation::KeySlot(_)
-        | Operation::WriteBlank { .. }
-        | Operation::DropIdle
-        | Operation::Reopen => false,
+    let is_mapped_anew = matches!(
+        operation,
+        Operation::WriteCompressed { .. } | Operation::Snapshot(_)
+    );
+    let is_shown_anew = matches!(operation, Operation::Empty | Operation::Rename { .. });
+    let is_told = matches!(operation, Operation::DataFile(_));
+    let refused = match content {
+        Some(_) => is_mapped_anew || (raw && is_shown_anew),
+        None => is_told,
     };
     if refused {
         let text = "an image with a data file has nothing compressed and no snapshots, one with a raw file \

@@ -6,15 +6,11 @@ use blkdebug::disks::Disk;
 use engine::chain::Overlay;
 use engine::qcow2::create::BackingFormat;
 
-use super::super::ops::Operation;
+use super::super::ops::{ChainOperation, Operation};
 use super::super::pin::{Managed, Pins, Room};
 use super::super::shape::{Backing, Chain, Extent, ImageShape};
 use super::SECTOR;
 use crate::prng::Prng;
-
-/// How many kinds of operation there are.
-#[cfg(test)]
-pub(super) const KINDS: usize = 3;
 
 /// The files beneath are no larger, since every sector of theirs counts.
 const MAX_BYTES: u64 = 48 << 10;
@@ -71,11 +67,11 @@ pub(super) fn add(
     let mut with = Vec::with_capacity(operations.len() + 4);
     for (index, operation) in (0..).zip(operations.drain(..)) {
         while places.next_if_eq(&index).is_some() {
-            with.push(route.draw_one(&mut draw));
+            with.push(Operation::Chain(route.draw_one(&mut draw)));
         }
         with.push(operation);
     }
-    with.extend(places.map(|_| route.draw_one(&mut draw)));
+    with.extend(places.map(|_| Operation::Chain(route.draw_one(&mut draw))));
     *operations = with;
 }
 
@@ -149,26 +145,26 @@ struct Route {
 }
 
 impl Route {
-    fn draw_one(&mut self, draw: &mut Prng) -> Operation {
+    fn draw_one(&mut self, draw: &mut Prng) -> ChainOperation {
         let kind = if self.over.is_some() {
             draw.weighted(&[5, 4, 3])
         } else {
             1
         };
         match kind {
-            0 => Operation::Commit {
+            0 => ChainOperation::Commit {
                 overlay: *draw.pick(&[Overlay::Empty, Overlay::Empty, Overlay::Keep]),
             },
             1 => {
                 let onto = *draw.pick(&self.elsewhere());
                 self.over = onto;
-                Operation::Rebase { onto }
+                ChainOperation::Rebase { onto }
             }
             _ => {
                 let above_base = self.over == Some(Disk::Backing) && self.has_base;
                 let base = (above_base && draw.chance(2, 3)).then_some(Disk::Base);
                 self.over = base;
-                Operation::Stream { base }
+                ChainOperation::Stream { base }
             }
         }
     }

@@ -12,10 +12,6 @@ use super::super::pin::{Managed, Pins, Room};
 use super::super::shape::{Extent, ImageShape};
 use crate::prng::Prng;
 
-/// How many kinds of operation there are.
-#[cfg(test)]
-pub(super) const KINDS: usize = 1;
-
 /// Disks with raw data files are drawn no larger than this: all of one is mapped, and looked at.
 const MAX_RAW_BYTES: u64 = 256 << 10;
 /// They grow by no more than this at a time.

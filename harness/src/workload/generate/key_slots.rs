@@ -7,10 +7,6 @@ use super::super::pin::Pins;
 use super::super::shape::{Encrypted, TEST_SECRETS};
 use crate::prng::Prng;
 
-/// How many kinds of operation there are.
-#[cfg(test)]
-pub(super) const KINDS: usize = 1;
-
 /// Adds operations on key slots to a scenario, or does not.
 pub(super) fn add(
     prng: &Prng,

@@ -11,10 +11,6 @@ use super::super::pin::Pins;
 use super::super::shape::OptionShape;
 use crate::prng::Prng;
 
-/// How many kinds of operation there are.
-#[cfg(test)]
-pub(super) const KINDS: usize = 2;
-
 /// Draws options, and puts operations among the others that show what they do.
 pub(super) fn add(prng: &Prng, pins: &Pins, operations: &mut [Operation]) -> OptionShape {
     let mut draw = prng.fork("options");
@@ -30,37 +26,15 @@ pub(super) fn add(prng: &Prng, pins: &Pins, operations: &mut [Operation]) -> Opt
     };
     let idle = if draw.chance(1, 2) { 4 } else { 1 };
     for operation in operations {
-        match *operation {
-            Operation::Write { .. } | Operation::Flush if draw.chance(idle, 24) => {
-                *operation = Operation::DropIdle;
-            }
-            Operation::Write { offset, len_bytes } if draw.chance(blank, 16) => {
-                *operation = Operation::WriteBlank { offset, len_bytes };
-            }
-            Operation::Read { .. } if draw.chance(1, 3) => *operation = Operation::DropIdle,
-            Operation::Read { .. }
-            | Operation::Write { .. }
-            | Operation::WriteCompressed { .. }
-            | Operation::WriteBlank { .. }
-            | Operation::WriteZeroes { .. }
-            | Operation::Discard { .. }
-            | Operation::Flush
-            | Operation::DropIdle
-            | Operation::Grow { .. }
-            | Operation::Shrink { .. }
-            | Operation::Amend(_)
-            | Operation::Rename { .. }
-            | Operation::DataFile(_)
-            | Operation::Empty
-            | Operation::SnapshotCreate { .. }
-            | Operation::SnapshotApply { .. }
-            | Operation::SnapshotDelete { .. }
-            | Operation::Bitmap(_)
-            | Operation::KeySlot(_)
-            | Operation::Commit { .. }
-            | Operation::Rebase { .. }
-            | Operation::Stream { .. }
-            | Operation::Reopen => {}
+        let may_idle = matches!(operation, Operation::Write { .. } | Operation::Flush);
+        if may_idle && draw.chance(idle, 24) {
+            *operation = Operation::DropIdle;
+        } else if let Operation::Write { offset, len_bytes } = *operation
+            && draw.chance(blank, 16)
+        {
+            *operation = Operation::WriteBlank { offset, len_bytes };
+        } else if matches!(operation, Operation::Read { .. }) && draw.chance(1, 3) {
+            *operation = Operation::DropIdle;
         }
     }
     options

@@ -12,10 +12,6 @@ use super::super::shape::{Extent, ImageShape};
 use super::{MAX_STAMPED_BYTES, SECTOR, data_file};
 use crate::prng::Prng;
 
-/// How many kinds of operation there are.
-#[cfg(test)]
-pub(super) const KINDS: usize = 1;
-
 /// The pins under which an image can be preallocated, if that is asked for.
 pub(super) fn narrowed(pins: &Pins) -> Pins {
     let is_on = pins

@@ -2,14 +2,10 @@
 //!
 //! They are drawn apart from everything else, so that a scenario without them stays what it was.
 
-use super::super::ops::Operation;
+use super::super::ops::{Operation, SnapshotChange, SnapshotOperation};
 use super::super::pin::Pins;
 use super::super::shape::ImageShape;
 use crate::prng::Prng;
-
-/// How many kinds of operation there are.
-#[cfg(test)]
-pub(super) const KINDS: usize = 3;
 
 /// Adds snapshots to a scenario, or does not.
 pub(super) fn add(
@@ -62,7 +58,7 @@ fn draw_one(draw: &mut Prng, alive: &mut Vec<u32>, next: &mut u32, most: u64) ->
         draw.weighted(&[4, 3, 3])
     };
     let full = u64::try_from(alive.len()).expect("a small number") >= most;
-    match kind {
+    let (snapshot, change) = match kind {
         // Now and then one more than the refcounts can say.
         0 if !full || alive.is_empty() || draw.chance(1, 8) => {
             let snapshot = *next;
@@ -70,16 +66,13 @@ fn draw_one(draw: &mut Prng, alive: &mut Vec<u32>, next: &mut u32, most: u64) ->
             if !full {
                 alive.push(snapshot);
             }
-            Operation::SnapshotCreate { snapshot }
+            (snapshot, SnapshotChange::Create)
         }
-        1 => Operation::SnapshotApply {
-            snapshot: *draw.pick(alive),
-        },
+        1 => (*draw.pick(alive), SnapshotChange::Apply),
         _ => {
             let index = draw.index(alive.len());
-            Operation::SnapshotDelete {
-                snapshot: alive.remove(index),
-            }
+            (alive.remove(index), SnapshotChange::Delete)
         }
-    }
+    };
+    Operation::Snapshot(SnapshotOperation { snapshot, change })
 }
