@@ -85,11 +85,12 @@ impl Qcow2 {
         if self.discards.guest == GuestDiscards::Ignored {
             return Ok(());
         }
+        let _claim = self.claim(offset, len_bytes, Mode::Exclusive).await;
+        // Only now, since an amendment that changes the version claims the whole disk.
         if self.version.get() < 3 && self.backing.is_some() {
             // Nothing says "zeroes here" in version 2, and the backing file must not show again.
             return Ok(());
         }
-        let _claim = self.claim(offset, len_bytes, Mode::Exclusive).await;
         self.record_change(offset, len_bytes).await?;
         let range = offset..offset + len_bytes;
         let cluster_bytes = self.geometry.cluster_bytes();
