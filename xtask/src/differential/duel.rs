@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -12,6 +13,7 @@ use serde_json::Value;
 use super::agree::differences;
 use super::family::Family;
 use super::history::{DATA_FILE, History, IMAGE, SECRET, Step};
+use super::known::Known;
 
 /// What `measure` counts in: the cluster size of a new image for which none is asked.
 const NEW_CLUSTER_BYTES: u64 = 64 << 10;
@@ -46,6 +48,8 @@ pub(super) struct Outcome {
     pub(super) steps: u64,
     /// Steps that both sides refused.
     pub(super) refused: u64,
+    /// The bug of QEMU's that ended the history.
+    pub(super) known: Option<Known>,
     pub(super) disagreements: Vec<String>,
 }
 
@@ -111,6 +115,8 @@ impl Arena {
         fs::create_dir_all(&b)?;
         let mut outcome = Outcome::default();
         let mut script = Vec::new();
+        // What QEMU added to each disk with places for it.
+        let mut added = [const { Vec::new() }; 2];
         for step in &history.steps {
             let side = if draw.chance(1, 2) {
                 Side::Ours
@@ -121,21 +127,30 @@ impl Arena {
             let in_b = self.step(side.other(), step, history, &b)?;
             script.push(format!("{side:?} in a: {step:?}"));
             outcome.steps += 1;
+            let (ours, theirs, by_qemu) = match side {
+                Side::Ours => (&in_a, &in_b, 1),
+                Side::Theirs => (&in_b, &in_a, 0),
+            };
             if in_a.status.code() != in_b.status.code() {
-                let [ours, theirs] = match side {
-                    Side::Ours => [&in_a, &in_b],
-                    Side::Theirs => [&in_b, &in_a],
-                };
-                outcome.disagreements.push(format!(
-                    "{step:?}: QEMU {}, here {}",
-                    told(theirs),
-                    told(ours)
-                ));
+                outcome.known = Known::of_refusal(step, theirs, ours);
+                if outcome.known.is_none() {
+                    outcome.disagreements.push(format!(
+                        "{step:?}: QEMU {}, here {}",
+                        told(theirs),
+                        told(ours)
+                    ));
+                }
                 break;
+            }
+            if let Step::Preallocate { added: range, .. } = step {
+                added[by_qemu].push(range.clone());
             }
             outcome.refused += u64::from(!in_a.status.success());
         }
-        if outcome.disagreements.is_empty() {
+        if outcome.disagreements.is_empty() && outcome.known.is_none() {
+            outcome.known = self.known_contents(&folder, &added)?;
+        }
+        if outcome.disagreements.is_empty() && outcome.known.is_none() {
             self.compare(history, &folder, &mut outcome)?;
         }
         if outcome.disagreements.is_empty() {
@@ -143,15 +158,21 @@ impl Arena {
         } else {
             script.extend(outcome.disagreements.iter().cloned());
             fs::write(folder.join("history.txt"), script.join("\n"))?;
-            fs::create_dir_all(&self.keep)?;
-            let kept = self.keep.join(place);
-            let _ = fs::remove_dir_all(&kept);
-            if fs::rename(&folder, &kept).is_err() {
-                copy_folder(&folder, &kept)?;
-                fs::remove_dir_all(&folder)?;
-            }
+            self.keep(&folder, place)?;
         }
         Ok(outcome)
+    }
+
+    /// Moves a folder to where images of disagreements are kept.
+    fn keep(&self, folder: &Path, place: &str) -> io::Result<()> {
+        fs::create_dir_all(&self.keep)?;
+        let kept = self.keep.join(place);
+        let _ = fs::remove_dir_all(&kept);
+        if fs::rename(folder, &kept).is_err() {
+            copy_folder(folder, &kept)?;
+            fs::remove_dir_all(folder)?;
+        }
+        Ok(())
     }
 
     fn step(
@@ -162,10 +183,14 @@ impl Arena {
         folder: &Path,
     ) -> io::Result<Output> {
         match step {
-            Step::Img(words) | Step::OursAlone(words) => {
+            Step::Img(words) | Step::Preallocate { words, .. } | Step::OursAlone(words) => {
                 let side = match step {
                     Step::OursAlone(_) => Side::Ours,
-                    Step::Img(_) | Step::Io(_) | Step::IoWith(..) | Step::RawIo(..) => side,
+                    Step::Img(_)
+                    | Step::Preallocate { .. }
+                    | Step::Io(_)
+                    | Step::IoWith(..)
+                    | Step::RawIo(..) => side,
                 };
                 let words: Vec<&str> = words
                     .iter()
@@ -208,6 +233,30 @@ impl Arena {
             Side::Ours => &self.ours,
             Side::Theirs => &self.theirs,
         }
+    }
+
+    /// The bug of QEMU's that explains how the disks differ, if they do; `added` is what QEMU added to each with
+    /// places for it.
+    fn known_contents(
+        &self,
+        folder: &Path,
+        added: &[Vec<Range<u64>>; 2],
+    ) -> io::Result<Option<Known>> {
+        if added.iter().all(Vec::is_empty) {
+            return Ok(None);
+        }
+        let mut disks = Vec::new();
+        for place in ["a", "b"] {
+            let words = ["convert", "-f", "qcow2", "-O", "raw", IMAGE, "raw"];
+            let folder = folder.join(place);
+            let said = call(&self.ours.img, &words, &folder)?;
+            if !said.status.success() {
+                return Ok(None);
+            }
+            disks.push(fs::read(folder.join("raw"))?);
+        }
+        let [a, b] = [&disks[0], &disks[1]];
+        Ok(Known::of_contents(b, a, &added[0]).or_else(|| Known::of_contents(a, b, &added[1])))
     }
 
     /// Compares the images with each other and what both sides say of them.

@@ -9,6 +9,7 @@ mod agree;
 mod duel;
 mod family;
 mod history;
+mod known;
 
 use std::path::PathBuf;
 use std::sync::Mutex;
@@ -53,6 +54,7 @@ pub(crate) struct Differential {
 struct Tally {
     steps: u64,
     refused: u64,
+    known: u64,
     disagreements: Vec<(u64, Vec<String>)>,
 }
 
@@ -69,10 +71,11 @@ impl Differential {
         for family in families {
             let tally = self.family(&arena, family)?;
             println!(
-                "{family:<14} {:>6} histories, {:>7} steps, {:>5} refused alike, {} with a disagreement",
+                "{family:<14} {:>6} histories, {:>7} steps, {:>5} refused alike, {} ended by a known bug of QEMU's, {} with a disagreement",
                 self.indexes().count(),
                 tally.steps,
                 tally.refused,
+                tally.known,
                 tally.disagreements.len()
             );
             for (index, lines) in tally.disagreements.iter().take(10) {
@@ -135,6 +138,7 @@ impl Tally {
     fn add(&mut self, index: u64, outcome: Outcome) {
         self.steps += outcome.steps;
         self.refused += outcome.refused;
+        self.known += u64::from(outcome.known.is_some());
         if !outcome.disagreements.is_empty() {
             self.disagreements.push((index, outcome.disagreements));
         }
