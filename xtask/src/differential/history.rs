@@ -102,9 +102,9 @@ fn words(text: &str) -> Vec<String> {
     text.split_whitespace().map(str::to_owned).collect()
 }
 
-/// A call that counts iterations: one in four is QEMU's too.
+/// A call that counts iterations: one in sixteen is QEMU's too, and then takes most of a history's time.
 fn counted(draw: &mut Prng, text: &str) -> Step {
-    if draw.chance(1, 4) {
+    if draw.chance(1, 16) {
         img(text)
     } else {
         Step::OursAlone(words(text))
