@@ -13,32 +13,57 @@ pub struct Minimised<T> {
     pub input: T,
     /// How many variants were tried.
     pub attempts: usize,
+    /// Why the search ended.
+    pub end: End,
 }
 
-/// Given variants, answers with the index of the first that fails and with that variant, which it may have
-/// made simpler still.
-pub type FirstFailing<'a, T> = dyn FnMut(&[T]) -> Option<(usize, T)> + 'a;
+/// Why a search for a smaller input ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// Nothing simpler fails.
+    Smallest,
+    /// It reached its limit; there may be something simpler.
+    Limit,
+}
+
+/// How long a search may go on: until one of them is used up, or a little longer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Variants that are tried.
+    pub attempts: usize,
+    /// Work that trying them takes, in whatever unit the caller counts.
+    pub work: u64,
+}
+
+/// What came of trying some variants.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tried<T> {
+    /// The index of the first that fails and that variant, which may have been made simpler still.
+    pub failing: Option<(usize, T)>,
+    /// The work that it took to know, which depends on nothing but the variants.
+    pub work: u64,
+}
+
+/// Tries variants.
+pub type Try<'a, T> = dyn FnMut(&[T]) -> Tried<T> + 'a;
 
 /// Variants are handed out so many at a time, so that they can be tried side by side.
 const BATCH: usize = 8;
 
 /// The smallest input that can be reached from `input`, which fails, by simplifications after each of
-/// which it still fails. About `budget` variants are tried, so that the result depends on nothing but
-/// the arguments.
-pub fn minimise<T: Shrink>(
-    input: T,
-    budget: usize,
-    first_failing: &mut FirstFailing<'_, T>,
-) -> Minimised<T> {
+/// which it still fails, within limits that no clock sets: the result depends on nothing but the arguments.
+pub fn minimise<T: Shrink>(input: T, limits: Limits, attempt: &mut Try<'_, T>) -> Minimised<T> {
     let mut best = input;
-    let mut attempts = 0;
+    let (mut attempts, mut work) = (0, 0);
     let mut variants = best.simpler();
     let mut next = 0;
     // Variants in a row that passed: once it is all of them, nothing simpler fails.
     let mut passed = 0;
-    while passed < variants.len() && attempts < budget {
+    while passed < variants.len() && attempts < limits.attempts && work < limits.work {
         let end = variants.len().min(next + BATCH);
-        if let Some((index, failing)) = first_failing(&variants[next..end]) {
+        let tried = attempt(&variants[next..end]);
+        work += tried.work;
+        if let Some((index, failing)) = tried.failing {
             attempts += index + 1;
             best = failing;
             variants = best.simpler();
@@ -55,6 +80,11 @@ pub fn minimise<T: Shrink>(
         }
     }
     Minimised {
+        end: if passed < variants.len() {
+            End::Limit
+        } else {
+            End::Smallest
+        },
         input: best,
         attempts,
     }
@@ -100,31 +130,52 @@ mod tests {
         first.is_some_and(|first| numbers.0[first..].contains(&7))
     }
 
-    fn minimised(input: Numbers, budget: usize) -> Minimised<Numbers> {
-        minimise(input, budget, &mut |variants| {
-            let index = variants.iter().position(holds_30_before_7)?;
-            Some((index, variants[index].clone()))
+    /// Each variant is a unit of work.
+    fn minimised(input: Numbers, limits: Limits) -> Minimised<Numbers> {
+        minimise(input, limits, &mut |variants| {
+            let index = variants.iter().position(holds_30_before_7);
+            Tried {
+                failing: index.map(|index| (index, variants[index].clone())),
+                work: u64::try_from(index.map_or(variants.len(), |index| index + 1)).unwrap(),
+            }
         })
     }
+
+    const WIDE: Limits = Limits {
+        attempts: 10_000,
+        work: 10_000,
+    };
 
     #[test]
     fn the_smallest_failing_input_is_found() {
         let input = Numbers((0..60).chain(0..20).collect());
-        assert_eq!(minimised(input, 10_000).input, Numbers(vec![30, 7]));
+        let minimised = minimised(input, WIDE);
+        assert_eq!(minimised.input, Numbers(vec![30, 7]));
+        assert_eq!(minimised.end, End::Smallest);
     }
 
     #[test]
-    fn the_budget_ends_the_search() {
+    fn a_limit_ends_the_search() {
         let input = Numbers((0..60).chain(0..20).collect());
-        let minimised = minimised(input.clone(), 5);
-        assert!(minimised.attempts < 5 + BATCH);
-        assert!(holds_30_before_7(&minimised.input));
-        assert!(minimised.input.0.len() < input.0.len());
+        let few = [
+            Limits {
+                attempts: 5,
+                ..WIDE
+            },
+            Limits { work: 5, ..WIDE },
+        ];
+        for limits in few {
+            let minimised = minimised(input.clone(), limits);
+            assert!(minimised.attempts < 5 + BATCH);
+            assert!(holds_30_before_7(&minimised.input));
+            assert!(minimised.input.0.len() < input.0.len());
+            assert_eq!(minimised.end, End::Limit);
+        }
     }
 
     #[test]
     fn nothing_is_tried_where_nothing_is_simpler() {
-        assert_eq!(minimised(Numbers(vec![]), 10).attempts, 0);
+        assert_eq!(minimised(Numbers(vec![]), WIDE).attempts, 0);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use harness::minimise::End;
 use harness::reduce::Reduced;
 
 use crate::Refusal;
@@ -31,9 +32,13 @@ pub(crate) fn tell(reduced: &Reduced, trace: &Path) {
     }
     println!("  on the perfect disk: {}", reduced.control);
     println!(
-        "  minimised to {} in {} attempts",
+        "  minimised to {} in {} attempts{}",
         size(reduced),
-        reduced.attempts
+        reduced.attempts,
+        match reduced.end {
+            End::Smallest => "",
+            End::Limit => "; cargo xtask minimise goes on from there",
+        }
     );
     println!("  trace:  {}", trace.display());
     println!("  replay: cargo xtask replay {}", trace.display());

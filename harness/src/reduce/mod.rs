@@ -8,13 +8,14 @@ mod case;
 mod explain;
 
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use blkdebug::contract::Contract;
 use rayon::prelude::*;
 
 use crate::campaign::Found;
 use crate::caught::{Panic, catch};
-use crate::minimise::minimise;
+use crate::minimise::{End, Limits, Tried, minimise};
 use crate::oracle::verdict::NoFailureClass;
 use crate::oracle::{FailureClass, Violation};
 use crate::prng::Prng;
@@ -24,8 +25,12 @@ use crate::workload::shape::Scenario;
 
 use case::Small;
 
-/// How long a search for a smaller case may go on, in cases tried.
-const ATTEMPTS: usize = 400;
+/// How long a search for a smaller case may go on. Work is counted in crash states judged, since a case may
+/// have a few of them or thousands; this much is half a minute, give or take.
+const LIMITS: Limits = Limits {
+    attempts: 400,
+    work: 100_000,
+};
 
 /// A violation, made small and explained.
 #[derive(Clone, Debug)]
@@ -43,6 +48,8 @@ pub struct Reduced {
     pub control: Control,
     /// How many cases were tried.
     pub attempts: usize,
+    /// Why no more were.
+    pub end: End,
 }
 
 /// What the same case comes to on the perfect disk.
@@ -126,38 +133,64 @@ impl Search {
     }
 
     fn reduce(&self, start: Small) -> Result<Reduced, Irreducible> {
-        let minimised = minimise(start, ATTEMPTS, &mut |variants: &[Small]| {
-            variants
-                .par_iter()
-                .enumerate()
-                .find_map_first(|(index, small)| Some((index, self.fails(small)?)))
+        let minimised = minimise(start, LIMITS, &mut |variants: &[Small]| {
+            self.attempt(variants)
         });
         Ok(Reduced {
             attempts: minimised.attempts,
+            end: minimised.end,
             ..self.explain(minimised.input)?
         })
     }
 
-    /// The same case with the schedule under which it fails, if it does.
-    fn fails(&self, small: &Small) -> Option<Small> {
+    /// Tries variants side by side. Only what those up to the first that fails took is counted: whether others
+    /// were begun is a matter of time.
+    fn attempt(&self, variants: &[Small]) -> Tried<Small> {
+        let work: Vec<AtomicU64> = variants.iter().map(|_| AtomicU64::new(0)).collect();
+        let failing = variants
+            .par_iter()
+            .zip(&work)
+            .enumerate()
+            .find_map_first(|(index, (small, work))| Some((index, self.fails(small, work)?)));
+        let counted = failing
+            .as_ref()
+            .map_or(variants.len(), |(index, _)| index + 1);
+        Tried {
+            work: work[..counted]
+                .iter()
+                .map(|work| work.load(Ordering::Relaxed))
+                .sum(),
+            failing,
+        }
+    }
+
+    /// The same case with the schedule under which it fails, if it does. Adds what was judged to `work`.
+    fn fails(&self, small: &Small, work: &AtomicU64) -> Option<Small> {
         schedules(small).into_iter().find_map(|schedule| {
             let case = Case {
                 scenario: small.scenario.clone(),
                 schedule,
             };
-            let outcome = self.find(&case)?;
-            Some(Small::new(case.scenario, outcome.choices))
+            let outcome = self.explore(&case)?;
+            work.fetch_add(outcome.counts.states_judged, Ordering::Relaxed);
+            self.shows(&outcome)
+                .then(|| Small::new(case.scenario, outcome.choices))
         })
     }
 
+    /// What comes of a case, if it shows the failure.
     fn find(&self, case: &Case) -> Option<Outcome> {
+        self.explore(case).filter(|outcome| self.shows(outcome))
+    }
+
+    fn explore(&self, case: &Case) -> Option<Outcome> {
         let mut wanted = |violation: &Violation| violation.class == self.class;
-        let outcome = find(case, &self.effort, &mut wanted).ok()?;
-        outcome
-            .findings
-            .iter()
-            .any(|finding| wanted(&finding.violation))
-            .then_some(outcome)
+        find(case, &self.effort, &mut wanted).ok()
+    }
+
+    fn shows(&self, outcome: &Outcome) -> bool {
+        let mut findings = outcome.findings.iter();
+        findings.any(|finding| finding.violation.class == self.class)
     }
 
     fn explain(&self, small: Small) -> Result<Reduced, Irreducible> {
@@ -198,6 +231,7 @@ impl Search {
             lines: told.violation.lines,
             control,
             attempts: 0,
+            end: End::Smallest,
         })
     }
 }
