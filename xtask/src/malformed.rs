@@ -19,7 +19,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use engine::defect::Planted;
 use engine::device::PageImage;
-use harness::malformed::{Problem, Report, Specimens, examine};
+use harness::malformed::{Problem, Report, Specimen, Specimens, examine};
 use harness::workload::pin::Pins;
 use rustix::process::{Resource, Rlimit, setrlimit};
 use rustix::time::{ClockId, Timespec, clock_gettime};
@@ -48,8 +48,11 @@ pub(crate) struct Malformed {
     /// Examine this image alone, and say what was done to it
     #[arg(long, value_name = "INDEX")]
     only: Option<u64>,
-    /// With --only: write the image to this file
-    #[arg(long, value_name = "FILE", requires = "only")]
+    /// Examine the image alone that the bytes of this file choose, as the fuzz target `damaged` does
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["only", "options"])]
+    chosen_by: Option<PathBuf>,
+    /// With --only or --chosen-by: write the image to this file
+    #[arg(long, value_name = "FILE")]
     keep: Option<PathBuf>,
     /// How many children work at once; without it one a core
     #[arg(long)]
@@ -147,8 +150,17 @@ struct Tally {
 impl Malformed {
     pub(crate) fn run(&self) -> Result<Ending, Refusal> {
         let pins = Pins::parse(&self.options).map_err(Refusal::new)?;
+        let mut specimens = Specimens::new(self.seed, pins);
         if let Some(index) = self.only {
-            return self.one(index, pins);
+            return self.one(&specimens.get(index));
+        }
+        if let Some(path) = &self.chosen_by {
+            let bytes = std::fs::read(path)
+                .map_err(|error| Refusal::new(format!("{}: {error}", path.display())))?;
+            return self.one(&specimens.chosen_by(&bytes));
+        }
+        if self.keep.is_some() {
+            return Err(Refusal::new("--keep goes with --only or --chosen-by"));
         }
         if let Some(child) = &self.child {
             return self.work(child, pins);
@@ -173,8 +185,7 @@ impl Malformed {
     }
 
     /// Examines one image, in this process.
-    fn one(&self, index: u64, pins: Pins) -> Result<Ending, Refusal> {
-        let specimen = Specimens::new(self.seed, pins).get(index);
+    fn one(&self, specimen: &Specimen) -> Result<Ending, Refusal> {
         for change in &specimen.changes {
             println!("{change}");
         }
