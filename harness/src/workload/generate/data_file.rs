@@ -12,10 +12,24 @@ use super::super::pin::{Managed, Pins, Room};
 use super::super::shape::{Extent, ImageShape};
 use crate::prng::Prng;
 
-/// Disks with raw data files are drawn no larger than this: all of one is mapped, and looked at.
-const MAX_RAW_BYTES: u64 = 256 << 10;
-/// They grow by no more than this at a time.
-const MAX_RAW_GROWTH: u64 = 64 << 10;
+/// How large disks with data files are drawn.
+struct Bounds {
+    virtual_bytes: u64,
+    /// How much they grow at a time.
+    growth_bytes: u64,
+}
+
+/// All of a raw data file is mapped, and looked at in each crash state.
+const RAW: Bounds = Bounds {
+    virtual_bytes: 256 << 10,
+    growth_bytes: 64 << 10,
+};
+/// What a disk gives up in one piece, its data file gives up in one request; in a crash state each sector of
+/// that may be garbage, and is laid by itself.
+const CLUSTERS: Bounds = Bounds {
+    virtual_bytes: 2 << 20,
+    growth_bytes: 512 << 10,
+};
 
 /// Whether guest data stand in a file of their own, and what is then not drawn.
 pub(super) fn pins(prng: &Prng, pins: &Pins) -> Pins {
@@ -121,20 +135,22 @@ fn name(draw: &mut Prng, geometry: Geometry) -> u32 {
 
 /// A disk is drawn no larger than this.
 pub(super) fn most_bytes(pins: &Pins) -> u64 {
-    if pins.has_raw_data() {
-        MAX_RAW_BYTES
-    } else {
-        u64::MAX
-    }
+    bounds(pins).map_or(u64::MAX, |bounds| bounds.virtual_bytes)
 }
 
 /// The size that a disk of `old_bytes` grows to where this is drawn.
 pub(super) fn grown(pins: &Pins, old_bytes: u64, drawn_bytes: u64) -> u64 {
-    if pins.has_raw_data() {
-        drawn_bytes.min(old_bytes + MAX_RAW_GROWTH)
-    } else {
-        drawn_bytes
+    match bounds(pins) {
+        Some(bounds) => drawn_bytes.min(old_bytes + bounds.growth_bytes),
+        None => drawn_bytes,
     }
+}
+
+fn bounds(pins: &Pins) -> Option<Bounds> {
+    Some(match pins.data_file.flatten()? {
+        DataFileContent::Raw => RAW,
+        DataFileContent::Clusters => CLUSTERS,
+    })
 }
 
 #[cfg(test)]
@@ -204,18 +220,20 @@ mod tests {
     }
 
     #[test]
-    fn disks_with_raw_data_files_stay_small() {
-        for options in [
-            "data_file=raw,chain=off",
-            "data_file=raw,chain=off,shrink=on,preallocation=full",
+    fn disks_with_data_files_stay_small() {
+        for (options, bounds) in [
+            ("data_file=raw,chain=off", RAW),
+            ("data_file=raw,chain=off,shrink=on,preallocation=full", RAW),
+            ("data_file=on,chain=off", CLUSTERS),
+            ("data_file=on,chain=off,shrink=on", CLUSTERS),
         ] {
             for scenario in drawn(500, &Pins::parse(options).unwrap()) {
                 let mut end = shape(&scenario).virtual_bytes;
-                assert!(end <= MAX_RAW_BYTES);
+                assert!(end <= bounds.virtual_bytes);
                 for operation in &scenario.operations {
                     if let Operation::Grow { virtual_bytes, .. } = *operation {
                         assert!(
-                            virtual_bytes <= end + MAX_RAW_GROWTH,
+                            virtual_bytes <= end + bounds.growth_bytes,
                             "{operation:?} from {end}"
                         );
                         end = virtual_bytes;
