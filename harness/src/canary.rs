@@ -93,6 +93,8 @@ fn pins(defect: Defect) -> Pins {
             snapshots: Some(true),
             ..managed(Managed::Amend)
         },
+        // Repointing has no canary of its own: it is the same change of the header as renaming, with the same
+        // two places to go wrong at.
         Defect::HeaderBeforeNames | Defect::HeaderNotFlushed => managed(Managed::Rename),
         Defect::EmptyBeforeTable | Defect::EmptyFreesEarly => managed(Managed::Empty),
         Defect::BitmapBeforeData | Defect::SubclusterNotFilled | Defect::ZeroBitsLost => {

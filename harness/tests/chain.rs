@@ -46,6 +46,10 @@ fn drawn_operations_on_chains_are_carried_out() {
         "rebase backing",
         "rebase base",
         "rebase other",
+        "repoint none",
+        "repoint backing",
+        "repoint base",
+        "repoint other",
         "stream none",
         "stream base",
     ] {

@@ -201,7 +201,10 @@ impl History {
                     Kind::Grown,
                 );
             }
-            DiskChange::Restored | DiskChange::Renamed | DiskChange::Emptied => {
+            DiskChange::Restored
+            | DiskChange::Renamed
+            | DiskChange::Repointed
+            | DiskChange::Emptied => {
                 touch(0..u64::MAX / 512, Kind::Restored);
             }
         }

@@ -2,12 +2,13 @@
 //!
 //! Only a commit writes to them, and to none but the one that the image lies over. It is carried out
 //! alone, and what it leaves there is what the disk showed when it was asked for; while it is under way
-//! each sector holds that, or what it held before. Rebasing and streaming write to none of them.
+//! each sector holds that, or what it held before. Rebasing, streaming and repointing write to none of them.
 
 use std::ops::Range;
 
 use blkdebug::disks::Disk;
 
+use super::repoint::{Repoint, Stock};
 use super::{Answer, Content, Happening, Moment};
 use crate::workload::ops::{ChainOperation, Operation};
 
@@ -31,6 +32,11 @@ pub(super) struct Chain {
     /// What the image may lie over behind the operations entered so far.
     over: Vec<Option<Disk>>,
     commits: Vec<Commit>,
+    repoints: Vec<Repoint>,
+    /// What the image may hold behind the operations entered so far.
+    stock: Stock,
+    /// Bytes in a cluster of the image.
+    cluster_bytes: u64,
 }
 
 /// A commit: into which of these files is certain where there is but one.
@@ -76,11 +82,14 @@ impl Commit {
 }
 
 impl Chain {
-    pub(super) fn new(files: Vec<File>, over: Option<Disk>) -> Self {
+    pub(super) fn new(files: Vec<File>, over: Option<Disk>, cluster_bytes: u64) -> Self {
         Self {
             files,
             over: vec![over],
             commits: Vec::new(),
+            repoints: Vec::new(),
+            stock: Stock::default(),
+            cluster_bytes,
         }
     }
 
@@ -90,6 +99,7 @@ impl Chain {
 
     /// Notes an operation on an image whose disk has that size.
     pub(super) fn enter(&mut self, happening: &Happening, virtual_bytes: u64) {
+        self.stock.enter(happening);
         let Operation::Chain(operation) = happening.operation else {
             return;
         };
@@ -101,25 +111,52 @@ impl Chain {
                 virtual_bytes,
             }),
             ChainOperation::Rebase { onto } | ChainOperation::Stream { base: onto } => {
-                if matches!(happening.completed, Some((_, Answer::Done))) {
-                    self.over.clear();
-                }
-                if !self.over.contains(&onto) {
-                    self.over.push(onto);
-                }
+                self.put_over(onto, happening);
+            }
+            ChainOperation::Repoint { onto } => {
+                self.repoints.push(Repoint {
+                    onto,
+                    submitted: happening.submitted,
+                    completed: happening.completed,
+                });
+                self.put_over(onto, happening);
             }
         }
     }
 
-    /// How many commits are beyond doubt at `cut`.
-    pub(super) fn settled(&self, cut: Moment) -> usize {
-        let done = self.commits.iter().filter(|commit| commit.is_done(cut));
-        done.count()
+    fn put_over(&mut self, onto: Option<Disk>, happening: &Happening) {
+        if matches!(happening.completed, Some((_, Answer::Done))) {
+            self.over.clear();
+        }
+        if !self.over.contains(&onto) {
+            self.over.push(onto);
+        }
     }
 
-    /// When commits were answered.
+    pub(super) fn repoints(&self) -> &[Repoint] {
+        &self.repoints
+    }
+
+    pub(super) fn stock(&self) -> Stock {
+        self.stock
+    }
+
+    pub(super) fn cluster_sectors(&self) -> u64 {
+        self.cluster_bytes / 512
+    }
+
+    /// How many commits and repointings are beyond doubt at `cut`.
+    pub(super) fn settled(&self, cut: Moment) -> usize {
+        let commits = self.commits.iter().filter(|commit| commit.is_done(cut));
+        let repoints = self.repoints.iter().filter(|repoint| repoint.is_done(cut));
+        commits.count() + repoints.count()
+    }
+
+    /// When commits and repointings were answered.
     pub(super) fn promises(&self) -> impl Iterator<Item = Moment> {
-        let answered = self.commits.iter().filter_map(|commit| commit.completed);
+        let commits = self.commits.iter().filter_map(|commit| commit.completed);
+        let repoints = self.repoints.iter().filter_map(|repoint| repoint.completed);
+        let answered = commits.chain(repoints);
         answered
             .filter(|(_, answer)| *answer == Answer::Done)
             .map(|(at, _)| at)

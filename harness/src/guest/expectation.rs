@@ -6,7 +6,7 @@ use xxhash_rust::xxh3::xxh3_128;
 
 use blkdebug::disks::Disk;
 
-use super::chain::{Source, World};
+use super::chain::{FileWorlds, Source, World};
 use super::{Answer, Effect, Entry, Facts, Ledger, Listed, Moment, OperationId, Origin, Sizing};
 use crate::workload::stamp::{SectorValue, Writer};
 
@@ -85,6 +85,34 @@ pub enum Alternatives<'a> {
     Snapshot([Expectation<'a>; 2]),
     /// The operation makes the disk smaller.
     Shrink([Expectation<'a>; 2]),
+    /// The operation puts the image over another file without a copy.
+    Repoint([Expectation<'a>; 2]),
+}
+
+/// What is beyond doubt, and up to when anything happened.
+#[derive(Clone, Copy, Debug)]
+struct Settled {
+    /// The writes that completed before this are.
+    before: Option<Moment>,
+    /// What is durable once answered is, if that was by then; what was submitted later has not happened.
+    cut: Moment,
+    /// A repointing that has come to pass, answered or not.
+    repointed: Option<usize>,
+}
+
+impl Settled {
+    /// All that completed before that moment.
+    fn at(moment: Moment) -> Self {
+        Self::new(Some(moment), moment)
+    }
+
+    fn new(before: Option<Moment>, cut: Moment) -> Self {
+        Self {
+            before,
+            cut,
+            repointed: None,
+        }
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -136,6 +164,11 @@ impl Legal {
 impl<'a> Expectation<'a> {
     /// What is legal at `cut` if the writes that completed before `settled` are beyond doubt.
     pub(super) fn new(ledger: &'a Ledger, settled: Option<Moment>, cut: Moment) -> Self {
+        Self::build(ledger, Settled::new(settled, cut))
+    }
+
+    fn build(ledger: &'a Ledger, settled: Settled) -> Self {
+        let cut = settled.cut;
         let mut expectation = Self {
             ledger,
             cut,
@@ -149,7 +182,7 @@ impl<'a> Expectation<'a> {
         };
         for segment in &ledger.segments {
             let entries = &ledger.entries[segment.entries.clone()];
-            let (floor, legal) = gather(ledger, segment.sectors.start, entries, settled, cut);
+            let (floor, legal) = gather(ledger, segment.sectors.start, entries, settled);
             expectation.allow(floor, legal);
         }
         expectation.sizes = expectation.legal_sizes();
@@ -195,7 +228,7 @@ impl<'a> Expectation<'a> {
             allowed: Vec::with_capacity(ledger.segments.len()),
             writers: Vec::new(),
             pasts: Vec::new(),
-            sizes: found.sizes,
+            sizes: found.sizes.clone(),
             facts: Vec::new(),
             key: self.key,
             subject: Whose::File,
@@ -203,17 +236,7 @@ impl<'a> Expectation<'a> {
         for segment in &ledger.segments {
             let sector = segment.sectors.start;
             let entries = &ledger.entries[segment.entries.clone()];
-            let mut legal = Legal::default();
-            let here = |world: &&World| world.sectors.contains(&sector);
-            for world in found.worlds.iter().filter(here) {
-                match world.source {
-                    Source::Start(file) => legal.pasts.push(ledger.past().len() + file),
-                    Source::Anywhere => legal.others = Others::Legal,
-                    Source::Shown(at) => {
-                        legal.add(gather(ledger, sector, entries, Some(at), at).1);
-                    }
-                }
-            }
+            let legal = in_file(ledger, sector, entries, &found);
             // Nothing but these values counts.
             expectation.allow(Some(Moment(0)), legal);
         }
@@ -225,8 +248,8 @@ impl<'a> Expectation<'a> {
         self.subject == Whose::Disk
     }
 
-    /// The two worlds of a disk that was going back to a snapshot at the cut, or becoming smaller: it had
-    /// not, or it had. The whole disk must be of one of them.
+    /// The two worlds of a disk that was going back to a snapshot at the cut, becoming smaller, or being put
+    /// over another file: it had not, or it had. The whole disk must be of one of them.
     pub fn alternatives(&self) -> Option<Alternatives<'a>> {
         let settled = self.ledger.durable_before(self.cut);
         let before = |submitted: Moment| {
@@ -237,6 +260,14 @@ impl<'a> Expectation<'a> {
             let after = Self::of_snapshot(self.ledger, origin, self.cut);
             let worlds = [before(turn.submitted)?, after];
             return Some(Alternatives::Snapshot(worlds));
+        }
+        if let Some((index, repoint)) = self.ledger.open_repoint(self.cut) {
+            let after = Settled {
+                repointed: Some(index),
+                ..Settled::new(settled, self.cut)
+            };
+            let worlds = [before(repoint.submitted)?, Self::build(self.ledger, after)];
+            return Some(Alternatives::Repoint(worlds));
         }
         let shrink = self.ledger.open_shrink(self.cut)?;
         let mut after = Self::new(self.ledger, settled, self.cut);
@@ -459,9 +490,13 @@ impl<'a> Expectation<'a> {
 }
 
 impl Entry {
-    /// Whether this replaces what was there, done before `settled`.
-    fn is_settled(&self, settled: Option<Moment>) -> bool {
-        match (self.effect, self.completed, settled) {
+    /// Whether this replaces what was there, beyond doubt.
+    fn is_settled(&self, settled: Settled) -> bool {
+        if let Effect::Shows(index) = self.effect {
+            let answered = matches!(self.completed, Some((at, Answer::Done)) if at <= settled.cut);
+            return answered || settled.repointed == Some(index);
+        }
+        match (self.effect, self.completed, settled.before) {
             (
                 Effect::Stamp | Effect::Zero | Effect::Beneath | Effect::Restore(_),
                 Some((ended, Answer::Done)),
@@ -481,7 +516,7 @@ impl Entry {
             Effect::Zero | Effect::PerhapsZero => Some(SectorValue::Zero),
             Effect::Beneath => Some(ledger.beneath.value(sector)),
             Effect::Restore(Origin::Past(past)) => Some(ledger.past[past].content.value(sector)),
-            Effect::Restore(Origin::Taken(_)) => None,
+            Effect::Restore(Origin::Taken(_)) | Effect::Shows(_) | Effect::MayShow(_) => None,
         }
     }
 }
@@ -491,9 +526,9 @@ fn gather(
     ledger: &Ledger,
     sector: u64,
     entries: &[Entry],
-    settled: Option<Moment>,
-    cut: Moment,
+    settled: Settled,
 ) -> (Option<Moment>, Legal) {
+    let cut = settled.cut;
     let floor = entries
         .iter()
         .filter(|entry| entry.submitted <= cut && entry.is_settled(settled))
@@ -517,9 +552,41 @@ fn gather(
             Effect::Restore(origin) => {
                 legal.add(restored(ledger, sector, entries, origin));
             }
+            Effect::Shows(repoint) | Effect::MayShow(repoint) => {
+                legal.add(shown(ledger, sector, entries, repoint));
+            }
         }
     }
     (floor, legal)
+}
+
+/// What the file that the image was repointed to shows in a segment that starts at `sector`.
+fn shown(ledger: &Ledger, sector: u64, entries: &[Entry], repoint: usize) -> Legal {
+    let repoint = &ledger.chain.repoints()[repoint];
+    let Some(disk) = repoint.onto else {
+        return Legal {
+            zero: true,
+            ..Legal::default()
+        };
+    };
+    match ledger.chain.worlds(disk, repoint.submitted) {
+        Some(found) => in_file(ledger, sector, entries, &found),
+        None => Legal::default(),
+    }
+}
+
+/// What a file beneath may hold in a segment that starts at `sector`.
+fn in_file(ledger: &Ledger, sector: u64, entries: &[Entry], found: &FileWorlds) -> Legal {
+    let mut legal = Legal::default();
+    let here = |world: &&World| world.sectors.contains(&sector);
+    for world in found.worlds.iter().filter(here) {
+        match world.source {
+            Source::Start(file) => legal.pasts.push(ledger.past().len() + file),
+            Source::Anywhere => legal.others = Others::Legal,
+            Source::Shown(at) => legal.add(gather(ledger, sector, entries, Settled::at(at)).1),
+        }
+    }
+    legal
 }
 
 /// What a snapshot may hold in a segment that starts at `sector`.
@@ -539,7 +606,8 @@ fn restored(ledger: &Ledger, sector: u64, entries: &[Entry], origin: Origin) -> 
         Origin::Taken(turn) => {
             let turn = &ledger.turns[turn];
             let taken = turn.completed.map_or(Moment(u64::MAX), |(at, _)| at);
-            gather(ledger, sector, entries, Some(turn.submitted), taken).1
+            let settled = Settled::new(Some(turn.submitted), taken);
+            gather(ledger, sector, entries, settled).1
         }
     }
 }

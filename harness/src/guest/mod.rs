@@ -9,7 +9,9 @@
 //! operation had ended. A write must be durable if it completed before the submission of a flush that
 //! completed at or before the cut; a reopening, a growth of the disk, an operation on bitmaps or snapshots, a
 //! commit that empties the image, a rebase and a stream count as flushes. What failed may
-//! or may not have happened, and supersedes nothing; nor does a discard.
+//! or may not have happened, and supersedes nothing; nor does a discard. Where the image is put over another
+//! file without a copy, what that file shows is a candidate wherever the image may hold nothing, and
+//! supersedes what was there, durably once answered, where it certainly does.
 //!
 //! Reads during the run are held to the same rule, with "completed before the read was submitted" in the
 //! place of "must be durable".
@@ -21,6 +23,7 @@ mod expectation;
 mod facts;
 mod key_slots;
 mod past;
+mod repoint;
 
 use std::ops::Range;
 
@@ -90,6 +93,10 @@ enum Effect {
     Beneath,
     /// What a snapshot holds.
     Restore(Origin),
+    /// What the file shows that the image was repointed to: which repointing.
+    Shows(usize),
+    /// The same, or what was there: it is not known whether the image holds anything.
+    MayShow(usize),
 }
 
 /// A flush that was done, or something that implies one.
@@ -131,17 +138,19 @@ impl Ledger {
         Self::build(initial, beneath, virtual_bytes, past, chain, history)
     }
 
-    /// The same, of an image that lies over the first of these files, and can be put over the others.
+    /// The same, of an image with clusters of that size that lies over the first of these files, and can be
+    /// put over the others.
     pub fn over_files(
         initial: Content,
         virtual_bytes: u64,
+        cluster_bytes: u64,
         files: Vec<File>,
         history: &[Happening],
     ) -> Self {
         let beneath = files.first();
         let over = beneath.map(|file| file.disk);
         let beneath = beneath.map_or_else(Content::zeroes, |file| file.content.clone());
-        let chain = chain::Chain::new(files, over);
+        let chain = chain::Chain::new(files, over, cluster_bytes);
         Self::build(initial, beneath, virtual_bytes, Vec::new(), chain, history)
     }
 
@@ -263,6 +272,7 @@ impl Ledger {
             DiskChange::Zeroed(range) => touch(range, Effect::Zero),
             DiskChange::Discarded(range) => touch(range, Effect::PerhapsZero),
             DiskChange::Emptied => self.empty(happening, effects),
+            DiskChange::Repointed => self.repoint(happening, effects),
             DiskChange::Shrunk { virtual_bytes } => {
                 let largest = self.sizes.iter().map(|sizing| sizing.virtual_bytes);
                 let end = largest.fold(self.initial_bytes, u64::max);

@@ -318,6 +318,9 @@ fn naive_legal(
             Effect::Stamp => own(happening.id.0, sector),
             Effect::Zero | Effect::PerhapsZero | Effect::Beneath => SectorValue::Zero,
             Effect::Restore(_) => unreachable!("these histories have no snapshots"),
+            Effect::Shows(_) | Effect::MayShow(_) => {
+                unreachable!("these histories have no files beneath")
+            }
         });
     }
     values.sort_unstable();
@@ -657,7 +660,7 @@ fn committed(answer: Option<u64>) -> Ledger {
         happening(1, commit, 3, answer),
     ];
     history.extend(answer.map(|_| happening(2, write(1, 1), 20, Some(21))));
-    Ledger::over_files(content, 2 * 512, vec![file], &history)
+    Ledger::over_files(content, 2 * 512, 512, vec![file], &history)
 }
 
 fn legal_in_file(ledger: &Ledger, sector: u64, cut: u64) -> Vec<SectorValue> {
@@ -720,7 +723,7 @@ fn a_file_that_lies_over_one_that_was_committed_into_may_show_anything() {
             }),
         ),
     ];
-    let ledger = Ledger::over_files(Content::zeroes(), 1024, files, &history);
+    let ledger = Ledger::over_files(Content::zeroes(), 1024, 512, files, &history);
     let stale = [7; 512];
     for (disk, cut, legal) in [
         (Disk::Backing, 4, false),
@@ -732,4 +735,125 @@ fn a_file_that_lies_over_one_that_was_committed_into_may_show_anything() {
         let miss = file.checker().check_bytes(0, Some(&stale));
         assert_eq!(miss.is_none(), legal, "{disk:?} at {cut}");
     }
+}
+
+/// A disk of four sectors in clusters of two, over a file that another takes the place of at moments 20 to
+/// `answer`. `before` was done one after the other.
+fn repointed(before: &[Operation], answer: Option<u64>) -> Ledger {
+    let file = |disk, writer| {
+        let mut content = Content::zeroes();
+        content.stamp(0..3, writer);
+        File {
+            disk,
+            content,
+            virtual_bytes: 3 * 512,
+            over: None,
+        }
+    };
+    let files = vec![
+        file(Disk::Backing, Writer::Backing),
+        file(Disk::Other, Writer::Other),
+    ];
+    let happening = |id: usize, operation, submitted, completed: Option<u64>| Happening {
+        id: OperationId(u32::try_from(id).unwrap()),
+        operation,
+        submitted: Moment(submitted),
+        completed: completed.map(|at| (Moment(at), Answer::Done)),
+    };
+    let mut history = Vec::new();
+    for (id, at) in (0..before.len()).zip((1..).step_by(2)) {
+        history.push(happening(id, before[id], at, Some(at + 1)));
+    }
+    let onto = Some(Disk::Other);
+    let repoint = Operation::Chain(ChainOperation::Repoint { onto });
+    history.push(happening(before.len(), repoint, 20, answer));
+    let flush = happening(before.len() + 1, Operation::Flush, 40, Some(41));
+    history.extend(answer.map(|_| flush));
+    let mut initial = files[0].content.clone();
+    initial.stamp(0..1, Writer::Image);
+    Ledger::over_files(initial, 4 * 512, 1024, files, &history)
+}
+
+const EMPTYING: Operation = Operation::Chain(ChainOperation::Commit {
+    overlay: Overlay::Empty,
+});
+
+fn by(writer: Writer, sector: u64) -> SectorValue {
+    SectorValue::Stamp { writer, sector }
+}
+
+#[test]
+fn an_emptied_image_shows_the_file_it_is_repointed_to() {
+    let image = by(Writer::Image, 0);
+    let ledger = repointed(&[EMPTYING], Some(30));
+    assert_eq!(ledger.expect(Moment(19)).legal(0), [image]);
+    assert_eq!(
+        ledger.expect(Moment(25)).legal(0),
+        [image, by(Writer::Other, 0)]
+    );
+    for cut in [30, 41] {
+        for sector in 0..3 {
+            let shown = by(Writer::Other, sector);
+            assert_eq!(ledger.expect(Moment(cut)).legal(sector), [shown]);
+        }
+        // Behind the file's end are zeroes.
+        assert_eq!(ledger.expect(Moment(cut)).legal(3), [SectorValue::Zero]);
+    }
+    assert!(ledger.promises().any(|moment| moment == Moment(30)));
+    let keys = [25, 30].map(|cut| ledger.expect(Moment(cut)).key());
+    assert_ne!(keys[0], keys[1]);
+}
+
+#[test]
+fn a_repointing_comes_to_pass_everywhere_or_nowhere() {
+    let ledger = repointed(&[EMPTYING], None);
+    let expectation = ledger.expect(Moment(25));
+    let Some(Alternatives::Repoint([before, after])) = expectation.alternatives() else {
+        panic!("the repointing is open");
+    };
+    assert_eq!(before.legal(0), [by(Writer::Image, 0)]);
+    assert_eq!(before.legal(2), [by(Writer::Backing, 2)]);
+    for sector in 0..3 {
+        assert_eq!(after.legal(sector), [by(Writer::Other, sector)]);
+    }
+    let answered = repointed(&[EMPTYING], Some(30));
+    assert!(answered.expect(Moment(30)).alternatives().is_none());
+}
+
+#[test]
+fn what_the_image_holds_stays_over_another_file() {
+    // What it held at the start.
+    let ledger = repointed(&[], Some(30));
+    assert_eq!(ledger.expect(Moment(41)).legal(0), [by(Writer::Image, 0)]);
+    // The rest of the cluster may have been copied, and what else it holds is not known.
+    for sector in [1, 2] {
+        let either = [by(Writer::Backing, sector), by(Writer::Other, sector)];
+        assert_eq!(ledger.expect(Moment(41)).legal(sector), either);
+    }
+    // What was written to it since it was emptied, once that is durable; its cluster is not known.
+    let ledger = repointed(&[EMPTYING, write(0, 1)], Some(30));
+    assert!(
+        ledger
+            .expect(Moment(30))
+            .legal(0)
+            .contains(&by(Writer::Other, 0))
+    );
+    assert_eq!(ledger.expect(Moment(41)).legal(0), [own(1, 0)]);
+    let either = [by(Writer::Backing, 1), by(Writer::Other, 1)];
+    assert_eq!(ledger.expect(Moment(41)).legal(1), either);
+    assert_eq!(ledger.expect(Moment(41)).legal(2), [by(Writer::Other, 2)]);
+}
+
+#[test]
+fn zeroes_and_copies_are_held_or_not_over_another_file() {
+    let onto = Some(Disk::Other);
+    let rebase = Operation::Chain(ChainOperation::Rebase { onto });
+    let ledger = repointed(&[EMPTYING, write(0, 1), zero(0, 1)], Some(30));
+    let either = [SectorValue::Zero, by(Writer::Other, 0)];
+    for value in either {
+        assert!(ledger.expect(Moment(41)).legal(0).contains(&value));
+    }
+    let ledger = repointed(&[EMPTYING, rebase], Some(30));
+    let either = [by(Writer::Backing, 2), by(Writer::Other, 2)];
+    assert_eq!(ledger.expect(Moment(41)).legal(2), either);
 }

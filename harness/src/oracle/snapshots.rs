@@ -87,6 +87,11 @@ pub(super) fn check_alternatives(
             "shrink",
             "the disk is neither as it was before it was made smaller, nor the smaller one",
         ),
+        Alternatives::Repoint(worlds) => (
+            worlds,
+            "repoint",
+            "the disk is neither as it was over the old file, nor as it is over the new one",
+        ),
     };
     let whole = worlds.iter().any(|alternative| {
         let sectors = interest(view, alternative);

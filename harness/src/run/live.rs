@@ -9,10 +9,11 @@ use blkdebug::volatile::{Answering, VolatileDisk};
 use engine::defect::Planted;
 use engine::device::{PageImage, Port};
 use engine::error::{Error, Refused, Structure};
+use engine::qcow2::geometry::Geometry;
 
 use super::{Case, Schedule};
 use crate::guest::{File, Ledger};
-use crate::oracle::structure::walk;
+use crate::oracle::structure::{Layout, walk};
 use crate::oracle::{Oracle, Violation};
 use crate::sim::Failure;
 use crate::sim::chooser::{Chooser, Random, Replay};
@@ -113,7 +114,17 @@ fn ledger(stage: &Stage, history: &[Happening]) -> Ledger {
             over: file.over,
         });
         let content = stage.content.clone();
-        Ledger::over_files(content, stage.virtual_bytes, files.collect(), history)
+        let layout = walked.layout.as_ref();
+        // Of an image without a header nothing is known but that its clusters are not larger.
+        let cluster_bytes = layout.map_or(1 << Geometry::CLUSTER_BITS.end(), Layout::cluster_bytes);
+        let virtual_bytes = stage.virtual_bytes;
+        Ledger::over_files(
+            content,
+            virtual_bytes,
+            cluster_bytes,
+            files.collect(),
+            history,
+        )
     } else {
         Ledger::from_start(
             stage.content.clone(),

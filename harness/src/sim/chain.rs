@@ -6,6 +6,7 @@ use blkdebug::disks::Disk;
 use engine::chain::{self, Commit, Overlay, Progress};
 use engine::error::{Error, Refused};
 use engine::image::Image;
+use engine::manage::Manage;
 
 use super::client::Opener;
 use super::files::Opened;
@@ -22,6 +23,10 @@ pub(super) async fn perform(
         ChainOperation::Commit { overlay } => commit(opener, opened, overlay).await,
         ChainOperation::Rebase { onto } => rebase(opener, opened, onto).await,
         ChainOperation::Stream { base } => stream(opener, opened, base).await,
+        ChainOperation::Repoint { onto } => {
+            let name = opener.rebase_onto(onto)?.name;
+            opened.image.manage(Manage::SetBacking(name)).await
+        }
     }
 }
 

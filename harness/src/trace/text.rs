@@ -90,6 +90,7 @@ pub fn operation_text(operation: Operation) -> String {
             } => "commit keep".into(),
             ChainOperation::Rebase { onto } => format!("rebase {}", file_text(onto)),
             ChainOperation::Stream { base } => format!("stream {}", file_text(base)),
+            ChainOperation::Repoint { onto } => format!("repoint {}", file_text(onto)),
         },
         Operation::Reopen => "reopen".into(),
     }
@@ -176,6 +177,7 @@ pub(super) fn operation(text: &str) -> Parsed<Operation> {
         }),
         ["rebase", onto] => Operation::Chain(ChainOperation::Rebase { onto: file(onto)? }),
         ["stream", base] => Operation::Chain(ChainOperation::Stream { base: file(base)? }),
+        ["repoint", onto] => Operation::Chain(ChainOperation::Repoint { onto: file(onto)? }),
         ["reopen"] => Operation::Reopen,
         _ => {
             return Err(BadText(format!(
@@ -183,7 +185,7 @@ pub(super) fn operation(text: &str) -> Parsed<Operation> {
                  write-zeroes or discard with offset and length, grow or shrink with a size, amend or data-file with changes, rename \
                  with a length, empty, snapshot-create, snapshot-apply or snapshot-delete with a number, \
                  bitmap, key-slot-fill with a slot and a secret, key-slot-erase with a slot, commit, \
-                 rebase or stream with a file, flush, drop-idle or reopen"
+                 rebase, stream or repoint with a file, flush, drop-idle or reopen"
             )));
         }
     })

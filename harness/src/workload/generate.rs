@@ -842,7 +842,7 @@ mod tests {
         assert_eq!(clusters, (9..=21).collect());
         assert_eq!(orders, (0..=6).collect());
         let expected = "amend bitmap commit data-file discard drop-idle empty flush grow key-slot-erase \
-             key-slot-fill read rebase rename reopen shrink snapshot-apply snapshot-create \
+             key-slot-fill read rebase rename reopen repoint shrink snapshot-apply snapshot-create \
              snapshot-delete stream write write-blank write-compressed write-zeroes \
              write-zeroes-unmap";
         let drawn: Vec<&str> = kinds.iter().map(String::as_str).collect();

@@ -122,6 +122,8 @@ pub enum DiskChange {
     Emptied,
     /// What lies beneath has another name.
     Renamed,
+    /// Another file lies beneath, and shows where the image holds nothing.
+    Repointed,
 }
 
 /// What an operation may be in flight beside.
@@ -201,6 +203,12 @@ impl Operation {
             },
             Self::Empty => DiskChange::Emptied,
             Self::Rename { .. } => DiskChange::Renamed,
+            Self::Chain(operation) => match operation {
+                ChainOperation::Repoint { .. } => DiskChange::Repointed,
+                ChainOperation::Commit { .. }
+                | ChainOperation::Rebase { .. }
+                | ChainOperation::Stream { .. } => DiskChange::None,
+            },
             Self::Read { .. }
             | Self::Flush
             | Self::DropIdle
@@ -208,7 +216,6 @@ impl Operation {
             | Self::DataFile(_)
             | Self::Bitmap(_)
             | Self::KeySlot(_)
-            | Self::Chain(_)
             | Self::Reopen => DiskChange::None,
         }
     }
@@ -299,6 +306,12 @@ pub enum ChainOperation {
         /// The file, or `None` to copy everything.
         base: Option<Disk>,
     },
+    /// The image's header names another file, and nothing is copied: the disk shows that file wherever the
+    /// image holds nothing.
+    Repoint {
+        /// The file, or `None` for none.
+        onto: Option<Disk>,
+    },
 }
 
 /// The file that an image lies over, or `None` for none.
@@ -309,7 +322,9 @@ impl ChainOperation {
     pub fn moves_onto(self) -> Option<Over> {
         match self {
             Self::Commit { .. } => None,
-            Self::Rebase { onto } | Self::Stream { base: onto } => Some(onto),
+            Self::Rebase { onto } | Self::Stream { base: onto } | Self::Repoint { onto } => {
+                Some(onto)
+            }
         }
     }
 }

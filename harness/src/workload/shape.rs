@@ -22,7 +22,7 @@ use engine::qcow2::{Discards, OverlapChecks};
 use engine::zeroes::DetectZeroes;
 
 use super::ops::{
-    DataFileOperation, KeySlotChange, KeySlotOperation, Operation, SnapshotChange,
+    DataFileOperation, DiskChange, KeySlotChange, KeySlotOperation, Operation, SnapshotChange,
     SnapshotOperation,
 };
 use super::stamp::Writer;
@@ -537,6 +537,12 @@ impl Scenario {
             Start::New(shape) => shape.data_file,
             Start::Given(_) => None,
         };
+        let repoints = |operation: &&Operation| operation.disk_change() == DiskChange::Repointed;
+        if self.operations.iter().filter(repoints).count() > MAX_REPOINTS {
+            return Err(BadScenario(format!(
+                "an image is repointed at most {MAX_REPOINTS} times"
+            )));
+        }
         let mut taken: BTreeSet<u32> = (0..before).collect();
         for operation in &self.operations {
             if let Some(Extent { offset, len_bytes }) = operation.range() {
@@ -574,7 +580,7 @@ impl Scenario {
                 None => (shape.is_some(), "a commit needs a chain"),
                 Some(disk) => (
                     shape.is_some() && there(disk),
-                    "a rebase or stream needs a chain with that file",
+                    "a rebase, stream or repoint needs a chain with that file",
                 ),
             };
             return holds.then_some(()).ok_or_else(|| BadScenario(text.into()));
@@ -639,6 +645,9 @@ const MAX_RANGE_BYTES: u64 = 64 << 20;
 const MAX_SNAPSHOTS: u32 = 100;
 /// A workload has no more operations than this.
 const MAX_OPERATIONS: usize = 10_000;
+/// What lies beneath after one repointing follows from all that came before: the work of telling doubles
+/// with each.
+const MAX_REPOINTS: usize = 8;
 
 /// What cannot be asked of an image whose data stand in another file, which is by itself what `content` says
 /// before this operation and after it; and what can be asked only of such an image.

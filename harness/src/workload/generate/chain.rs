@@ -1,4 +1,4 @@
-//! Chains of files in drawn scenarios: what lies beneath the image, and commit, rebase and stream.
+//! Chains of files in drawn scenarios: what lies beneath the image, and commit, rebase, stream and repoint.
 //!
 //! They are drawn apart from everything else, so that a scenario without them stays what it was.
 
@@ -59,6 +59,7 @@ pub(super) fn add(
         has_other: chain.other.is_some(),
     };
     shape.chain = Some(chain);
+    let mut turns = Turns::new(prng);
     let count = draw.between(1, 4);
     let end = u64::try_from(operations.len()).expect("a workload is short");
     let mut places: Vec<u64> = (0..count).map(|_| draw.between(0, end)).collect();
@@ -67,11 +68,13 @@ pub(super) fn add(
     let mut with = Vec::with_capacity(operations.len() + 4);
     for (index, operation) in (0..).zip(operations.drain(..)) {
         while places.next_if_eq(&index).is_some() {
-            with.push(Operation::Chain(route.draw_one(&mut draw)));
+            with.extend(turns.draw_some(&mut draw, &mut route));
         }
         with.push(operation);
     }
-    with.extend(places.map(|_| Operation::Chain(route.draw_one(&mut draw))));
+    for _ in places {
+        with.extend(turns.draw_some(&mut draw, &mut route));
+    }
     *operations = with;
 }
 
@@ -137,6 +140,41 @@ fn held(draw: &mut Prng, backing: Backing) -> Vec<Extent> {
     extents
 }
 
+/// Where other files are put beneath an image without a copy.
+struct Turns {
+    draw: Prng,
+    /// Whether the scenario has such operations at all.
+    any: bool,
+}
+
+impl Turns {
+    fn new(prng: &Prng) -> Self {
+        let mut draw = prng.fork("repoint");
+        let any = draw.chance(2, 3);
+        Self { draw, any }
+    }
+
+    /// An operation on the chain, and what may follow it at once. What the disk must show afterwards is known
+    /// to the sector where the image holds nothing, as after a commit that emptied it, and where it holds what
+    /// the guest wrote. Elsewhere the history cannot tell what the image holds: zeroes may be held or not,
+    /// discards may have happened or not, and what shares a cluster with a write is copied along.
+    fn draw_some(&mut self, draw: &mut Prng, route: &mut Route) -> Vec<Operation> {
+        let first = route.draw_one(draw);
+        let empties = matches!(
+            first,
+            ChainOperation::Commit {
+                overlay: Overlay::Empty
+            }
+        );
+        let mut some = vec![Operation::Chain(first)];
+        let chance = if empties { 3 } else { 1 };
+        if self.any && self.draw.chance(chance, 4) {
+            some.push(Operation::Chain(route.repoint(&mut self.draw)));
+        }
+        some
+    }
+}
+
 /// What the image lies over as its operations go on.
 struct Route {
     over: Option<Disk>,
@@ -167,6 +205,12 @@ impl Route {
                 ChainOperation::Stream { base }
             }
         }
+    }
+
+    fn repoint(&mut self, draw: &mut Prng) -> ChainOperation {
+        let onto = *draw.pick(&self.elsewhere());
+        self.over = onto;
+        ChainOperation::Repoint { onto }
     }
 
     /// Where the image can be moved to.
