@@ -88,6 +88,8 @@ defects! {
     BitmapForgetsZeroes "bitmap-forgets-zeroes",
     /// Applying a snapshot sets no bit in bitmaps.
     BitmapForgetsSnapshot "bitmap-forgets-snapshot",
+    /// Bits that are marked from outside stay in memory, and the bitmap is stored without them.
+    MarkedBitsUnstored "marked-bits-unstored",
     /// The dirty bit is written after the first L2 update instead of before it.
     DirtyTooLate "dirty-too-late",
     /// Close clears the dirty bit before the refcounts are durable.

@@ -5,6 +5,8 @@
 //! Each is atomic: after a failure or a power loss the image is as before or as after, never between;
 //! and durable once it has succeeded.
 
+use std::ops::Range;
+
 use crate::luks::NewSlot;
 use crate::preallocation::Preallocation;
 
@@ -103,6 +105,13 @@ pub enum Manage {
         target: String,
         /// The others.
         sources: Vec<String>,
+    },
+    /// Sets the bits of ranges of the disk in a bitmap: what a bitmap of another image of it says.
+    BitmapMark {
+        /// Its name.
+        name: String,
+        /// In bytes, none of them beyond the end of the disk.
+        ranges: Vec<Range<u64>>,
     },
 }
 

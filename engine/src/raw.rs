@@ -195,7 +195,8 @@ impl Image for Raw {
             | Manage::BitmapRemove { .. }
             | Manage::BitmapSetState { .. }
             | Manage::BitmapClear { .. }
-            | Manage::BitmapMerge { .. } => {
+            | Manage::BitmapMerge { .. }
+            | Manage::BitmapMark { .. } => {
                 let text = "a raw image has no bitmaps".into();
                 Box::pin(ready(Err(Refused::Bitmap(text).into())))
             }

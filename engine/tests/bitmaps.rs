@@ -195,6 +195,38 @@ fn operations_on_bitmaps_do_what_their_names_say() {
     assert_eq!(header.extension(0x2385_2875), None);
 }
 
+fn mark(name: &str, range: Range<u64>) -> Manage {
+    Manage::BitmapMark {
+        name: name.into(),
+        ranges: vec![512..1024, range],
+    }
+}
+
+#[test]
+fn marked_ranges_are_in_the_file_when_that_is_answered() {
+    let ram = made(&small_disk());
+    let image = open(&ram.port);
+    manage(&image, new_bitmap("a", 4096, BitmapState::Disabled));
+    manage(&image, new_bitmap("gone", 4096, BitmapState::Enabled));
+    manage(&image, mark("a", (64 << 10) - 512..(68 << 10) + 512));
+    let refused = run(image.manage(mark("a", 512..(1 << 20) + 512)));
+    assert!(matches!(
+        refused,
+        Err(Error::Refused(Refused::OutOfRange { .. }))
+    ));
+    write(&image, 0, 512);
+    let left = Ram::from_bytes(&ram.bytes());
+    close(&image);
+    expect_sound(&ram);
+    // What stands there when nobody closes it.
+    let image = open(&left.port);
+    assert_eq!(ranges(&image, "a"), [kib(0..4), kib(60..72)]);
+    for name in ["gone", "none"] {
+        let refused = run(image.manage(mark(name, 0..512)));
+        assert!(matches!(refused, Err(Error::Refused(Refused::Bitmap(_)))));
+    }
+}
+
 #[test]
 fn an_extension_without_its_bit_is_dropped_with_its_clusters_leaked() {
     let ram = made(&small_disk());

@@ -124,7 +124,8 @@ fn pins(defect: Defect) -> Pins {
         Defect::BitmapMarkedLate
         | Defect::BitmapSwitchBeforeContent
         | Defect::BitmapNotFlushed
-        | Defect::BitmapForgetsZeroes => pinned("bitmaps=on"),
+        | Defect::BitmapForgetsZeroes
+        | Defect::MarkedBitsUnstored => pinned("bitmaps=on"),
         Defect::BitmapForgetsSnapshot => pinned("bitmaps=on,snapshots=on"),
         Defect::PunchBeforeUnlink | Defect::PunchReused | Defect::KeptForgetsZero => {
             pinned("version=3,discard=unmap,discard_no_unref=on")

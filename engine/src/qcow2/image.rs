@@ -194,6 +194,10 @@ impl Image for Qcow2 {
             Manage::BitmapMerge { target, sources } => {
                 Box::pin(self.change_bitmaps(Change::Merge { target, sources }))
             }
+            Manage::BitmapMark { name, ranges } => {
+                let target = name;
+                Box::pin(self.change_bitmaps(Change::Mark { target, ranges }))
+            }
         }
     }
 

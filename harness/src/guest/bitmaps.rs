@@ -25,7 +25,8 @@ pub(super) struct History {
     touches: Vec<Touch>,
     /// What leaves every bitmap stored.
     stores: Vec<(Moment, Moment)>,
-    /// When the disk may have become smaller, and how many sectors it had then.
+    /// When the disk may have become smaller, also by going back to a snapshot, and how many sectors it had
+    /// then.
     shrinks: Vec<(Moment, u64)>,
 }
 
@@ -69,9 +70,19 @@ struct Known {
     granule_sectors: u64,
     enabled: bool,
     inconsistent: bool,
-    /// What it called dirty before the history began.
-    held: Vec<Range<u64>>,
+    /// What it calls dirty whatever became of the disk.
+    held: Vec<Held>,
     spans: Vec<Span>,
+}
+
+/// A range that a bitmap was told to call dirty, or called so before the history began.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Held {
+    sectors: Range<u64>,
+    /// When it was told; the start for what is older.
+    since: Moment,
+    /// Granules of the bitmaps that the bits came through.
+    granules: Vec<u64>,
 }
 
 /// A stretch of the history whose changes a bitmap covers.
@@ -122,14 +133,15 @@ impl Span {
         let ends = self.until.and_then(|until| until.ended);
         begins && ends.is_none_or(|until| touch.submitted < until)
     }
+}
 
-    fn widened(&self, sectors: &Range<u64>) -> Range<u64> {
-        let mut range = sectors.clone();
-        for granule in &self.granules {
-            range = range.start / granule * granule..range.end.next_multiple_of(*granule);
-        }
-        range
+/// What is dirty where a range became so and came through bitmaps of these granules.
+fn widened(sectors: &Range<u64>, granules: &[u64]) -> Range<u64> {
+    let mut range = sectors.clone();
+    for granule in granules {
+        range = range.start / granule * granule..range.end.next_multiple_of(*granule);
     }
+    range
 }
 
 impl Known {
@@ -140,9 +152,12 @@ impl Known {
             granule_sectors: stored.granule_sectors,
             enabled: stored.enabled,
             inconsistent: stored.in_use,
-            held: stored.dirty.clone(),
+            held: Vec::new(),
             spans: Vec::new(),
         };
+        for sectors in &stored.dirty {
+            known.hold(sectors.clone(), Moment(0));
+        }
         if stored.enabled {
             known.open(Window::START);
         }
@@ -160,6 +175,28 @@ impl Known {
     fn close(&mut self, until: Window) {
         for span in &mut self.spans {
             span.until.get_or_insert(until);
+        }
+    }
+
+    fn hold(&mut self, sectors: Range<u64>, since: Moment) {
+        self.held.push(Held {
+            sectors,
+            since,
+            granules: vec![self.granule_sectors],
+        });
+    }
+
+    /// Takes over what another one has noted until then.
+    fn absorb(&mut self, mut source: Self, until: Window) {
+        source.close(until);
+        let granule = self.granule_sectors;
+        for mut held in source.held {
+            held.granules.push(granule);
+            self.held.push(held);
+        }
+        for mut span in source.spans {
+            span.granules.push(granule);
+            self.spans.push(span);
         }
     }
 }
@@ -221,6 +258,11 @@ impl History {
         if let (true, Some((ended, Answer::Done))) = (stores, completed) {
             self.stores.push((submitted, ended));
         }
+    }
+
+    /// The disk may have become another one of this size.
+    pub(super) fn cut(&mut self, at: Moment, virtual_bytes: u64) {
+        self.shrinks.push((at, virtual_bytes / 512));
     }
 
     pub(super) fn start(&mut self, found: &[StoredBitmap]) {
@@ -316,14 +358,8 @@ fn applied(list: &List, operation: BitmapOperation, at: Window) -> Option<List> 
                 known.open(at);
             }
         }
-        (BitmapChange::Merge { .. }, Some(mut source)) => {
-            source.close(at);
-            known.held.append(&mut source.held);
-            for mut span in source.spans {
-                span.granules.push(known.granule_sectors);
-                known.spans.push(span);
-            }
-        }
+        (BitmapChange::Merge { .. }, Some(source)) => known.absorb(source, at),
+        (BitmapChange::Mark { range }, _) => known.hold(range.sectors(), at.submitted),
         (BitmapChange::Create { .. } | BitmapChange::Remove | BitmapChange::Merge { .. }, _) => {}
     }
     Some(list)
@@ -415,6 +451,12 @@ impl Case<'_> {
         if found.in_use {
             return None;
         }
+        if let Some(sector) = self.forgotten(known, found) {
+            let line = format!(
+                "{name} is clean, and does not call guest sector {sector} dirty, which was marked in it"
+            );
+            return fault("bitmap-forgotten", line);
+        }
         if let Some(sector) = self.uncovered(known, found) {
             let line = format!(
                 "{name} is clean, and guest sector {sector} changed without being noted in it"
@@ -451,14 +493,17 @@ impl Case<'_> {
         touches.filter(move |touch| touch.submitted <= cut)
     }
 
+    fn forgotten(&self, known: &Known, found: &StoredBitmap) -> Option<u64> {
+        known.held.iter().find_map(|held| {
+            let Held { sectors, since, .. } = held;
+            let end = sectors.end.min(self.kept_since(*since));
+            let first = found.first_clean_from(sectors.start);
+            (first < end).then_some(first)
+        })
+    }
+
     fn uncovered(&self, known: &Known, found: &StoredBitmap) -> Option<u64> {
         let missing = |sector: &u64| !found.covers(*sector);
-        let kept = self.kept_since(Moment(0));
-        let held = known.held.iter().cloned().flatten();
-        let held = held.filter(|sector| *sector < kept);
-        if let Some(sector) = held.into_iter().find(missing) {
-            return Some(sector);
-        }
         for touch in self.touches() {
             let Some(span) = known.spans.iter().find(|span| span.contains(touch)) else {
                 continue;
@@ -540,14 +585,13 @@ impl Case<'_> {
     }
 
     fn spurious(&self, known: &Known, found: &StoredBitmap) -> Option<u64> {
-        let granule = known.granule_sectors;
-        let widened = |range: &Range<u64>| {
-            range.start / granule * granule..range.end.next_multiple_of(granule)
-        };
-        let mut allowed: Vec<Range<u64>> = known.held.iter().map(widened).collect();
+        let held = known.held.iter();
+        let mut allowed: Vec<Range<u64>> = held
+            .map(|held| widened(&held.sectors, &held.granules))
+            .collect();
         for touch in self.touches() {
             let spans = known.spans.iter().filter(|span| span.meets(touch));
-            allowed.extend(spans.map(|span| span.widened(&touch.sectors)));
+            allowed.extend(spans.map(|span| widened(&touch.sectors, &span.granules)));
         }
         allowed.sort_unstable_by_key(|range| range.start);
         for dirty in &found.dirty {

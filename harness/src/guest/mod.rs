@@ -315,7 +315,9 @@ impl Ledger {
                 completed: happening.completed,
             };
             effects.push((0..u64::MAX / 512, entry));
-            self.resize(happening, self.size_of(origin));
+            let virtual_bytes = self.size_of(origin);
+            self.resize(happening, virtual_bytes);
+            self.bitmaps.cut(happening.submitted, virtual_bytes);
         }
         if let Some((completed, Answer::Done)) = happening.completed {
             // Who goes back is durable itself, with all before it: nothing else is in flight.

@@ -602,6 +602,82 @@ fn a_snapshot_holds_what_was_done_before_and_perhaps_what_was_under_way() {
     assert_eq!(ledger.expect(Moment(8)).legal(1).len(), 2);
 }
 
+/// What is wrong with a bitmap that was enabled and clean at the start, on a disk of `disk_sectors`, if it
+/// calls these granules of 8 sectors dirty.
+fn check_dirty(
+    history: &[Happening],
+    cut: u64,
+    disk_sectors: u64,
+    dirty: &[u64],
+) -> Option<&'static str> {
+    let bitmap = |dirty: &[u64]| StoredBitmap {
+        name: bitmap_name(0).into_bytes(),
+        granule_sectors: 8,
+        in_use: false,
+        enabled: true,
+        flags_at: 0,
+        dirty: dirty.iter().map(|first| *first..first + 8).collect(),
+    };
+    let ledger = Ledger::new(Content::zeroes(), 64 * 512, history).with_bitmaps(&[bitmap(&[])]);
+    let expectation = ledger.expect(Moment(cut));
+    let value = |sector: u64| expectation.legal(sector)[0];
+    let found = expectation.check_bitmaps(&[bitmap(dirty)], disk_sectors, &value);
+    found.map(|violation| violation.kind)
+}
+
+/// Sectors 9 to 17 are marked, which are a part of two granules.
+#[test]
+fn a_marked_range_is_dirty_as_a_whole_or_not_at_all_until_that_is_answered() {
+    let range = Extent {
+        offset: 9 * 512,
+        len_bytes: 8 * 512,
+    };
+    let change = BitmapChange::Mark { range };
+    let mark = Operation::Bitmap(BitmapOperation { number: 0, change });
+    let history = overlapping(&[(mark, 1, 3)]);
+    let check = |cut, dirty: &[u64]| check_dirty(&history, cut, 64, dirty);
+    for cut in [2, 3] {
+        assert_eq!(check(cut, &[8, 16]), None);
+        assert_eq!(check(cut, &[8]), Some("bitmap-forgotten"));
+        assert_eq!(check(cut, &[8, 16, 24]), Some("bitmap-spurious"));
+    }
+    assert_eq!(check(2, &[]), None);
+    assert_eq!(check(3, &[]), Some("bitmap-forgotten"));
+}
+
+/// What a smaller disk gave up is no longer dirty when it grows again; what is marked after that is.
+#[test]
+fn a_marked_range_is_cut_with_the_disk() {
+    let mark = |first: u64| {
+        let range = Extent {
+            offset: first * 512,
+            len_bytes: 8 * 512,
+        };
+        let change = BitmapChange::Mark { range };
+        Operation::Bitmap(BitmapOperation { number: 0, change })
+    };
+    let resized = |sectors: u64| Operation::Grow {
+        virtual_bytes: sectors * 512,
+        preallocation: Preallocation::Off,
+    };
+    let history = overlapping(&[
+        (mark(48), 1, 2),
+        (
+            Operation::Shrink {
+                virtual_bytes: 32 * 512,
+            },
+            3,
+            4,
+        ),
+        (resized(64), 5, 6),
+        (mark(40), 7, 8),
+    ]);
+    let check = |dirty: &[u64]| check_dirty(&history, 9, 64, dirty);
+    assert_eq!(check(&[40]), None);
+    assert_eq!(check(&[48]), Some("bitmap-forgotten"));
+    assert_eq!(check(&[]), Some("bitmap-forgotten"));
+}
+
 /// A bitmap that is enabled from the start, is cleared while one write is under way, and must note the next.
 #[test]
 fn a_bitmap_may_note_what_was_under_way_while_it_was_cleared() {
@@ -614,21 +690,7 @@ fn a_bitmap_may_note_what_was_under_way_while_it_was_cleared() {
         (write(16, 1), 8, 9),
         (Operation::Reopen, 10, 11),
     ]);
-    let bitmap = |dirty: &[u64]| StoredBitmap {
-        name: bitmap_name(0).into_bytes(),
-        granule_sectors: 8,
-        in_use: false,
-        enabled: true,
-        flags_at: 0,
-        dirty: dirty.iter().map(|first| *first..first + 8).collect(),
-    };
-    let ledger = Ledger::new(Content::zeroes(), 64 * 512, &history).with_bitmaps(&[bitmap(&[])]);
-    let check = |dirty: &[u64]| {
-        let expectation = ledger.expect(Moment(20));
-        let value = |sector: u64| expectation.legal(sector)[0];
-        let found = expectation.check_bitmaps(&[bitmap(dirty)], 64, &value);
-        found.map(|violation| violation.kind)
-    };
+    let check = |dirty: &[u64]| check_dirty(&history, 20, 64, dirty);
     assert_eq!(check(&[16]), None);
     assert_eq!(check(&[8, 16]), None);
     assert_eq!(check(&[]), Some("bitmap-uncovered"));

@@ -281,7 +281,7 @@ fn data_file(changes: &[&str]) -> Parsed<DataFileOperation> {
 }
 
 const BITMAP_HELP: &str = "expected bitmap create NUMBER GRANULARITY enabled|disabled, bitmap \
-     remove|enable|disable|clear NUMBER, or bitmap merge NUMBER SOURCE";
+     remove|enable|disable|clear NUMBER, bitmap merge NUMBER SOURCE, or bitmap mark NUMBER OFFSET LENGTH";
 
 fn bitmap_text(operation: BitmapOperation) -> String {
     let BitmapOperation { number, change } = operation;
@@ -298,6 +298,9 @@ fn bitmap_text(operation: BitmapOperation) -> String {
         BitmapChange::SetState(BitmapState::Disabled) => format!("bitmap disable {number}"),
         BitmapChange::Clear => format!("bitmap clear {number}"),
         BitmapChange::Merge { source } => format!("bitmap merge {number} {source}"),
+        BitmapChange::Mark {
+            range: Extent { offset, len_bytes },
+        } => format!("bitmap mark {number} {offset} {len_bytes}"),
     }
 }
 
@@ -332,6 +335,13 @@ fn bitmap(words: &[&str]) -> Parsed<Option<BitmapOperation>> {
         ["merge", target, source] => {
             let source = number(source)?;
             (target, BitmapChange::Merge { source })
+        }
+        ["mark", target, offset, len] => {
+            let range = Extent {
+                offset: number(offset)?,
+                len_bytes: number(len)?,
+            };
+            (target, BitmapChange::Mark { range })
         }
         _ => return Ok(None),
     };

@@ -660,7 +660,11 @@ fn operation(
             name_bytes: name_bytes(draw, geometry),
         },
         11 => Operation::Empty,
-        _ => Operation::Bitmap(bitmap_operation(draw, places.virtual_bytes, bitmaps)),
+        _ => {
+            let range = Extent { offset, len_bytes };
+            let virtual_bytes = places.virtual_bytes;
+            Operation::Bitmap(bitmap_operation(draw, virtual_bytes, range, bitmaps))
+        }
     }
 }
 
@@ -715,10 +719,11 @@ fn is_inconsistent(bitmap: BitmapShape) -> bool {
     bitmap.standing == BitmapStanding::Inconsistent
 }
 
-/// An operation that the bitmaps there are allow.
+/// An operation that the bitmaps there are allow, and that concerns this range if it concerns one.
 fn bitmap_operation(
     draw: &mut Prng,
     virtual_bytes: u64,
+    range: Extent,
     bitmaps: &mut Vec<BitmapShape>,
 ) -> BitmapOperation {
     let free = (0..MAX_BITMAPS).find(|number| bitmaps.iter().all(|one| one.number != *number));
@@ -747,7 +752,7 @@ fn bitmap_operation(
     let index = draw.index(bitmaps.len());
     let number = bitmaps[index].number;
     let source = *draw.pick(bitmaps);
-    let kind = draw.below(6);
+    let kind = draw.below(7);
     let change = match kind {
         _ if is_inconsistent(bitmaps[index]) => BitmapChange::Remove,
         0 => BitmapChange::Remove,
@@ -755,12 +760,16 @@ fn bitmap_operation(
         3 if !is_inconsistent(source) => BitmapChange::Merge {
             source: source.number,
         },
+        4 => BitmapChange::Mark { range },
         _ => BitmapChange::Clear,
     };
     match change {
         BitmapChange::Remove => drop(bitmaps.remove(index)),
         BitmapChange::SetState(_) => bitmaps[index].standing = standing,
-        BitmapChange::Create { .. } | BitmapChange::Clear | BitmapChange::Merge { .. } => {}
+        BitmapChange::Create { .. }
+        | BitmapChange::Clear
+        | BitmapChange::Merge { .. }
+        | BitmapChange::Mark { .. } => {}
     }
     BitmapOperation { number, change }
 }
@@ -894,6 +903,24 @@ mod tests {
         assert!(drawn(300, &on).all(|scenario| split(&scenario)));
         let off = Pins::parse("extended_l2=off").unwrap();
         assert!(!drawn(300, &off).any(|scenario| split(&scenario)));
+    }
+
+    #[test]
+    fn every_change_of_a_bitmap_is_drawn() {
+        let mut changes = BTreeSet::new();
+        for scenario in drawn(300, &Pins::parse("bitmaps=on").unwrap()) {
+            let texts = scenario.operations.iter().copied().map(operation_text);
+            let words = texts.filter_map(|text| {
+                let rest = text.strip_prefix("bitmap ")?;
+                Some(rest.split(' ').next()?.to_owned())
+            });
+            changes.extend(words);
+        }
+        let drawn: Vec<&str> = changes.iter().map(String::as_str).collect();
+        assert_eq!(
+            drawn.join(" "),
+            "clear create disable enable mark merge remove"
+        );
     }
 
     #[test]

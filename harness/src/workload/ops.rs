@@ -138,7 +138,7 @@ pub enum Manners {
 }
 
 impl Operation {
-    /// Offset and length of the range of the guest's disk that the operation touches, where it touches one.
+    /// Offset and length of the range of the guest's disk that the operation names, where it names one.
     fn place(&mut self) -> Option<(&mut u64, &mut u64)> {
         match self {
             Self::Read { offset, len_bytes }
@@ -149,6 +149,10 @@ impl Operation {
                 offset, len_bytes, ..
             }
             | Self::Discard { offset, len_bytes } => Some((offset, len_bytes)),
+            Self::Bitmap(BitmapOperation {
+                change: BitmapChange::Mark { range },
+                ..
+            }) => Some((&mut range.offset, &mut range.len_bytes)),
             Self::Flush
             | Self::DropIdle
             | Self::Grow { .. }
@@ -165,7 +169,7 @@ impl Operation {
         }
     }
 
-    /// The range of the guest's disk that the operation touches, where it touches one.
+    /// The range of the guest's disk that the operation names, where it names one.
     pub fn range(mut self) -> Option<Extent> {
         let (offset, len_bytes) = self.place()?;
         Some(Extent {
@@ -174,7 +178,7 @@ impl Operation {
         })
     }
 
-    /// The same operation on another range; one that touches none stays as it is.
+    /// The same operation on another range; one that names none stays as it is.
     #[must_use]
     pub fn with_range(mut self, to: Extent) -> Self {
         if let Some((offset, len_bytes)) = self.place() {
@@ -388,6 +392,11 @@ pub enum BitmapChange {
     Merge {
         /// The number of the other.
         source: u8,
+    },
+    /// The bits of a range are set in it, as those of a bitmap of another image are.
+    Mark {
+        /// The range of the guest's disk.
+        range: Extent,
     },
 }
 

@@ -1,5 +1,7 @@
 //! Carrying an operation out on an open image.
 
+use std::iter;
+
 use blkdebug::disks::Disk;
 use engine::error::Error;
 use engine::image::Image;
@@ -167,6 +169,10 @@ pub fn managed(operation: BitmapOperation) -> Manage {
         BitmapChange::Merge { source } => Manage::BitmapMerge {
             target: name,
             sources: vec![bitmap_name(source)],
+        },
+        BitmapChange::Mark { range } => Manage::BitmapMark {
+            name,
+            ranges: iter::once(range.offset..range.end()).collect(),
         },
     }
 }

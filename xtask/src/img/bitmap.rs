@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use engine::image::Access;
+use engine::image::{Access, Image};
 use engine::manage::{BitmapState, Manage};
 use engine::qcow2::{BitmapInfo, Qcow2, Standing};
 
@@ -240,7 +240,9 @@ pub(super) fn dirty_ranges(image: &Qcow2, name: &str) -> Result<Vec<Range<u64>>,
 
 /// Sets the bits of these ranges.
 pub(super) fn mark(image: &Qcow2, name: &str, dirty: &[Range<u64>]) -> Result<(), Failure> {
-    at_once(image.mark_bitmap(name, dirty)).map_err(|error| Failure(engine_text(&error)))
+    let (name, ranges) = (name.to_owned(), dirty.to_vec());
+    let operation = Manage::BitmapMark { name, ranges };
+    at_once(image.manage(operation)).map_err(|error| Failure(engine_text(&error)))
 }
 
 /// The bitmaps of an open image, where its format has any.

@@ -10,7 +10,9 @@ use super::directory::{GRANULARITY_BITS, MAX_NAME, Record};
 use super::store::Run;
 use super::table::{self, entries_for};
 use super::{Bitmap, Content, Standing};
+use crate::defect::Defect;
 use crate::error::{Error, Refused};
+use crate::image::must_reach;
 use crate::manage::BitmapState;
 use crate::qcow2::bitmap::bits::Bits;
 use crate::qcow2::bounds::MAX_BITMAPS;
@@ -42,13 +44,6 @@ pub(in crate::qcow2) enum Change {
 }
 
 impl Qcow2 {
-    /// Sets in a clean bitmap the bits of ranges of the disk, in bytes: what a bitmap of another image says.
-    /// Durable, and before or after, as every operation on bitmaps.
-    pub async fn mark_bitmap(&self, name: &str, ranges: &[Range<u64>]) -> Result<(), Error> {
-        let (target, ranges) = (name.to_owned(), ranges.to_vec());
-        self.change_bitmaps(Change::Mark { target, ranges }).await
-    }
-
     /// Carries out an operation on bitmaps. Before or after, whatever fails.
     pub(in crate::qcow2) async fn change_bitmaps(&self, change: Change) -> Result<(), Error> {
         self.access.must_allow_writes()?;
@@ -99,18 +94,7 @@ impl Metadata {
                 list
             }
             Change::Merge { target, sources } => self.merged(&target, &sources).await?,
-            Change::Mark { target, ranges } => {
-                let index = self.bitmaps.find_clean(&target)?;
-                self.load_bits(index).await?;
-                let mut list = self.bitmaps.list.clone();
-                list[index].changed = true;
-                if let Some(bits) = list[index].bits_mut() {
-                    for range in ranges {
-                        bits.set(range.start, range.end.saturating_sub(range.start));
-                    }
-                }
-                list
-            }
+            Change::Mark { target, ranges } => self.marked(&target, &ranges).await?,
         };
         Ok((list, Vec::new()))
     }
@@ -176,6 +160,23 @@ impl Metadata {
             }
         }
         list[target].changed = true;
+        Ok(list)
+    }
+
+    async fn marked(&mut self, target: &str, ranges: &[Range<u64>]) -> Result<Vec<Bitmap>, Error> {
+        let len_bytes = |range: &Range<u64>| range.end.saturating_sub(range.start);
+        let target = self.bitmaps.find_clean(target)?;
+        for range in ranges {
+            must_reach(self.virtual_bytes, range.start, len_bytes(range))?;
+        }
+        self.load_bits(target).await?;
+        let mut list = self.bitmaps.list.clone();
+        list[target].changed |= !self.planted.has(Defect::MarkedBitsUnstored);
+        if let Some(bits) = list[target].bits_mut() {
+            for range in ranges {
+                bits.set(range.start, len_bytes(range));
+            }
+        }
         Ok(list)
     }
 

@@ -43,12 +43,17 @@ impl StoredBitmap {
 
     /// The first sector that it does not call dirty.
     pub fn first_clean(&self) -> u64 {
-        let mut at = 0;
+        self.first_clean_from(0)
+    }
+
+    /// The first sector from this one on that it does not call dirty.
+    pub fn first_clean_from(&self, sector: u64) -> u64 {
+        let mut at = sector;
         for range in &self.dirty {
             if range.start > at {
                 break;
             }
-            at = range.end;
+            at = at.max(range.end);
         }
         at
     }
