@@ -238,11 +238,10 @@ impl History {
                     Kind::Grown,
                 );
             }
-            DiskChange::Restored
-            | DiskChange::Renamed
-            | DiskChange::Repointed
-            | DiskChange::Emptied => {
-                touch(0..u64::MAX / 512, Kind::Restored);
+            // How large the disk is then, `cut` is told.
+            DiskChange::Restored => touch(0..u64::MAX / 512, Kind::Restored),
+            DiskChange::Renamed | DiskChange::Repointed | DiskChange::Emptied => {
+                touch(0..disk_bytes / 512, Kind::Restored);
             }
         }
         if let Operation::Bitmap(change) = happening.operation {
@@ -516,7 +515,7 @@ impl Case<'_> {
                 // The disk may be far too large to ask for each sector.
                 Kind::Restored => {
                     let first = found.first_clean();
-                    if settled && on_disk(&first) {
+                    if settled && on_disk(&first) && touch.sectors.contains(&first) {
                         return Some(first);
                     }
                 }
@@ -532,12 +531,12 @@ impl Case<'_> {
         None
     }
 
-    /// How many sectors of the disk have been there ever since: what a smaller disk gave up is gone from
-    /// its bitmaps too, and comes back with another content.
+    /// How many sectors of the disk have been there ever since what was done at `moment`: what a smaller disk
+    /// gave up is gone from its bitmaps too, and comes back with another content.
     fn kept_since(&self, moment: Moment) -> u64 {
         let cut = self.expectation.cut();
         let shrinks = self.history.shrinks.iter();
-        let since = shrinks.filter(|(at, _)| *at > moment && *at <= cut);
+        let since = shrinks.filter(|(at, _)| *at >= moment && *at <= cut);
         since.map(|(_, end)| *end).fold(self.disk_sectors, u64::min)
     }
 
