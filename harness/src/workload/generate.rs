@@ -138,7 +138,7 @@ fn image(draw: &mut Prng, pins: &Pins) -> ImageShape {
         .virtual_bytes
         .unwrap_or_else(|| virtual_bytes(draw, geometry).min(data_file::most_bytes(pins)));
     let virtual_bytes = if pins.chain == Some(true) {
-        virtual_bytes.min(chain::MAX_CLUSTERS * geometry.cluster_bytes())
+        virtual_bytes.min(chain::most_bytes(geometry))
     } else {
         virtual_bytes
     };
@@ -577,7 +577,9 @@ fn workload(
     for _ in 0..count {
         let mut operation = operation(draw, &places, &weights, geometry, &mut bitmaps);
         if let Operation::Grow { virtual_bytes, .. } = &mut operation {
-            *virtual_bytes = data_file::grown(pins, places.virtual_bytes, *virtual_bytes);
+            let old = places.virtual_bytes;
+            let bounded = data_file::grown(pins, old, *virtual_bytes);
+            *virtual_bytes = chain::grown(pins, geometry, old, bounded);
             places = Places::draw(draw, *virtual_bytes, geometry);
         }
         operations.push(operation);

@@ -5,6 +5,7 @@
 use blkdebug::disks::Disk;
 use engine::chain::Overlay;
 use engine::qcow2::create::BackingFormat;
+use engine::qcow2::geometry::Geometry;
 
 use super::super::ops::{ChainOperation, Operation};
 use super::super::pin::{Managed, Pins, Room};
@@ -15,7 +16,9 @@ use crate::prng::Prng;
 /// The files beneath are no larger, since every sector of theirs counts.
 const MAX_BYTES: u64 = 48 << 10;
 /// The image's disk has no more clusters: operations on chains go through all of them.
-pub(super) const MAX_CLUSTERS: u64 = 48;
+const MAX_CLUSTERS: u64 = 48;
+/// It is no larger either, but for two clusters: version 2 keeps the zeroes that a chain shows byte by byte.
+const MAX_DISK_BYTES: u64 = 1 << 20;
 
 /// Whether a scenario is about a chain.
 pub(super) fn is_drawn(prng: &Prng, pins: &Pins) -> bool {
@@ -41,6 +44,22 @@ pub(super) fn pins(prng: &Prng, pins: &Pins) -> Pins {
         manage: Some(managed),
         room: Some(pins.room.unwrap_or(Room::Any)),
         ..*pins
+    }
+}
+
+/// The disk of an image over a chain is drawn no larger than this.
+pub(super) fn most_bytes(geometry: Geometry) -> u64 {
+    let cluster = geometry.cluster_bytes();
+    (MAX_CLUSTERS * cluster).min(MAX_DISK_BYTES.max(2 * cluster))
+}
+
+/// The size that a disk of `old_bytes` grows to where this is drawn.
+pub(super) fn grown(pins: &Pins, geometry: Geometry, old_bytes: u64, drawn_bytes: u64) -> u64 {
+    if pins.chain == Some(true) {
+        let cluster = geometry.cluster_bytes();
+        drawn_bytes.min(old_bytes + (8 * cluster).min(MAX_DISK_BYTES.max(cluster)))
+    } else {
+        drawn_bytes
     }
 }
 
