@@ -115,7 +115,7 @@ impl Arena {
         fs::create_dir_all(&b)?;
         let mut outcome = Outcome::default();
         let mut script = Vec::new();
-        // What QEMU added to each disk with places for it.
+        // What QEMU added to each disk.
         let mut added = [const { Vec::new() }; 2];
         for step in &history.steps {
             let side = if draw.chance(1, 2) {
@@ -142,7 +142,7 @@ impl Arena {
                 }
                 break;
             }
-            if let Step::Preallocate { added: range, .. } = step {
+            if let Step::Grow { added: range, .. } = step {
                 added[by_qemu].push(range.clone());
             }
             outcome.refused += u64::from(!in_a.status.success());
@@ -183,11 +183,11 @@ impl Arena {
         folder: &Path,
     ) -> io::Result<Output> {
         match step {
-            Step::Img(words) | Step::Preallocate { words, .. } | Step::OursAlone(words) => {
+            Step::Img(words) | Step::Grow { words, .. } | Step::OursAlone(words) => {
                 let side = match step {
                     Step::OursAlone(_) => Side::Ours,
                     Step::Img(_)
-                    | Step::Preallocate { .. }
+                    | Step::Grow { .. }
                     | Step::Io(_)
                     | Step::IoWith(..)
                     | Step::RawIo(..) => side,
@@ -235,8 +235,7 @@ impl Arena {
         }
     }
 
-    /// The bug of QEMU's that explains how the disks differ, if they do; `added` is what QEMU added to each with
-    /// places for it.
+    /// The bug of QEMU's that explains how the disks differ, if they do; `added` is what QEMU added to each.
     fn known_contents(
         &self,
         folder: &Path,

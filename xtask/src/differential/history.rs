@@ -46,8 +46,8 @@ pub(super) struct History {
 pub(super) enum Step {
     /// Arguments of qemu-img.
     Img(Vec<String>),
-    /// Arguments of qemu-img that make the disk larger, with places for the new part.
-    Preallocate {
+    /// Arguments of qemu-img that make the disk larger.
+    Grow {
         /// The arguments.
         words: Vec<String>,
         /// The new part.
@@ -368,13 +368,14 @@ impl Shape {
             1 => self.virtual_bytes + draw.between(1, 16) * self.cluster_bytes,
             _ => draw.between(1, self.virtual_bytes / 512) * 512,
         };
-        let shrink = if bytes < self.virtual_bytes {
-            "--shrink "
-        } else {
-            ""
-        };
-        self.virtual_bytes = bytes;
-        img(&format!("resize -q {shrink}{IMAGE} {bytes}"))
+        let old = std::mem::replace(&mut self.virtual_bytes, bytes);
+        if bytes < old {
+            return img(&format!("resize -q --shrink {IMAGE} {bytes}"));
+        }
+        Step::Grow {
+            words: words(&format!("resize -q {IMAGE} {bytes}")),
+            added: old..bytes,
+        }
     }
 
     fn data_file(&mut self, draw: &mut Prng) -> Step {
@@ -400,7 +401,7 @@ impl Shape {
         self.virtual_bytes += more;
         let mode = draw.pick(&["off", "metadata", "falloc", "full"]);
         let bytes = self.virtual_bytes;
-        Step::Preallocate {
+        Step::Grow {
             words: words(&format!("resize -q --preallocation={mode} {IMAGE} {bytes}")),
             added: start..bytes,
         }

@@ -11,8 +11,8 @@ use super::history::Step;
 pub(super) enum Known {
     /// A disk is not made larger with places for its new part where its file is longer than it takes.
     RefusesLongFile,
-    /// The new part of a disk shows what stood in freed clusters.
-    ShowsFreedClusters,
+    /// The new part of a disk shows what stood in freed clusters, or behind the end that it had once.
+    ShowsOldContent,
 }
 
 impl Known {
@@ -20,12 +20,11 @@ impl Known {
     pub(super) fn of_refusal(step: &Step, theirs: &Output, ours: &Output) -> Option<Self> {
         let says = String::from_utf8_lossy(&theirs.stderr);
         let refused = says.contains("Cannot use preallocation for shrinking files");
-        (matches!(step, Step::Preallocate { .. }) && refused && ours.status.success())
+        (matches!(step, Step::Grow { .. }) && refused && ours.status.success())
             .then_some(Self::RefusesLongFile)
     }
 
-    /// The bug that explains why two disks differ. `added` are the parts that QEMU added to the second with
-    /// places for them: where the disks differ the second has something there, and the first zeroes.
+    /// The bug that explains why two disks differ. `added` are the parts that QEMU added to the second: where the disks differ the second has something there, and the first zeroes.
     pub(super) fn of_contents(right: &[u8], suspect: &[u8], added: &[Range<u64>]) -> Option<Self> {
         if right.len() != suspect.len() {
             return None;
@@ -36,7 +35,7 @@ impl Known {
         let explained = |(at, (right, _)): (u64, (&u8, &u8))| {
             *right == 0 && added.iter().any(|range| range.contains(&at))
         };
-        (right != suspect && differing.all(explained)).then_some(Self::ShowsFreedClusters)
+        (right != suspect && differing.all(explained)).then_some(Self::ShowsOldContent)
     }
 }
 
@@ -49,7 +48,7 @@ mod tests {
         let right = [7, 7, 0, 0];
         let added = [2..3, 3..4];
         let of = |suspect: &[u8]| Known::of_contents(&right, suspect, &added);
-        assert_eq!(of(&[7, 7, 0, 9]), Some(Known::ShowsFreedClusters));
+        assert_eq!(of(&[7, 7, 0, 9]), Some(Known::ShowsOldContent));
         assert_eq!(of(&right), None);
         assert_eq!(of(&[7, 8, 0, 9]), None);
         assert_eq!(of(&[7, 7, 0]), None);
