@@ -249,8 +249,12 @@ impl<'a> Expectation<'a> {
     }
 
     /// The two worlds of a disk that was going back to a snapshot at the cut, becoming smaller, or being put
-    /// over another file: it had not, or it had. The whole disk must be of one of them.
+    /// over another file: it had not, or it had. The whole disk must be of one of them. None of this happens to
+    /// a file beneath it.
     pub fn alternatives(&self) -> Option<Alternatives<'a>> {
+        if !self.is_of_disk() {
+            return None;
+        }
         let settled = self.ledger.durable_before(self.cut);
         let before = |submitted: Moment| {
             let before = Moment(submitted.0.checked_sub(1)?);

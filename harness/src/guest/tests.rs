@@ -878,6 +878,9 @@ fn a_repointing_comes_to_pass_everywhere_or_nowhere() {
     for sector in 0..3 {
         assert_eq!(after.legal(sector), [by(Writer::Other, sector)]);
     }
+    // The files beneath stay what they are.
+    let file = expectation.of_file(Disk::Backing).unwrap();
+    assert!(file.alternatives().is_none());
     let answered = repointed(&[EMPTYING], Some(30));
     assert!(answered.expect(Moment(30)).alternatives().is_none());
 }
