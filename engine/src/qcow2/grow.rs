@@ -36,12 +36,7 @@ impl Qcow2 {
         }
         {
             let mut metadata = self.metadata.lock().await;
-            metadata.must_be_sound()?;
-            if self.version.get() < 3 && !metadata.snapshots.records.is_empty() {
-                return Err(Refused::ResizeWithSnapshots.into());
-            }
-            metadata.snapshots_before_resize().await?;
-            metadata.bitmaps_before_resize().await?;
+            metadata.before_resize().await?;
             let entries = self.geometry.l1_entries_for(virtual_bytes);
             if entries > byte_count(metadata.l1.len()) {
                 metadata.grow_l1(entries).await?;

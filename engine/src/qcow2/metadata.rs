@@ -320,6 +320,17 @@ impl Metadata {
         }
     }
 
+    /// Before the size of the disk changes: refuses what cannot take that, and sees to it that no snapshot
+    /// and no bitmap in the file means the old size without saying so.
+    pub(super) async fn before_resize(&mut self) -> Result<(), Error> {
+        self.must_be_sound()?;
+        if self.version < 3 && !self.snapshots.records.is_empty() {
+            return Err(Refused::ResizeWithSnapshots.into());
+        }
+        self.snapshots_before_resize().await?;
+        self.bitmaps_before_resize().await
+    }
+
     /// Records what the clusters from `offset` on hold.
     pub(super) fn own(&mut self, offset: HostOffset, clusters: u64, owner: Structure) {
         let first = self.geometry.cluster_of(offset).0;

@@ -31,12 +31,7 @@ impl Qcow2 {
             .into());
         }
         let mut metadata = self.metadata.lock().await;
-        metadata.must_be_sound()?;
-        if self.version.get() < 3 && !metadata.snapshots.records.is_empty() {
-            return Err(Refused::ResizeWithSnapshots.into());
-        }
-        metadata.snapshots_before_resize().await?;
-        metadata.bitmaps_before_resize().await?;
+        metadata.before_resize().await?;
         // What goes is read from the file.
         metadata.write_back_all().await?;
         let beyond = metadata.switch_to_smaller(virtual_bytes).await?;

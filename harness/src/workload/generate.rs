@@ -577,9 +577,7 @@ fn workload(
     for _ in 0..count {
         let mut operation = operation(draw, &places, &weights, geometry, &mut bitmaps);
         if let Operation::Grow { virtual_bytes, .. } = &mut operation {
-            let old = places.virtual_bytes;
-            let bounded = data_file::grown(pins, old, *virtual_bytes);
-            *virtual_bytes = chain::grown(pins, geometry, old, bounded);
+            *virtual_bytes = bounded(pins, geometry, places.virtual_bytes, *virtual_bytes);
             places = Places::draw(draw, *virtual_bytes, geometry);
         }
         operations.push(operation);
@@ -774,6 +772,13 @@ fn bitmap_operation(
         | BitmapChange::Mark { .. } => {}
     }
     BitmapOperation { number, change }
+}
+
+/// The size that a disk of `old_bytes` grows to where `drawn_bytes` is drawn: no more than an image of that
+/// kind can grow by while each of its crash states is looked at as a whole.
+fn bounded(pins: &Pins, geometry: Geometry, old_bytes: u64, drawn_bytes: u64) -> u64 {
+    let most = data_file::most_growth(pins).min(chain::most_growth(pins, geometry));
+    drawn_bytes.min(old_bytes.saturating_add(most))
 }
 
 fn grown(draw: &mut Prng, virtual_bytes: u64, geometry: Geometry) -> u64 {

@@ -148,10 +148,13 @@ impl Arena {
             outcome.refused += u64::from(!in_a.status.success());
         }
         if outcome.disagreements.is_empty() && outcome.known.is_none() {
-            outcome.known = self.known_contents(&folder, &added)?;
-        }
-        if outcome.disagreements.is_empty() && outcome.known.is_none() {
             self.compare(history, &folder, &mut outcome)?;
+            if !outcome.disagreements.is_empty() {
+                outcome.known = self.known_contents(&folder, &added)?;
+            }
+            if outcome.known.is_some() {
+                outcome.disagreements.clear();
+            }
         }
         if outcome.disagreements.is_empty() {
             fs::remove_dir_all(&folder)?;

@@ -53,13 +53,13 @@ pub(super) fn most_bytes(geometry: Geometry) -> u64 {
     (MAX_CLUSTERS * cluster).min(MAX_DISK_BYTES.max(2 * cluster))
 }
 
-/// The size that a disk of `old_bytes` grows to where this is drawn.
-pub(super) fn grown(pins: &Pins, geometry: Geometry, old_bytes: u64, drawn_bytes: u64) -> u64 {
+/// It grows by no more at a time.
+pub(super) fn most_growth(pins: &Pins, geometry: Geometry) -> u64 {
     if pins.chain == Some(true) {
         let cluster = geometry.cluster_bytes();
-        drawn_bytes.min(old_bytes + (8 * cluster).min(MAX_DISK_BYTES.max(cluster)))
+        (8 * cluster).min(MAX_DISK_BYTES.max(cluster))
     } else {
-        drawn_bytes
+        u64::MAX
     }
 }
 

@@ -138,12 +138,9 @@ pub(super) fn most_bytes(pins: &Pins) -> u64 {
     bounds(pins).map_or(u64::MAX, |bounds| bounds.virtual_bytes)
 }
 
-/// The size that a disk of `old_bytes` grows to where this is drawn.
-pub(super) fn grown(pins: &Pins, old_bytes: u64, drawn_bytes: u64) -> u64 {
-    match bounds(pins) {
-        Some(bounds) => drawn_bytes.min(old_bytes + bounds.growth_bytes),
-        None => drawn_bytes,
-    }
+/// It grows by no more at a time.
+pub(super) fn most_growth(pins: &Pins) -> u64 {
+    bounds(pins).map_or(u64::MAX, |bounds| bounds.growth_bytes)
 }
 
 fn bounds(pins: &Pins) -> Option<Bounds> {

@@ -9,7 +9,7 @@ use engine::qcow2::geometry::Geometry;
 use super::super::ops::Operation;
 use super::super::pin::Pins;
 use super::super::shape::{Extent, ImageShape};
-use super::{MAX_STAMPED_BYTES, SECTOR, data_file};
+use super::{MAX_STAMPED_BYTES, SECTOR, bounded};
 use crate::prng::Prng;
 
 /// The pins under which an image can be preallocated, if that is asked for.
@@ -119,7 +119,12 @@ impl Disk {
         };
         // Much of it would be looked at in every crash state.
         let more = more.min((8 * cluster).max(MAX_STAMPED_BYTES));
-        let virtual_bytes = data_file::grown(pins, self.virtual_bytes, self.virtual_bytes + more);
+        let virtual_bytes = bounded(
+            pins,
+            self.geometry,
+            self.virtual_bytes,
+            self.virtual_bytes + more,
+        );
         self.preallocated(draw, pins, virtual_bytes)
     }
 
@@ -144,7 +149,7 @@ impl Disk {
     fn fit(&mut self, draw: &mut Prng, pins: &Pins, operation: Operation) -> Operation {
         if let Operation::Grow { virtual_bytes, .. } = operation {
             let larger = virtual_bytes.max(self.virtual_bytes + SECTOR);
-            let larger = data_file::grown(pins, self.virtual_bytes, larger);
+            let larger = bounded(pins, self.geometry, self.virtual_bytes, larger);
             return self.preallocated(draw, pins, larger);
         }
         let Some(range) = operation.range() else {
