@@ -124,7 +124,7 @@ fn a_count_that_does_not_fit_refuses_another_width_and_changes_nothing() {
     let header = Header::decode(&bytes, 1 << 20).unwrap();
     let block = usize::try_from(header.reftable_offset.0).unwrap() + 512;
     // A leak of the header's cluster: counted twice.
-    engine::qcow2::entry::set_refcount(&mut bytes[block..block + 512], 0, 4, 2);
+    engine::qcow2::refblock::set_refcount(&mut bytes[block..block + 512], 0, 4, 2);
     let ram = Ram::from_bytes(&bytes);
     let image = open(&ram, None);
     let error = run(image.manage(width(0))).unwrap_err();

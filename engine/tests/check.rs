@@ -9,9 +9,9 @@ use std::path::Path;
 use engine::image::Access;
 use engine::qcow2::check::{CheckReport, Repair};
 use engine::qcow2::header::Header;
-use engine::qcow2::{OpenOptions, Qcow2, entry, geometry::Geometry};
+use engine::qcow2::{OpenOptions, Qcow2, geometry::Geometry, refblock};
 use kit::damage::{checked, number, shown};
-use kit::{Ram, call, have, must, run, same_in_qemu, text};
+use kit::{Ram, call, create_in_qemu, have, must, run, same_in_qemu, text};
 
 fn decode(bytes: &[u8]) -> Header {
     Header::decode(bytes, u64::try_from(bytes.len()).unwrap()).unwrap()
@@ -61,19 +61,7 @@ fn filled(path: &Path, cluster_bits: u32, refcount_order: u32) {
         1 << refcount_order
     );
     let size = (cluster * 300).to_string();
-    must(
-        "qemu-img",
-        &[
-            "create",
-            "-q",
-            "-f",
-            "qcow2",
-            "-o",
-            &options,
-            text(path),
-            &size,
-        ],
-    );
+    create_in_qemu(path, &options, &size);
     let write = |commands: &[String]| {
         let mut arguments = vec!["-f", "qcow2"];
         for command in commands {
@@ -187,8 +175,8 @@ impl Damage {
         let file_bytes = u64::try_from(bytes.len()).unwrap();
         let mut count = |change: fn(u64, u64) -> u64| {
             let block = &mut bytes[block..block + len];
-            let old = entry::refcount(block, cluster, order);
-            entry::set_refcount(block, cluster, order, change(old, geometry.max_refcount()));
+            let old = refblock::refcount(block, cluster, order);
+            refblock::set_refcount(block, cluster, order, change(old, geometry.max_refcount()));
         };
         match self {
             Self::Raise => count(|old, most| (old + 1).min(most)),
@@ -271,19 +259,7 @@ fn an_image_left_dirty_by_a_killed_writer_is_repaired_and_clean_for_qemu_img() {
             1 << refcount_order
         );
         let size = (cluster * 300).to_string();
-        must(
-            "qemu-img",
-            &[
-                "create",
-                "-q",
-                "-f",
-                "qcow2",
-                "-o",
-                &options,
-                text(&path),
-                &size,
-            ],
-        );
+        create_in_qemu(&path, &options, &size);
         let killed = call(
             "qemu-io",
             &[
@@ -323,8 +299,8 @@ fn repair_of_leaks_touches_nothing_else() {
     let geometry = Geometry::new(12, 4).unwrap();
     let last = usize::try_from(geometry.clusters_for(u64::try_from(bytes.len()).unwrap())).unwrap();
     // One cluster leaked, one with too few references.
-    entry::set_refcount(&mut bytes[block..block + 4096], last - 1, 4, 9);
-    entry::set_refcount(&mut bytes[block..block + 4096], 0, 4, 0);
+    refblock::set_refcount(&mut bytes[block..block + 4096], last - 1, 4, 9);
+    refblock::set_refcount(&mut bytes[block..block + 4096], 0, 4, 0);
     let ram = Ram::from_bytes(&bytes);
     let report = checked(&ram, Repair::Leaks);
     assert_eq!((report.fixed.leaks, report.fixed.corruptions), (1, 0));

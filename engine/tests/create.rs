@@ -7,7 +7,7 @@ mod kit;
 use engine::error::{Error, Refused};
 use engine::qcow2::create::{Backing, BackingFormat, CreateOptions, create};
 use engine::qcow2::header::Header;
-use kit::{Ram, call, have, must, run, text};
+use kit::{Ram, call, create_in_qemu, have, must, run, text};
 
 fn ours(options: &CreateOptions) -> Ram {
     let ram = Ram::empty();
@@ -98,19 +98,7 @@ fn a_new_image_has_the_header_that_qemu_img_writes() {
         let ours = ours(&options);
         ours.save(&ours_path);
         let size = options.virtual_bytes.to_string();
-        must(
-            "qemu-img",
-            &[
-                "create",
-                "-q",
-                "-f",
-                "qcow2",
-                "-o",
-                &qemu_options(&options),
-                text(&theirs_path),
-                &size,
-            ],
-        );
+        create_in_qemu(&theirs_path, &qemu_options(&options), &size);
         let theirs = std::fs::read(&theirs_path).unwrap();
         let ours_bytes = ours.bytes();
         let (mut mine, yours) = (decode(&ours_bytes), decode(&theirs));

@@ -20,7 +20,7 @@ use engine::qcow2::create::{
 use engine::qcow2::{Files, OpenOptions, Qcow2, header};
 
 use kit::damage::checked;
-use kit::{Ram, call, have, must, run, same_in_qemu, text};
+use kit::{Ram, call, create_in_qemu, have, must, run, same_in_qemu, text};
 
 const KINDS: [DataFileContent; 2] = [DataFileContent::Clusters, DataFileContent::Raw];
 
@@ -252,19 +252,7 @@ fn a_new_image_is_laid_out_as_qemu_img_lays_it_out() {
         };
         let data = folder.path().join("disk.data");
         let options = format!("data_file={},data_file_raw={raw}", text(&data));
-        must(
-            "qemu-img",
-            &[
-                "create",
-                "-q",
-                "-f",
-                "qcow2",
-                "-o",
-                &options,
-                text(&path),
-                "1M",
-            ],
-        );
+        create_in_qemu(&path, &options, "1M");
         let theirs = Pair::load(folder.path());
         let options = CreateOptions {
             virtual_bytes: 1 << 20,

@@ -12,7 +12,7 @@ use engine::manage::Manage;
 use engine::qcow2::check::Repair;
 use engine::qcow2::{OpenOptions, Qcow2};
 use kit::damage::{CLEAN, Damage, Sound, checked, counted_by_qemu, shown};
-use kit::{Ram, must, run, text};
+use kit::{Ram, create_in_qemu, must, run, text};
 
 const CLUSTER: &str = "4096";
 
@@ -27,19 +27,7 @@ fn io(path: &Path, commands: &[&str]) {
 
 fn new_image(path: &Path) {
     let option = format!("cluster_size={CLUSTER}");
-    must(
-        "qemu-img",
-        &[
-            "create",
-            "-q",
-            "-f",
-            "qcow2",
-            "-o",
-            &option,
-            text(path),
-            "4M",
-        ],
-    );
+    create_in_qemu(path, &option, "4M");
 }
 
 /// Three snapshots, each of another disk.

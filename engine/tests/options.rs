@@ -12,8 +12,8 @@ use engine::error::{Error, Problem, Refused, Structure};
 use engine::image::{Access, Image, StatusKind, Unmap};
 use engine::manage::{Manage, NewSnapshot};
 use engine::qcow2::create::{CreateOptions, create};
-use engine::qcow2::entry::set_refcount;
 use engine::qcow2::header::{Header, incompatible};
+use engine::qcow2::refblock::set_refcount;
 use engine::qcow2::{
     CacheSizes, DiscardedCluster, Discards, GuestDiscards, OpenOptions, OverlapChecks, Pass, Qcow2,
     Region,

@@ -19,7 +19,7 @@ use engine::qcow2::check::{CheckOptions, Repair, check};
 use engine::qcow2::create::{Backing, BackingFormat, CreateOptions, NewEncryption, create};
 use engine::qcow2::{OpenOptions, Qcow2};
 use engine::raw::{self, Raw};
-use kit::{Ram, call, have, must, run, text};
+use kit::{Ram, call, create_in_qemu, have, must, run, text};
 
 const MODES: [Preallocation; 3] = [
     Preallocation::Metadata,
@@ -120,19 +120,7 @@ fn a_preallocated_image_is_as_long_as_qemu_imgs_and_maps_as_much() {
                 preallocation.name()
             );
             let size = options.virtual_bytes.to_string();
-            must(
-                "qemu-img",
-                &[
-                    "create",
-                    "-q",
-                    "-f",
-                    "qcow2",
-                    "-o",
-                    &list,
-                    text(&theirs),
-                    &size,
-                ],
-            );
+            create_in_qemu(&theirs, &list, &size);
             let len = |path| std::fs::metadata(path).unwrap().len();
             // Theirs may end within the last cluster: at its last subcluster, or at its last table.
             // Of nothing, theirs takes a cluster.

@@ -12,8 +12,8 @@ use engine::defect::Planted;
 use engine::device::{Completion, Device, Op, Outcome, PageImage, Port, RamDevice, Request, drive};
 use engine::image::{Access, Image};
 use engine::qcow2::check::{CheckOptions, Repair, check};
-use engine::qcow2::entry;
 use engine::qcow2::header::Header;
+use engine::qcow2::refblock;
 use engine::qcow2::{OpenOptions, Qcow2};
 use kit::{Ram, run, small};
 
@@ -249,10 +249,10 @@ fn cases(cluster_bits: u32, refcount_order: u32) -> Vec<Case> {
         let last = bytes.len() / map.len;
         let block = &mut bytes[map.block..map.block + map.len];
         for cluster in [1, 5, last - 1] {
-            entry::set_refcount(block, cluster, map.order, 0);
+            refblock::set_refcount(block, cluster, map.order, 0);
         }
         for cluster in [last, last + 1] {
-            entry::set_refcount(block, cluster, map.order, 1);
+            refblock::set_refcount(block, cluster, map.order, 1);
         }
     });
     add("no block", &|bytes, map| put(bytes, map.reftable, 0));

@@ -14,7 +14,7 @@ use engine::qcow2::check::{CheckOptions, Repair, check};
 use engine::qcow2::create::{Backing, BackingFormat, CreateOptions, create};
 use engine::qcow2::{LazyRefcounts, OpenOptions, Qcow2};
 use engine::raw::Raw;
-use kit::{call, have, must, run, same_in_qemu, shows_in_qemu, text};
+use kit::{call, create_in_qemu, have, must, run, same_in_qemu, shows_in_qemu, text};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
@@ -208,19 +208,7 @@ fn commands(image: &Path, steps: &[Step]) -> Vec<&'static str> {
 fn poked(path: &Path, index: u64, change: Change) -> Port {
     let _ = std::fs::remove_file(path);
     let options = "extended_l2=on,cluster_size=16k";
-    must(
-        "qemu-img",
-        &[
-            "create",
-            "-q",
-            "-f",
-            "qcow2",
-            "-o",
-            options,
-            text(path),
-            "1M",
-        ],
-    );
+    create_in_qemu(path, options, "1M");
     must(
         "qemu-io",
         &[

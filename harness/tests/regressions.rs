@@ -17,9 +17,10 @@ use engine::device::{Cause, Event, OpKind, PageImage, Port, RamDevice, drive};
 use engine::image::Image;
 use engine::qcow2::check::{CheckOptions, CheckReport, Repair, check};
 use engine::qcow2::create::{CreateOptions, create};
-use engine::qcow2::entry::{Compressed, Copied, L1Entry, Mapping, set_refcount};
+use engine::qcow2::entry::{Compressed, Copied, L1Entry, Mapping};
 use engine::qcow2::geometry::Geometry;
 use engine::qcow2::header::Header;
+use engine::qcow2::refblock::set_refcount;
 use engine::qcow2::unit::HostOffset;
 use engine::qcow2::{CacheSizes, LazyRefcounts, OpenOptions, Qcow2};
 

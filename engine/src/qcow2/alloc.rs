@@ -1,7 +1,7 @@
 //! Refcounts, and finding clusters whose refcount is zero.
 
-use super::entry;
 use super::metadata::Metadata;
+use super::refblock;
 use super::unit::{HostCluster, HostOffset, mem_len};
 use crate::defect::Defect;
 use crate::device::Event;
@@ -72,7 +72,7 @@ impl Metadata {
         self.load_refcounts(slice).await?;
         let index = mem_len(within % per_slice);
         let bytes = &self.refcounts.slice(slice).bytes;
-        let value = entry::refcount(bytes, index, self.geometry.refcount_order());
+        let value = refblock::refcount(bytes, index, self.geometry.refcount_order());
         Ok(Some(Found {
             slice,
             index,
@@ -83,7 +83,7 @@ impl Metadata {
     /// Changes a refcount that was just found.
     pub(super) fn put_refcount(&mut self, found: Found, value: u64) {
         let slice = self.refcounts.slice(found.slice);
-        entry::set_refcount(
+        refblock::set_refcount(
             &mut slice.bytes,
             found.index,
             self.geometry.refcount_order(),

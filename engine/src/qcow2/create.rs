@@ -14,7 +14,7 @@ use super::header::{
 };
 use super::preallocate::{NewTables, Unwritten};
 use super::unit::{HostCluster, HostOffset, byte_count};
-use super::{Files, OpenOptions, Qcow2, data_file, entry, extension, feature};
+use super::{Files, OpenOptions, Qcow2, data_file, extension, feature, refblock};
 use crate::device::{Event, Port, SECTOR_BYTES};
 use crate::error::{Error, Refused, Structure};
 use crate::image::Image;
@@ -572,7 +572,7 @@ impl Layout {
             let used = per_block.min(self.clusters() - index * per_block);
             let mut block = vec![0; geometry.cluster_len()];
             for entry in 0..usize::try_from(used).expect("a refcount block fits memory") {
-                entry::set_refcount(&mut block, entry, geometry.refcount_order(), 1);
+                refblock::set_refcount(&mut block, entry, geometry.refcount_order(), 1);
             }
             file.at(Event::RefblockAllocWrite)
                 .write(offset.0, block)

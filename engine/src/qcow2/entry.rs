@@ -1,7 +1,7 @@
 //! The words of the tables: what an L1, L2 or refcount table entry says, and how it is written.
 //!
 //! Specification: "L1 table entry", "L2 table entry", "Refcount table entry", "Compressed clusters
-//! descriptor", "Extended L2 Entries", "Refcount block entry". All words are big endian in the file.
+//! descriptor", "Extended L2 Entries". All words are big endian in the file.
 
 use super::geometry::Geometry;
 use super::subcluster::{Split, Subclusters};
@@ -305,57 +305,11 @@ impl ReftableWord {
     }
 }
 
-/// The refcount at `index` of a refcount block. Counts narrower than a byte stand lowest bit first.
-#[inline]
-pub fn refcount(block: &[u8], index: usize, refcount_order: u32) -> u64 {
-    match refcount_order {
-        6.. => u64::from_be_bytes(word(block, index)),
-        5 => u32::from_be_bytes(word(block, index)).into(),
-        4 => u16::from_be_bytes(word(block, index)).into(),
-        3 => block[index].into(),
-        order => {
-            let (byte, shift, mask) = sub_byte(index, order);
-            u64::from(block[byte] >> shift & mask)
-        }
-    }
-}
-
 /// The bytes of word number `index` of a table.
-fn word<const LEN: usize>(table: &[u8], index: usize) -> [u8; LEN] {
-    table[index * LEN..][..LEN]
+fn word(table: &[u8], index: usize) -> [u8; 8] {
+    table[index * 8..][..8]
         .try_into()
         .expect("a slice of a word's length is a word")
-}
-
-/// Sets the refcount at `index` of a refcount block.
-///
-/// # Panics
-/// Where `value` does not fit the width.
-pub fn set_refcount(block: &mut [u8], index: usize, refcount_order: u32, value: u64) {
-    if refcount_order >= 3 {
-        let width = 1usize << (refcount_order - 3);
-        let bytes = value.to_be_bytes();
-        assert!(
-            bytes[..8 - width].iter().all(|byte| *byte == 0),
-            "a refcount fits its width"
-        );
-        block[index * width..(index + 1) * width].copy_from_slice(&bytes[8 - width..]);
-    } else {
-        let (byte, shift, mask) = sub_byte(index, refcount_order);
-        let value = u8::try_from(value).expect("a refcount fits its width");
-        assert!(value <= mask, "a refcount fits its width");
-        block[byte] = block[byte] & !(mask << shift) | value << shift;
-    }
-}
-
-fn sub_byte(index: usize, refcount_order: u32) -> (usize, usize, u8) {
-    let width = 1usize << refcount_order;
-    let per_byte = 8 / width;
-    (
-        index / per_byte,
-        index % per_byte * width,
-        u8::MAX >> (8 - width),
-    )
 }
 
 fn aligned(offset: u64, geometry: Geometry) -> Result<HostOffset, BadEntry> {
@@ -445,26 +399,5 @@ mod tests {
             let mapping = Mapping::Compressed(Compressed { offset: HostOffset(offset), len_bytes });
             prop_assert_eq!(mapping.encode(geometry).decode(geometry, 3), Ok(mapping));
         }
-
-        #[test]
-        fn a_refcount_set_is_the_refcount_got_and_no_neighbour_changes(
-            order in Geometry::REFCOUNT_ORDER, index in 0usize..64, value: u64,
-            mut block in prop::collection::vec(any::<u8>(), 512),
-        ) {
-            let value = value & Geometry::new(9, order).unwrap().max_refcount();
-            let before: Vec<u64> = (0..64).map(|i| refcount(&block, i, order)).collect();
-            set_refcount(&mut block, index, order, value);
-            for (i, old) in before.into_iter().enumerate() {
-                prop_assert_eq!(refcount(&block, i, order), if i == index { value } else { old });
-            }
-        }
-    }
-
-    #[test]
-    fn one_bit_refcounts_stand_lowest_bit_first() {
-        let mut block = vec![0; 512];
-        set_refcount(&mut block, 0, 0, 1);
-        set_refcount(&mut block, 9, 0, 1);
-        assert_eq!(block[..2], [0b1, 0b10]);
     }
 }

@@ -117,6 +117,7 @@ mod overlap;
 pub mod packed;
 mod preallocate;
 mod read;
+pub mod refblock;
 mod reftable;
 mod rewrite;
 mod shrink;

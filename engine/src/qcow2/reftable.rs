@@ -5,11 +5,12 @@
 
 use super::bounds::MAX_REFTABLE_BYTES;
 use super::discards::Source;
-use super::entry::{self, ReftableWord};
+use super::entry::ReftableWord;
 use super::free::Unlink;
 use super::header::HeaderSector;
 use super::metadata::Metadata;
 use super::order::{Rule, Stamp};
+use super::refblock;
 use super::unit::{HostCluster, HostOffset, byte_count, mem_len};
 use crate::device::{Event, SECTOR_BYTES};
 use crate::error::{Error, Refused, Structure};
@@ -72,7 +73,7 @@ impl Metadata {
     fn new_blocks(&self, count: u64, used: u64) -> Vec<u8> {
         let mut blocks = vec![0; mem_len(count * self.geometry.cluster_bytes())];
         for index in 0..mem_len(used) {
-            entry::set_refcount(&mut blocks, index, self.geometry.refcount_order(), 1);
+            refblock::set_refcount(&mut blocks, index, self.geometry.refcount_order(), 1);
         }
         blocks
     }

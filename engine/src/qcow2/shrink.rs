@@ -7,11 +7,12 @@
 //! owed: a device that does not shorten the file loses nothing.
 
 use super::discards::Source;
-use super::entry::{self, L1Word, Mapping, ReftableWord};
+use super::entry::{L1Word, Mapping, ReftableWord};
 use super::header::HeaderSector;
 use super::image::Qcow2;
 use super::metadata::Metadata;
 use super::order::{Rule, Stamp};
+use super::refblock;
 use super::unit::{GuestCluster, HostCluster, HostOffset, byte_count, mem_len};
 use crate::device::{Event, SECTOR_BYTES};
 use crate::error::{BadImage, Error, Refused, Structure};
@@ -131,7 +132,7 @@ impl Metadata {
             let mut counts = self.refblock_counts(block).await?;
             let own = self.own_count(index, block);
             if let Some(own) = own {
-                entry::set_refcount(&mut counts, own, self.geometry.refcount_order(), 0);
+                refblock::set_refcount(&mut counts, own, self.geometry.refcount_order(), 0);
             }
             if counts.iter().any(|byte| *byte != 0) {
                 break;
@@ -226,7 +227,8 @@ impl Metadata {
             };
             let counts = self.refblock_counts(block).await?;
             let order = self.geometry.refcount_order();
-            let last = (0..mem_len(per_block)).rfind(|at| entry::refcount(&counts, *at, order) > 0);
+            let last =
+                (0..mem_len(per_block)).rfind(|at| refblock::refcount(&counts, *at, order) > 0);
             if let Some(last) = last {
                 let end = byte_count(index) * per_block + byte_count(last) + 1;
                 return Ok(HostCluster(end.max(owned)));

@@ -14,6 +14,7 @@ use super::geometry::Geometry;
 use super::header::HeaderSector;
 use super::metadata::Metadata;
 use super::order::Rule;
+use super::refblock;
 use super::unit::{HostCluster, HostOffset, byte_count, mem_len};
 use crate::device::Event;
 use crate::error::{BadImage, Error, Refused, Structure};
@@ -148,7 +149,7 @@ impl Metadata {
             let bytes = at.read(offset.0, geometry.cluster_len()).await?;
             for within in 0..per_block {
                 let order = self.geometry.refcount_order();
-                let count = entry::refcount(&bytes, mem_len(within), order);
+                let count = refblock::refcount(&bytes, mem_len(within), order);
                 if count > geometry.max_refcount() {
                     return Err(Refused::RefcountOverflow.into());
                 }
@@ -204,13 +205,13 @@ impl Metadata {
             let at = self.order.file().at(Event::RefblockLoad);
             let bytes = at.read(offset.0 + within, len).await?;
             for at in 0..mem_len(piece) {
-                let count = entry::refcount(&bytes, at, order);
+                let count = refblock::refcount(&bytes, at, order);
                 let into = mem_len(first - start) + at;
-                entry::set_refcount(&mut block, into, new.refcount_order(), count);
+                refblock::set_refcount(&mut block, into, new.refcount_order(), count);
             }
         }
         for cluster in start.max(plan.table.0)..end.min(plan.end().0) {
-            entry::set_refcount(
+            refblock::set_refcount(
                 &mut block,
                 mem_len(cluster - start),
                 new.refcount_order(),

@@ -16,9 +16,9 @@ use std::rc::Rc;
 
 use engine::device::{PageImage, Port, RamDevice, drive};
 use engine::qcow2::create::{CreateOptions, create};
-use engine::qcow2::entry;
 use engine::qcow2::geometry::Geometry;
 use engine::qcow2::header::Header;
+use engine::qcow2::refblock;
 use flate2::Compression;
 use flate2::write::DeflateEncoder;
 
@@ -94,6 +94,12 @@ pub(crate) fn must(program: &str, arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
+/// Has `qemu-img` make a qcow2 image with the options that follow its `-o`.
+pub(crate) fn create_in_qemu(image: &Path, options: &str, size: &str) {
+    let words = ["create", "-q", "-f", "qcow2", "-o", options];
+    must("qemu-img", &[&words[..], &[text(image), size]].concat());
+}
+
 /// `qemu-img` finds nothing to say against an image, and the disk that it shows is `model`.
 pub(crate) fn same_in_qemu(image: &Path, model: &[u8], case: &str) {
     let said = call("qemu-img", &["check", "-f", "qcow2", text(image)]);
@@ -160,7 +166,7 @@ pub(crate) fn small(cluster_bits: u32, refcount_order: u32, version: u32) -> Vec
     let block = usize::try_from(header.reftable_offset.0).unwrap() + len;
     let used = bytes.len() / len;
     for cluster in 0..used {
-        entry::set_refcount(&mut bytes[block..block + len], cluster, refcount_order, 1);
+        refblock::set_refcount(&mut bytes[block..block + len], cluster, refcount_order, 1);
     }
     bytes
 }

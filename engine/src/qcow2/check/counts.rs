@@ -8,14 +8,13 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use crate::qcow2::geometry::Geometry;
+use crate::qcow2::refblock::GROUP;
 use crate::qcow2::unit::{HostOffset, byte_count};
 
 /// No more clusters than this have slots, however long a sparse file claims to be.
 const MAX_SLOTS: u64 = 1 << 28;
 /// Slots in a page; a multiple of [`GROUP`].
 const PAGE: usize = 1024;
-/// Slots that are looked at together. The smallest refcount block counts so many clusters.
-pub(super) const GROUP: usize = 64;
 
 /// The number of references to each cluster. A count stays at `u32::MAX` once it gets there.
 #[derive(Debug)]
@@ -90,10 +89,10 @@ impl Counts {
     }
 
     /// The slots of [`GROUP`] clusters from `first` on, a multiple of that; `None` stands for zeroes.
-    pub(super) fn group(&self, first: u64) -> Option<&[u32]> {
+    pub(super) fn group(&self, first: u64) -> Option<&[u32; GROUP]> {
         let slot = self.slot(first)?;
         let page = self.pages[slot / PAGE].as_ref()?;
-        Some(&page[slot % PAGE..][..GROUP])
+        page[slot % PAGE..].first_chunk()
     }
 
     /// The clusters of a range that are referenced, in order, and how often.

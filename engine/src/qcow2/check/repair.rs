@@ -19,8 +19,9 @@ use super::walk::is_unaligned_reserve;
 use crate::defect::{Defect, Planted};
 use crate::device::{DeviceError, Event, Port, SECTOR_BYTES};
 use crate::error::Error;
-use crate::qcow2::entry::{Copied, L1Entry, L1Word, L2Entry, Mapping, refcount, set_refcount};
+use crate::qcow2::entry::{Copied, L1Entry, L1Word, L2Entry, Mapping};
 use crate::qcow2::header::{self, HeaderSector, be_u64, incompatible};
+use crate::qcow2::refblock::{self, GROUP, set_refcount};
 use crate::qcow2::snapshot::rewrite_table;
 use crate::qcow2::unit::{HostOffset, mem_len};
 
@@ -225,14 +226,17 @@ impl Survey<'_> {
     }
 
     /// The block between old and new, with each count chosen from both.
-    fn merged(&self, change: &Change, choose: fn(u64, u64) -> u64) -> Vec<u8> {
+    fn merged(&self, change: &Change, choose: impl Fn(u64, u64) -> u64) -> Vec<u8> {
         let order = self.header.geometry.refcount_order();
         let mut merged = change.new.clone();
-        for within in 0..(merged.len() * 8) >> order {
-            let old = refcount(&change.old, within, order);
-            let new = refcount(&change.new, within, order);
-            if old != new {
-                set_refcount(&mut merged, within, order, choose(old, new));
+        for first in (0..(merged.len() * 8) >> order).step_by(GROUP) {
+            let group = |block| refblock::group(block, first, order).unwrap_or([0; GROUP]);
+            let both = group(&change.old).into_iter().zip(group(&change.new));
+            for ((old, new), index) in both.zip(first..) {
+                let chosen = choose(old, new);
+                if chosen != new {
+                    set_refcount(&mut merged, index, order, chosen);
+                }
             }
         }
         merged

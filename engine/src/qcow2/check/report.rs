@@ -236,24 +236,33 @@ impl CheckReport {
     }
 
     pub(super) fn note(&mut self, kind: Kind, structure: Structure, offset: u64, index: u64) {
-        match kind.severity() {
-            Severity::Leak => {
-                self.found.leaks += 1;
-                self.remaining.leaks += 1;
-            }
-            Severity::Corruption => {
-                self.found.corruptions += 1;
-                self.remaining.corruptions += 1;
-            }
-            Severity::CheckError => self.check_errors += 1,
-        }
-        if self.findings.len() < MAX_FINDINGS {
+        let (leaks, corruptions) = match kind.severity() {
+            Severity::Leak => (1, 0),
+            Severity::Corruption => (0, 1),
+            Severity::CheckError => (0, 0),
+        };
+        self.count(Tally { corruptions, leaks });
+        self.check_errors += u64::from(kind.severity() == Severity::CheckError);
+        if !self.is_full() {
             self.findings.push(Finding {
                 kind,
                 structure,
                 offset,
                 index,
             });
+        }
+    }
+
+    /// Whether further findings are counted and no longer listed.
+    pub(super) fn is_full(&self) -> bool {
+        self.findings.len() >= MAX_FINDINGS
+    }
+
+    /// Counts findings that are not listed.
+    pub(super) fn count(&mut self, more: Tally) {
+        for tally in [&mut self.found, &mut self.remaining] {
+            tally.leaks += more.leaks;
+            tally.corruptions += more.corruptions;
         }
     }
 

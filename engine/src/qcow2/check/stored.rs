@@ -6,9 +6,10 @@ use super::report::Kind;
 use super::survey::Survey;
 use crate::device::Event;
 use crate::error::Structure;
-use crate::qcow2::entry::{BadEntry, ReftableWord, refcount};
+use crate::qcow2::entry::{BadEntry, ReftableWord};
 use crate::qcow2::geometry::Geometry;
 use crate::qcow2::header::be_u64;
+use crate::qcow2::refblock::refcount;
 use crate::qcow2::unit::HostOffset;
 
 /// A refcount block, as the refcount table names it.
