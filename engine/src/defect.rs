@@ -151,10 +151,14 @@ defects! {
     KeptForgetsZero "kept-forgets-zero",
     /// A detected write of zeroes zeroes whole clusters around it.
     DetectedRoundedOut "detected-rounded-out",
+    /// A detected write of zeroes skips a cluster that is not allocated, although a backing file shows there.
+    DetectedSkipsUnallocated "detected-skips-unallocated",
     /// Dropping idle parts of the caches drops what is in use and what was not written yet.
     CleaningDropsDirty "cleaning-drops-dirty",
     /// A refcount block's cluster is taken for free, and the check for overlaps misses that.
     OverlapMissesRefblock "overlap-misses-refblock",
+    /// A snapshot's L2 table is taken for free, and the check for overlaps misses that.
+    OverlapMissesSnapshot "overlap-misses-snapshot",
     /// A rewritten header is switched to before what lies behind its first sector is durable.
     HeaderBeforeNames "header-before-names",
     /// A change of the header returns before it is durable.

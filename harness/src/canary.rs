@@ -131,6 +131,8 @@ fn pins(defect: Defect) -> Pins {
             pinned("version=3,discard=unmap,discard_no_unref=on")
         }
         Defect::DetectedRoundedOut => pinned("detect_zeroes=on"),
+        Defect::DetectedSkipsUnallocated => pinned("detect_zeroes=on,backing=raw"),
+        Defect::OverlapMissesSnapshot => pinned("options=on,snapshots=on"),
         Defect::CleaningDropsDirty | Defect::OverlapMissesRefblock => pinned("options=on"),
         Defect::ShrinkFreesEarly
         | Defect::ShrunkTailShows

@@ -166,6 +166,11 @@ impl Metadata {
         {
             return Ok(true);
         }
+        if self.planted.has(Defect::OverlapMissesSnapshot)
+            && self.inactive_tables().await?.contains(&cluster)
+        {
+            return Ok(true);
+        }
         Ok(self
             .find_refcount(cluster)
             .await?

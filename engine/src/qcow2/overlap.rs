@@ -170,6 +170,7 @@ impl Metadata {
             .find(|owner| checks.covers(*owner) && !(missed && *owner == Structure::RefcountBlock));
         let found = match active {
             Some(owner) => Some(owner),
+            None if self.planted.has(Defect::OverlapMissesSnapshot) => None,
             None => self.inactive_owner(first, last).await?,
         };
         match found {
@@ -220,7 +221,7 @@ impl Metadata {
 
     /// The clusters of all L2 tables that snapshots name. They are read once for a list of snapshots:
     /// a snapshot's L1 table never changes.
-    async fn inactive_tables(&mut self) -> Result<&BTreeSet<HostCluster>, Error> {
+    pub(super) async fn inactive_tables(&mut self) -> Result<&BTreeSet<HostCluster>, Error> {
         if self.inactive_tables.is_none() {
             let mut tables = BTreeSet::new();
             for index in 0..self.snapshots.records.len() {

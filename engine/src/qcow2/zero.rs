@@ -35,6 +35,14 @@ impl Qcow2 {
             let end = end.min(self.virtual_bytes.get());
             return self.zero_range(start, end - start, unmap).await;
         }
+        if self.planted.has(Defect::DetectedSkipsUnallocated) {
+            let first = GuestCluster(offset >> self.geometry.cluster_bits());
+            let mapping = self.metadata.lock().await.mappings(first, 1).await?[0];
+            let in_one = self.geometry.within(offset) + len_bytes <= self.geometry.cluster_bytes();
+            if in_one && mapping == Mapping::Unallocated {
+                return Ok(());
+            }
+        }
         self.zero_range(offset, len_bytes, unmap).await
     }
 
