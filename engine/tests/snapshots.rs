@@ -8,7 +8,7 @@ mod kit;
 use std::path::Path;
 
 use engine::device::Event;
-use engine::error::{Error, Refused};
+use engine::error::{Error, Refused, Structure};
 use engine::image::{Access, Image, Unmap};
 use engine::manage::{Manage, NewSnapshot, Resizing};
 use engine::preallocation::Preallocation;
@@ -532,6 +532,69 @@ fn vm_state_survives_a_write_to_a_part_of_its_cluster() {
     let state = run(image.read_vm_state(0, 4096)).unwrap();
     assert!(state[..512] == [1; 512] && state[512..1024] == [2; 512]);
     assert!(state[1024..] == [1; 3072]);
+}
+
+/// The image with its one snapshot `count` times, under the names 1 to `count`, which are the ids too. All have the
+/// same L1 table; refcounts are left to a repair.
+fn with_copies(ram: &Ram, count: u32) -> Ram {
+    const HEAD: usize = 40;
+    let header = run(header::read(&ram.port)).unwrap();
+    let mut bytes = ram.bytes();
+    let entry = bytes[usize::try_from(header.snapshots_offset.0).unwrap()..].to_vec();
+    let extra = usize::from(entry[39]);
+    bytes.resize(bytes.len().next_multiple_of(4096), 0);
+    let offset = u64::try_from(bytes.len()).unwrap();
+    for number in 1..=count {
+        let name = number.to_string();
+        let len = u16::try_from(name.len()).unwrap().to_be_bytes();
+        bytes.extend_from_slice(&entry[..12]);
+        bytes.extend_from_slice(&[len, len].concat());
+        bytes.extend_from_slice(&entry[16..HEAD + extra]);
+        bytes.extend_from_slice(name.repeat(2).as_bytes());
+        bytes.resize(bytes.len().next_multiple_of(8), 0);
+    }
+    bytes[60..64].copy_from_slice(&count.to_be_bytes());
+    bytes[64..72].copy_from_slice(&offset.to_be_bytes());
+    Ram::from_bytes(&bytes)
+}
+
+#[test]
+fn an_image_takes_65536_snapshots_and_not_one_more() {
+    let options = CreateOptions {
+        virtual_bytes: 64 << 10,
+        cluster_bits: 12,
+        refcount_order: 5,
+        ..CreateOptions::default()
+    };
+    let ram = Ram::empty();
+    run(create(&ram.port, &options)).unwrap();
+    let open =
+        |ram: &Ram| run(Qcow2::open(ram.port.clone(), None, &OpenOptions::default())).unwrap();
+    let image = open(&ram);
+    run(image.write(0, vec![7; 4096])).unwrap();
+    take(&image, "first").unwrap();
+    run(image.close()).unwrap();
+    let ram = with_copies(&ram, 65_535);
+    let checked = |repair| run(check(&ram.port, repair, &CheckOptions::default())).unwrap();
+    assert!(checked(Repair::All).is_clean());
+
+    let image = open(&ram);
+    run(image.write(0, vec![8; 4096])).unwrap();
+    take(&image, "last").unwrap();
+    assert_eq!(run(image.snapshots()).len(), 65_536);
+    assert_eq!(
+        take(&image, "one more"),
+        Err(Refused::TableFull(Structure::SnapshotTable).into())
+    );
+    let snapshot = "4711".into();
+    run(image.manage(Manage::SnapshotDelete { snapshot })).unwrap();
+    take(&image, "in its place").unwrap();
+    run(image.close()).unwrap();
+    for (name, byte) in [("1", 7), ("65535", 7), ("last", 8), ("in its place", 8)] {
+        assert!(shown(&ram, name)[..4096] == vec![byte; 4096], "{name}");
+    }
+    let report = checked(Repair::None);
+    assert!(report.is_clean(), "{:?}", report.findings);
 }
 
 #[test]
