@@ -109,6 +109,8 @@ pub mod autoclear {
     pub const BITMAPS: u64 = 1 << 0;
     /// The external data file is a raw image of the disk.
     pub const RAW_DATA_FILE: u64 = 1 << 1;
+    /// All that are known here.
+    pub const KNOWN: u64 = BITMAPS | RAW_DATA_FILE;
 }
 
 /// Why bytes are no header, before it is known where they stand.

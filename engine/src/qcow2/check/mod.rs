@@ -52,13 +52,12 @@ pub async fn check(
     repair: Repair,
     options: &CheckOptions,
 ) -> Result<CheckReport, Error> {
-    if repair == Repair::All {
-        return repair::repair_all(file, options.planted).await;
+    match repair {
+        Repair::None => {
+            let header = header::read(file).await?;
+            Ok(Survey::take(file, &header, Planted::NONE).await.report)
+        }
+        Repair::Leaks => repair::repair_leaks(file, options.planted).await,
+        Repair::All => repair::repair_all(file, options.planted).await,
     }
-    let header = header::read(file).await?;
-    if repair == Repair::Leaks {
-        let survey = Survey::take(file, &header, options.planted).await;
-        return repair::repair_leaks(survey).await;
-    }
-    Ok(Survey::take(file, &header, Planted::NONE).await.report)
 }

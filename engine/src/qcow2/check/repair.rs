@@ -20,7 +20,7 @@ use crate::defect::{Defect, Planted};
 use crate::device::{DeviceError, Event, Port, SECTOR_BYTES};
 use crate::error::Error;
 use crate::qcow2::entry::{Copied, L1Entry, L1Word, L2Entry, Mapping};
-use crate::qcow2::header::{self, HeaderSector, be_u64, incompatible};
+use crate::qcow2::header::{self, Header, HeaderSector, autoclear, be_u64, incompatible};
 use crate::qcow2::refblock::{self, GROUP, set_refcount};
 use crate::qcow2::snapshot::rewrite_table;
 use crate::qcow2::unit::{HostOffset, mem_len};
@@ -58,6 +58,9 @@ pub(super) async fn repair_all(file: &Port, planted: Planted) -> Result<CheckRep
         let before = latest.replace((survey.report.findings.clone(), remaining));
         let in_vain = latest == before;
         first.get_or_insert_with(|| std::mem::take(&mut survey.report));
+        if work != Work::Nothing {
+            forget_unknown(file, &header, &mut sector).await?;
+        }
         match work {
             Work::Nothing => break,
             Work::Entries | Work::Counts | Work::Snapshots if in_vain => break,
@@ -97,11 +100,14 @@ enum Work {
 
 /// Frees what nothing refers to, and leaves everything else as it is. Refcount structures that need a
 /// rebuild may share clusters with data, and are not written.
-pub(super) async fn repair_leaks(mut survey: Survey<'_>) -> Result<CheckReport, Error> {
+pub(super) async fn repair_leaks(file: &Port, planted: Planted) -> Result<CheckReport, Error> {
+    let (header, mut sector) = header::load(file).await?;
+    let mut survey = Survey::take(file, &header, planted).await;
     let found = survey.report.found;
     if !survey.complete || survey.rebuild || found.leaks == 0 {
         return Ok(survey.report);
     }
+    forget_unknown(file, &header, &mut sector).await?;
     survey.flush().await?;
     for index in std::mem::take(&mut survey.wrong_blocks) {
         if let Some(mut change) = survey.change(index) {
@@ -116,6 +122,21 @@ pub(super) async fn repair_leaks(mut survey: Survey<'_>) -> Result<CheckReport, 
     }
     let remaining = Tally { leaks: 0, ..found };
     Ok(survey.report.repaired_to(remaining))
+}
+
+/// Clears the autoclear bits of what is not known here, before anything changes that it may be about.
+async fn forget_unknown(
+    file: &Port,
+    header: &Header,
+    sector: &mut HeaderSector,
+) -> Result<(), DeviceError> {
+    if header.autoclear & !autoclear::KNOWN == 0 {
+        return Ok(());
+    }
+    sector.set_autoclear(header.autoclear & autoclear::KNOWN);
+    file.at(Event::FlushToDisk).flush().await?;
+    file.at(Event::None).write(0, sector.bytes()).await?;
+    file.at(Event::FlushToDisk).flush().await
 }
 
 impl Survey<'_> {
