@@ -70,18 +70,26 @@ pub(crate) fn standard_table() -> Vec<u8> {
 }
 
 /// The names of the incompatible features in `bits`, from the image's own table where it has them,
-/// else from the standard, else by number.
+/// else from the standard; those without a name follow as a mask.
 pub(crate) fn names_of_incompatible(bits: u64, table: &[u8]) -> String {
-    let names: Vec<String> = (0..64u8)
-        .filter(|bit| bits >> bit & 1 != 0)
-        .map(|bit| name_of_incompatible(bit, table))
-        .collect();
+    let mut names = Vec::new();
+    let mut nameless = 0;
+    for bit in (0..64u8).filter(|bit| bits >> bit & 1 != 0) {
+        match name_of_incompatible(bit, table) {
+            Some(name) => names.push(name),
+            None => nameless |= 1u64 << bit,
+        }
+    }
+    if nameless != 0 {
+        names.push(format!("Unknown incompatible feature: {nameless:x}"));
+    }
     names.join(", ")
 }
 
-fn name_of_incompatible(bit: u8, table: &[u8]) -> String {
-    let from_image = table
-        .chunks_exact(ENTRY_LEN)
+fn name_of_incompatible(bit: u8, table: &[u8]) -> Option<String> {
+    // The name of the last entry need not be padded.
+    let mut entries = table.chunks(ENTRY_LEN).filter(|entry| entry.len() > 2);
+    let from_image = entries
         .find(|entry| entry[0] == Kind::Incompatible.byte() && entry[1] == bit)
         .map(|entry| printable(&entry[2..]))
         .filter(|name| !name.is_empty());
@@ -91,9 +99,7 @@ fn name_of_incompatible(bit: u8, table: &[u8]) -> String {
             .find(|(kind, mask, _)| *kind == Kind::Incompatible && *mask == 1 << bit)
             .map(|(_, _, name)| (*name).to_owned())
     };
-    from_image
-        .or_else(from_standard)
-        .unwrap_or_else(|| format!("incompatible bit {bit}"))
+    from_image.or_else(from_standard)
 }
 
 /// The text up to the first zero byte, with what could disturb a terminal replaced.
@@ -143,7 +149,18 @@ mod tests {
         let table = [standard_table(), table].concat();
         assert_eq!(
             names_of_incompatible(1 << 9 | 1 << 4 | 1 << 60, &table),
-            "extended L2 entries, time\u{fffd}warp., incompatible bit 60"
+            "extended L2 entries, time\u{fffd}warp., Unknown incompatible feature: 1000000000000000"
+        );
+    }
+
+    #[test]
+    fn the_last_name_of_a_table_needs_no_padding() {
+        let table = [&standard_table()[..], b"\x00\x3flast"].concat();
+        assert_eq!(names_of_incompatible(1 << 63, &table), "last");
+        // Too short for any name.
+        assert_eq!(
+            names_of_incompatible(1 << 63 | 1 << 62, b"\x00\x3f"),
+            "Unknown incompatible feature: c000000000000000"
         );
     }
 
