@@ -107,8 +107,8 @@ impl Stock {
 enum Place {
     /// All, durably.
     Held,
-    /// All, unless a write is lost.
-    Written,
+    /// All, unless every write from this moment on is lost.
+    Written(Moment),
     Empty,
     Unknown,
 }
@@ -137,8 +137,11 @@ impl Ledger {
                 Place::Held => continue,
                 Place::Empty => entry(Effect::Shows(index), happening.completed),
                 Place::Unknown => entry(Effect::MayShow(index), happening.completed),
-                // It shows where the write is lost, as if it had lain beneath since before the write.
-                Place::Written => entry(Effect::MayShow(index), Some((stock.since, Answer::Done))),
+                // It shows where the write is lost, as if it had lain beneath since just before the write.
+                Place::Written(at) => {
+                    let before = Moment(at.0.saturating_sub(1));
+                    entry(Effect::MayShow(index), Some((before, Answer::Done)))
+                }
             };
             effects.push((piece, entry));
         }
@@ -191,8 +194,9 @@ impl Ledger {
             matches!(stamp.completed, Some((_, Answer::Done)))
                 && others.all(|other| ended(other).is_some_and(|at| at < stamp.submitted))
         };
-        if stamps.iter().any(is_last) {
-            return Place::Written;
+        let last = stamps.iter().filter(|stamp| is_last(stamp));
+        if let Some(first) = last.map(|stamp| stamp.submitted).min() {
+            return Place::Written(first);
         }
         let cluster = self.chain.cluster_sectors();
         let first = sector / cluster * cluster;

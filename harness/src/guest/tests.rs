@@ -910,6 +910,21 @@ fn what_the_image_holds_stays_over_another_file() {
 }
 
 #[test]
+fn what_is_not_held_durably_shows_the_last_of_several_files() {
+    let onto = None;
+    let away = Operation::Chain(ChainOperation::Repoint { onto });
+    let ledger = repointed(&[EMPTYING, away, write(0, 1)], None);
+    let unheld = [SectorValue::Zero, by(Writer::Other, 0)];
+    let expectation = ledger.expect(Moment(25));
+    for value in [own(2, 0), unheld[0], unheld[1]] {
+        assert!(expectation.legal(0).contains(&value), "{value:?}");
+    }
+    // Durable, the write stays whatever lies beneath.
+    let ledger = repointed(&[EMPTYING, away, write(0, 1)], Some(30));
+    assert_eq!(ledger.expect(Moment(41)).legal(0), [own(2, 0)]);
+}
+
+#[test]
 fn zeroes_and_copies_are_held_or_not_over_another_file() {
     let onto = Some(Disk::Other);
     let rebase = Operation::Chain(ChainOperation::Rebase { onto });
