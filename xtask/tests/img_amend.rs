@@ -38,12 +38,13 @@ fn an_image_is_amended_to_the_same() {
     if !img_kit::have_qemu() {
         return;
     }
-    let steps: [&[&str]; 12] = [
+    let steps: [&[&str]; 13] = [
         &["-o", "compat=0.10"],
         &["-q", "-p", "-o", "compat=v3"],
         &["-o", "lazy_refcounts=on"],
         &["-o", "compat=1.1,lazy_refcounts=off"],
         &["-o", "refcount_bits=64"],
+        &["-o", "lazy_refcounts=yes"],
         &["-o", "compat=0.10"],
         &["-o", "refcount_bits=1", "-o", "lazy_refcounts"],
         &["-o", "compat=v2,refcount_bits=16"],
@@ -77,7 +78,7 @@ fn amend_refuses_what_qemu_img_refuses() {
     if !img_kit::have_qemu() {
         return;
     }
-    let wrong: [&[&str]; 25] = [
+    let wrong: [&[&str]; 27] = [
         &[],
         &["-o", ","],
         &["-o", "compat=foo"],
@@ -85,6 +86,8 @@ fn amend_refuses_what_qemu_img_refuses() {
         &["-o", "refcount_bits=128"],
         &["-o", "refcount_bits=0"],
         &["-o", "refcount_bits=x"],
+        &["-o", "refcount_bits=-1"],
+        &["-o", "extent_size_hint=1M"],
         &["-o", "compat=0.10,refcount_bits=1"],
         &["-o", "cluster_size=64k"],
         &["-o", "preallocation=full"],

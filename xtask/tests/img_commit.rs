@@ -99,6 +99,30 @@ fn what_all_images_above_a_base_hold_goes_into_it() {
 }
 
 #[test]
+fn a_base_is_named_as_seen_from_the_image_above_it() {
+    if !img_kit::have_qemu() {
+        return;
+    }
+    for base in ["middle", "sub/middle", "sub/../sub/middle"] {
+        let pair = Pair::new();
+        for who in [Who::Qemu, Who::Ours] {
+            std::fs::create_dir(pair.folder(who).join("sub")).unwrap();
+        }
+        for (name, beneath) in [
+            ("low", None),
+            ("middle", Some("low")),
+            ("top", Some("middle")),
+        ] {
+            let over = beneath.map_or(vec![], |name| vec!["-b", name, "-F", "qcow2"]);
+            let name = format!("sub/{name}");
+            let words = ["create", "-q", "-f", "qcow2", &name, "1M"];
+            pair.given("qemu-img", &[&words[..], &over].concat());
+        }
+        pair.same(&["commit", "-b", base, "sub/top"]);
+    }
+}
+
+#[test]
 fn commit_refuses_what_qemu_img_refuses() {
     if !img_kit::have_qemu() {
         return;

@@ -193,6 +193,42 @@ fn create_says_what_qemu_img_says_and_the_images_are_alike() {
             "128M",
         ],
         &["NEW,with comma", "1M"],
+        &["-f", "qcow2", "NEW", " 1M"],
+        &["-f", "raw", "NEW", "+1M"],
+        &[
+            "-f",
+            "qcow2",
+            "-o",
+            "extended_l2=true,lazy_refcounts=yes",
+            "NEW",
+            "1M",
+        ],
+        &[
+            "-f",
+            "qcow2",
+            "-o",
+            "extended_l2=n,lazy_refcounts=y",
+            "NEW",
+            "1M",
+        ],
+        &[
+            "-f",
+            "qcow2",
+            "-o",
+            "nocow=yes,extent_size_hint=64k",
+            "NEW",
+            "1M",
+        ],
+        &[
+            "-f",
+            "raw",
+            "-o",
+            "extent_size_hint=1M,preallocation=off",
+            "NEW",
+            "1M",
+        ],
+        &["-f", "qcow2", "file:NEW", "1M"],
+        &["-f", "qcow2", "file:NEW:colon", "1M"],
     ]
     .iter()
     .enumerate()
@@ -207,7 +243,7 @@ fn create_says_what_qemu_img_says_and_the_images_are_alike() {
         assert_eq!(ended.code, Some(0), "{arguments:?}: {ended:?}");
         let file = arguments
             .iter()
-            .find(|argument| argument.starts_with("new"));
+            .find(|argument| argument.trim_start_matches("file:").starts_with("new"));
         let (qemu, ours) = pair.both(&["info", "--output=json", file.unwrap()]);
         assert_eq!(without_file_sizes(&ours.out), without_file_sizes(&qemu.out));
         let orphan = arguments.contains(&"missing");
@@ -295,6 +331,22 @@ fn create_refuses_what_qemu_img_refuses_in_its_words() {
         &["-f", "qcow2", "json:{}", "1M"],
         &["-f", "qcow2", "x", "16E"],
         &["-o", "size=-1", "x"],
+        &["-f", "qcow2", "-o", "size=-1k", "x"],
+        &["-f", "qcow2", "--", "x", "-1k"],
+        &["-f", "qcow2", "--", "x", "-1024"],
+        &["-f", "qcow2", "x", "1M "],
+        &["-f", "qcow2", "-o", "refcount_bits=-1", "x", "1M"],
+        &[
+            "-f",
+            "qcow2",
+            "-o",
+            "refcount_bits=99999999999999999999",
+            "x",
+            "1M",
+        ],
+        &["-f", "qcow2", "-o", "cluster_size=-1", "x", "1M"],
+        &["-f", "qcow2", "-o", "extended_l2=ON", "x", "1M"],
+        &["-f", "qcow2", "-o", "extent_size_hint=-1", "x", "1M"],
         &["-f", "bogus", "-o", "help"],
         &["-f", "qcow2", "-o", "", "x", "1M"],
         &["-f", "qcow2", "-o", ",", "x", "1M"],

@@ -33,6 +33,63 @@ fn alike(creation: &[&str], mode: &str, options: &str, commands: &[&str]) {
     );
 }
 
+#[test]
+fn a_disk_is_described_in_all_of_qemus_ways() {
+    let pair = Pair::new();
+    pair.create(QCOW2);
+    let commands = ["write -P 5 4k 4k", "read -P 5 4k 4k", "read -P 0 0 4k"];
+    for name in [
+        "json:{'driver': 'qcow2', 'file': {'driver': 'file', 'filename': 'a.qcow2'}}",
+        "json:{'driver': \"qcow2\", \"file.filename\": 'a.qcow2', 'backing': null}",
+        r"json:{'driver': 'qcow2', 'file': {'driver': 'file', 'filename': 'a\'b'}}",
+        "json:{'driver': 'qcow2', 'file': {'driver': 'raw', 'file': {'driver': 'file', 'filename': 'a.qcow2'}}}",
+        "json:{'driver': 'qcow2', 'file.filename': 'a.qcow2}",
+        "file:a.qcow2",
+    ] {
+        pair.same(&[name], &commands);
+    }
+    for options in [
+        "driver=qcow2,file.driver=raw,file.file.filename=a.qcow2",
+        "driver=qcow2,file.driver=raw",
+        "driver=qcow2,file.driver=nonsense,file.filename=a.qcow2",
+    ] {
+        pair.same(&["--image-opts", options], &commands);
+    }
+    for command in [
+        "open -o driver=qcow2 a.qcow2",
+        "open -o driver=qcow2 json:{\"file.filename\":\"a.qcow2\"}",
+        "open -o driver=qcow2 json:{\"driver\":\"raw\",\"file.filename\":\"a.qcow2\"}",
+        "open -o driver=qcow2,file.driver=file a.qcow2",
+        "open -o driver=qcow2 blkdebug::a.qcow2",
+    ] {
+        pair.same(&[], &[command, "read -P 5 4k 4k"]);
+    }
+}
+
+#[test]
+fn numbers_are_read_as_in_c() {
+    let pair = Pair::new();
+    pair.create(QCOW2);
+    for command in [
+        "write -P \t7 \t4k \t+4k",
+        "read -P +7 +4k 4k",
+        "read -P 7 4k  4k\t",
+        "read \t-1 4k",
+        "length \t",
+    ] {
+        pair.same(&["-f", "qcow2", "a.qcow2"], &[command]);
+    }
+}
+
+#[test]
+fn copy_on_read_is_refused_where_nothing_can_be_written() {
+    let pair = Pair::new();
+    pair.create(QCOW2);
+    let name = "driver=qcow2,file.filename=a.qcow2,read-only=on";
+    pair.same_words(&["-r", "-C", "-f", "qcow2", "a.qcow2"], &["read 0 512"]);
+    pair.same_words(&["-C", "--image-opts", name], &["read 0 512"]);
+}
+
 const DISCARDING: &[&str] = &[
     "write -q -P 7 0 512k",
     "discard -q 0 128k",

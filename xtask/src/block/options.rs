@@ -1,5 +1,6 @@
 //! Options as QEMU takes them: `key=value,key=value` and JSON objects, both as dotted keys.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use serde_json::Value;
@@ -29,6 +30,46 @@ pub(crate) fn split_list(text: &str) -> Vec<String> {
     parts
 }
 
+/// What a word of a flag means.
+pub(crate) fn flag(text: &str) -> Option<bool> {
+    match text {
+        "on" | "yes" | "true" | "y" => Some(true),
+        "off" | "no" | "false" | "n" => Some(false),
+        _ => None,
+    }
+}
+
+/// QEMU's JSON takes strings in single quotes too, which a shell lets through more easily: the same text with
+/// double ones.
+fn double_quoted(text: &str) -> Cow<'_, str> {
+    if !text.contains('\'') {
+        return Cow::Borrowed(text);
+    }
+    let mut doubled = String::with_capacity(text.len());
+    let mut quote = None;
+    let mut characters = text.chars();
+    while let Some(character) = characters.next() {
+        match character {
+            '\\' if quote.is_some() => match characters.next() {
+                Some('\'') => doubled.push('\''),
+                Some(escaped) => doubled.extend(['\\', escaped]),
+                None => doubled.push('\\'),
+            },
+            '"' if quote == Some('\'') => doubled.push_str("\\\""),
+            '"' | '\'' if quote == Some(character) => {
+                quote = None;
+                doubled.push('"');
+            }
+            '"' | '\'' if quote.is_none() => {
+                quote = Some(character);
+                doubled.push('"');
+            }
+            other => doubled.push(other),
+        }
+    }
+    Cow::Owned(doubled)
+}
+
 impl Options {
     /// Options of a `--image-opts` argument. A word without `=` is a flag that is on.
     pub(crate) fn from_list(text: &str) -> Self {
@@ -45,7 +86,7 @@ impl Options {
 
     /// Options of a `json:` name.
     pub(crate) fn from_json(text: &str) -> Result<Self, Failure> {
-        let value: Value = serde_json::from_str(text)
+        let value: Value = serde_json::from_str(&double_quoted(text))
             .map_err(|error| Failure(format!("Could not parse the JSON options: {error}")))?;
         let Value::Object(_) = value else {
             return Err(Failure::new("Invalid JSON object given"));
@@ -96,12 +137,12 @@ impl Options {
 
     /// Takes an option out that is `on` or `off`.
     pub(crate) fn take_flag(&mut self, key: &str) -> Result<Option<bool>, Failure> {
-        match self.take(key).as_deref() {
-            None => Ok(None),
-            Some("on" | "yes" | "true" | "y") => Ok(Some(true)),
-            Some("off" | "no" | "false" | "n") => Ok(Some(false)),
-            Some(_) => Err(Failure(format!("Parameter '{key}' expects 'on' or 'off'"))),
-        }
+        let Some(text) = self.take(key) else {
+            return Ok(None);
+        };
+        flag(&text)
+            .map(Some)
+            .ok_or_else(|| Failure(format!("Parameter '{key}' expects 'on' or 'off'")))
     }
 
     /// Takes out what stands below `key.`, without that prefix.
@@ -123,6 +164,13 @@ impl Options {
     /// Sets an option.
     pub(crate) fn set(&mut self, key: &str, value: &str) {
         self.0.insert(key.to_owned(), value.to_owned());
+    }
+
+    /// Takes in options that are not set yet.
+    pub(crate) fn add(&mut self, others: Self) {
+        for (key, value) in others.0 {
+            self.0.entry(key).or_insert(value);
+        }
     }
 
     /// The value of an option.
@@ -149,6 +197,16 @@ mod tests {
     fn two_commas_are_one() {
         assert_eq!(split_list("a=1,b=x,,y,c"), ["a=1", "b=x,y", "c"]);
         assert!(split_list("").is_empty());
+    }
+
+    #[test]
+    fn single_quotes_are_quotes_in_json() {
+        let text = r#"{'driver': "raw", 'file': {'filename': 'it\'s "a"', "x'": 'b\\'}}"#;
+        let options = Options::from_json(text).unwrap();
+        assert_eq!(options.get("driver"), Some("raw"));
+        assert_eq!(options.get("file.filename"), Some(r#"it's "a""#));
+        assert_eq!(options.get("file.x'"), Some(r"b\"));
+        assert!(Options::from_json("{'driver: 1}").is_err());
     }
 
     #[test]

@@ -9,8 +9,11 @@ pub(crate) enum BadSize {
     TooLarge,
 }
 
-/// Reads `64k`, `1.5G`, `0x1000` or `4096`: bytes unless a suffix says otherwise, multiples of 1024.
+/// Reads `64k`, `1.5G`, `0x1000` or `4096`: bytes unless a suffix says otherwise, multiples of 1024. As in C, blanks
+/// and a `+` may go before.
 pub(crate) fn parse(text: &str) -> Result<u64, BadSize> {
+    let text = text.trim_start_matches(|character: char| character.is_ascii_whitespace());
+    let text = text.strip_prefix('+').unwrap_or(text);
     if let Some(digits) = text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
         return hexadecimal(digits);
     }
@@ -121,13 +124,14 @@ mod tests {
             ("1.5k", 1536),
             ("0x10", 16),
             ("1b", 1),
+            (" \t+1k", 1024),
             ("7E", 7 << 60),
             ("15.9E", 18_331_451_923_248_866_918),
         ] {
             assert_eq!(parse(text), Ok(bytes), "{text}");
         }
         for text in [
-            "", "k", "1Q", "-1", "abc", "1.5", "0x", "0x1k", " 1", "1kk", ".5k",
+            "", "k", "1Q", "-1", "abc", "1.5", "0x", "0x1k", "1 ", "1kk", ".5k", "+ 1", "++1",
         ] {
             assert_eq!(parse(text), Err(BadSize::Syntax), "{text}");
         }

@@ -96,6 +96,10 @@ impl FileSpec {
 
     fn from_name(text: &str) -> Result<Self, Failure> {
         match name::parse(text) {
+            // Behind `file:`, a name may look like one with a protocol: told as a path, it does not.
+            name::Name::Plain(path) if name::has_protocol(path) => {
+                Ok(Self::local(&format!("./{path}")))
+            }
             name::Name::Plain(path) => Ok(Self::local(path)),
             name::Name::Blkdebug(rest) => {
                 let (config, below) = rest.split_once(':').ok_or_else(|| {
@@ -159,8 +163,38 @@ impl FileSpec {
                     below: Box::new(file),
                 })
             }
+            // The same bytes, one layer up.
+            Some("raw") => {
+                let mut below = options.take_below("file");
+                if below.is_empty() {
+                    return Err(Failure::new(
+                        "A block device must be specified for \"file\"",
+                    ));
+                }
+                let file = Self::from_options(&mut below)?;
+                refuse_rest("file", &below)?;
+                Ok(file)
+            }
             Some(other) => Err(unknown_driver(other)),
         }
+    }
+
+    /// The options that a name stands for.
+    fn options_of_name(text: &str) -> Result<Options, Failure> {
+        let mut options = Options::default();
+        match name::parse(text) {
+            name::Name::Json(text) => return Options::from_json(text),
+            name::Name::Blkdebug(rest) => {
+                let (config, below) = rest.split_once(':').ok_or_else(|| {
+                    Failure("blkdebug requires both config file and image path".into())
+                })?;
+                options.set("driver", "blkdebug");
+                options.set("config", config);
+                options.set("image.filename", below);
+            }
+            name::Name::Plain(_) | name::Name::Protocol(_) => options.set("filename", text),
+        }
+        Ok(options)
     }
 }
 
@@ -180,27 +214,6 @@ impl FileSpec {
             )));
         }
         Ok(Self::local(text))
-    }
-
-    /// The file of an image's guest data, by the word of the caller: a file, or a raw image in one.
-    fn of_data(options: &mut Options) -> Result<Self, Failure> {
-        if options.get("driver") != Some("raw") {
-            return Self::from_options(options);
-        }
-        options.take("driver");
-        let mut file = options.take_below("file");
-        if file.is_empty() {
-            return Err(Failure::new(
-                "A block device must be specified for \"file\"",
-            ));
-        }
-        let spec = Self::from_options(&mut file)?;
-        refuse_rest("file", &file)?;
-        for ignored in ["node-name", "read-only", "auto-read-only", "discard"] {
-            options.take(ignored);
-        }
-        drop(options.take_below("cache"));
-        Ok(spec)
     }
 }
 
@@ -279,6 +292,11 @@ impl Spec {
 
     /// The image that options describe.
     pub(crate) fn from_options(called: &str, mut options: Options) -> Result<Self, Failure> {
+        if let Some(name::Name::Json(text)) = options.get("filename").map(name::parse) {
+            let named = Options::from_json(text)?;
+            options.take("filename");
+            options.add(named);
+        }
         if matches!(options.get("driver"), Some("file" | "blkdebug")) {
             // A file without a format of its own shows its bytes.
             let file = FileSpec::from_options(&mut options)?;
@@ -291,19 +309,17 @@ impl Spec {
             Some(name) => return Err(no_such_node(&name)),
             None => {
                 let mut below = options.take_below("file");
-                match options.take("filename") {
-                    Some(name) if below.is_empty() => FileSpec::from_name(&name)?,
-                    _ if below.is_empty() => {
-                        return Err(Failure::new(
-                            "A block device must be specified for \"file\"",
-                        ));
-                    }
-                    _ => {
-                        let file = FileSpec::from_options(&mut below)?;
-                        refuse_rest("file", &below)?;
-                        file
-                    }
+                if let Some(name) = options.take("filename") {
+                    below.add(FileSpec::options_of_name(&name)?);
                 }
+                if below.is_empty() {
+                    return Err(Failure::new(
+                        "A block device must be specified for \"file\"",
+                    ));
+                }
+                let file = FileSpec::from_options(&mut below)?;
+                refuse_rest("file", &below)?;
+                file
             }
         };
         let mut spec = Self::new(called, format, file);
@@ -336,7 +352,7 @@ impl Spec {
         }
         let mut data_file = options.take_below("data-file");
         if !data_file.is_empty() {
-            self.data_file = Some(FileSpec::of_data(&mut data_file)?);
+            self.data_file = Some(FileSpec::from_options(&mut data_file)?);
             refuse_rest("file", &data_file)?;
         }
         if options.take("backing").is_some_and(|name| name.is_empty()) {

@@ -12,7 +12,7 @@ use engine::qcow2::geometry::Geometry;
 use engine::qcow2::header::Header;
 
 use super::create::is_invalid_list;
-use super::creation::{Kind, asks_for_help, help_line, is_of_creation, name_and_value};
+use super::creation::{Kind, asks_for_help, help_line, is_of_creation, name_and_value, number};
 use super::getopt::{Parsed, flag, value};
 use super::key_slots::{Force, KeySlots};
 use super::progress::{Progress, Shown};
@@ -163,7 +163,7 @@ impl Wanted {
             let mut text = format!("Invalid parameter '{name}'");
             let at_creation = is_of_creation(Format::Qcow2, name)
                 || matches!(name, "encryption" | "encrypt.format");
-            if at_creation && name != "nocow" {
+            if at_creation && !matches!(name, "nocow" | "extent_size_hint") {
                 text.push_str("\nThis option is only supported for image creation");
             }
             return Err(Failure(text));
@@ -171,14 +171,14 @@ impl Wanted {
         let value = kind.read(name, value)?;
         match name {
             "compat" => self.version = Some(version_of(&value)?),
-            "lazy_refcounts" => self.lazy_refcounts = Some(value == "on"),
-            "refcount_bits" => self.refcount_bits = value.parse().ok(),
+            "lazy_refcounts" => self.lazy_refcounts = options::flag(&value),
+            "refcount_bits" => self.refcount_bits = Some(number(name, &value)?),
             // A size of nothing is no size.
             "size" => self.virtual_bytes = value.parse().ok().filter(|bytes| *bytes > 0),
             "backing_file" => self.backing_file = Some(value),
             "backing_fmt" => self.backing_format = Some(value),
             "data_file" => self.data_file = Some(value),
-            "data_file_raw" => self.data_file_raw = Some(value == "on"),
+            "data_file_raw" => self.data_file_raw = options::flag(&value),
             _ => self
                 .key_slots
                 .set(name.trim_start_matches("encrypt."), value),

@@ -20,7 +20,7 @@ use super::progress::{Progress, Shown};
 use super::{Command, Stop, misuse, open_named, print, secrets, sizes, spec_of};
 use crate::block::failure::engine_text;
 use crate::block::open::at_once;
-use crate::block::{CacheMode, Depth, Failure, Node, Opening, Sharing, open};
+use crate::block::{CacheMode, Depth, Failure, Node, Opening, Sharing, name, open};
 
 pub(super) const COMMAND: Command = Command {
     name: "commit",
@@ -112,20 +112,22 @@ fn run(parsed: &Parsed) -> Result<u8, Stop> {
     Ok(0)
 }
 
-/// The image of the chain of `top` that lies next above `base`, and how many images there are down to it.
-fn above_base<'a>(name: &str, top: &'a Node, base: &str) -> Result<(&'a Node, u64), Failure> {
-    let path = fs::canonicalize(base).ok();
+/// The image of the chain of `top` that lies next above `base`, and how many images there are down to it. As a
+/// backing file's name in an image, `base` starts at the folder of the image above it.
+fn above_base<'a>(called: &str, top: &'a Node, base: &str) -> Result<(&'a Node, u64), Failure> {
     let (mut above, mut images) = (top, 1);
     while let Some(beneath) = above.backing.as_deref() {
         let here = fs::canonicalize(&beneath.file.path).ok();
-        if beneath.filename == base || here.is_some() && here == path {
+        let meant = fs::canonicalize(name::beside(&above.file.path, base)).ok();
+        let is_called_so = name::has_protocol(base) && beneath.filename == base;
+        if is_called_so || here.is_some() && here == meant {
             return Ok((above, images));
         }
         above = beneath;
         images += 1;
     }
     Err(Failure(format!(
-        "Did not find '{base}' in the backing chain of '{name}'"
+        "Did not find '{base}' in the backing chain of '{called}'"
     )))
 }
 

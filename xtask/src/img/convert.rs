@@ -344,7 +344,7 @@ fn create_target(
             )
             .into());
         }
-        if creation.get("encryption") == Some("on") || creation.get("encrypt.format").is_some() {
+        if creation.is_on("encryption") || creation.get("encrypt.format").is_some() {
             return Err(
                 Failure::new("Compression and encryption not supported at the same time").into(),
             );

@@ -39,14 +39,11 @@ impl Kind {
     pub(super) fn read(self, name: &str, value: &str) -> Result<String, Failure> {
         match self {
             Self::Text => Ok(value.to_owned()),
-            Self::Flag => match value {
-                "on" | "off" => Ok(value.to_owned()),
-                _ => Err(Failure(format!("Parameter '{name}' expects 'on' or 'off'"))),
+            Self::Flag => match options::flag(value) {
+                Some(_) => Ok(value.to_owned()),
+                None => Err(Failure(format!("Parameter '{name}' expects 'on' or 'off'"))),
             },
-            Self::Number => value
-                .parse::<u64>()
-                .map(|number| number.to_string())
-                .map_err(|_| Failure(format!("Parameter '{name}' expects a number"))),
+            Self::Number => number(name, value).map(|_| value.to_owned()),
             Self::Integer => integer(name, value).map(|number| number.to_string()),
             Self::Size => size::parse(value)
                 .map(|bytes| bytes.to_string())
@@ -95,7 +92,7 @@ const fn known(
 }
 
 /// In the order in which they are told.
-const QCOW2: [Known; 22] = [
+const QCOW2: [Known; 23] = [
     known(
         "encryption",
         Kind::Flag,
@@ -198,9 +195,15 @@ const QCOW2: [Known; 22] = [
         None,
         "off; copy-on-write of the host's file system stays",
     ),
+    known(
+        "extent_size_hint",
+        Kind::Size,
+        None,
+        "accepted, and without effect",
+    ),
 ];
 
-const RAW: [Known; 3] = [
+const RAW: [Known; 4] = [
     known("size", Kind::Size, None, "the size of the disk"),
     known(
         "nocow",
@@ -209,6 +212,12 @@ const RAW: [Known; 3] = [
         "off; copy-on-write of the host's file system stays",
     ),
     known("preallocation", Kind::Text, None, "off, falloc or full"),
+    known(
+        "extent_size_hint",
+        Kind::Size,
+        None,
+        "accepted, and without effect",
+    ),
 ];
 
 fn table(format: Format) -> &'static [Known] {
@@ -303,9 +312,14 @@ impl Creation {
         self.values[self.index(name)?].as_deref()
     }
 
+    /// Whether a flag is on.
+    pub(super) fn is_on(&self, name: &str) -> bool {
+        self.get(name).and_then(options::flag) == Some(true)
+    }
+
     fn number(&self, name: &str) -> u64 {
         self.get(name)
-            .and_then(|value| value.parse().ok())
+            .and_then(|value| number(name, value).ok())
             .unwrap_or(0)
     }
 
@@ -358,7 +372,7 @@ impl Creation {
 
     /// The data file as the image names it.
     fn new_data_file(&self, version: u32) -> Result<Option<NewDataFile>, Failure> {
-        let raw = self.get("data_file_raw") == Some("on");
+        let raw = self.is_on("data_file_raw");
         let Some(name) = self.data_file()? else {
             return if raw {
                 Err(Failure::new("data-file-raw requires data-file"))
@@ -424,7 +438,7 @@ impl Creation {
         claims
             .take(claims::creation(format))
             .map_err(|error| claims::refusal(path, error))?;
-        if self.get("nocow") == Some("on") {
+        if self.is_on("nocow") {
             keep_in_place(local);
         }
         Ok(Port::new(Rc::new(device)))
@@ -463,7 +477,7 @@ impl Creation {
         }
         let geometry =
             Geometry::new(cluster_bits, refcount_order).expect("both are within their ranges");
-        if self.get("extended_l2") != Some("on") {
+        if !self.is_on("extended_l2") {
             return Ok(geometry);
         }
         geometry.with_extended_l2().ok_or_else(|| {
@@ -491,7 +505,7 @@ impl Creation {
                 )));
             }
         };
-        if version == 2 && self.get("extended_l2") == Some("on") {
+        if version == 2 && self.is_on("extended_l2") {
             return Err(Failure::new(
                 "Extended L2 entries are only supported with compatibility level 1.1 and above \
                  (use version=v3 or greater)",
@@ -513,7 +527,7 @@ impl Creation {
                  (use version=v3 or greater)",
             ));
         }
-        let lazy_refcounts = self.get("lazy_refcounts") == Some("on");
+        let lazy_refcounts = self.is_on("lazy_refcounts");
         if version == 2 && lazy_refcounts {
             return Err(Failure::new(
                 "Lazy refcounts only supported with compatibility level 1.1 and above (use \
@@ -584,6 +598,27 @@ pub(super) fn local_path(filename: &str) -> Result<&str, Failure> {
     }
 }
 
+/// A number of 64 bits. One with a sign wraps around, as in C, so that it is too large for whatever it is for.
+pub(super) fn number(name: &str, value: &str) -> Result<u64, Failure> {
+    let (digits, is_negative) = match value.strip_prefix('-') {
+        Some(digits) => (digits, true),
+        None => (value, false),
+    };
+    if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(Failure(format!("Parameter '{name}' expects a number")));
+    }
+    let number: u64 = digits.parse().map_err(|_| {
+        Failure(format!(
+            "Value '{value}' is too large for parameter '{name}'"
+        ))
+    })?;
+    Ok(if is_negative {
+        number.wrapping_neg()
+    } else {
+        number
+    })
+}
+
 /// A number of 64 bits with its sign. QEMU reads it in two steps, and says of each what it misses.
 fn integer(name: &str, value: &str) -> Result<i64, Failure> {
     let digits = value.strip_prefix('-').unwrap_or(value);
@@ -601,7 +636,10 @@ fn integer(name: &str, value: &str) -> Result<i64, Failure> {
 }
 
 fn bad_size(name: &str, value: &str, bad: size::BadSize) -> Failure {
-    let negative = value.starts_with('-');
+    let is_number = |digits: &str| digits.bytes().all(|byte| byte.is_ascii_digit());
+    let negative = value
+        .strip_prefix('-')
+        .is_some_and(|digits| !digits.is_empty() && is_number(digits));
     Failure(match bad {
         size::BadSize::TooLarge => {
             format!("Value '{value}' is out of range for parameter '{name}'")

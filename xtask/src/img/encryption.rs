@@ -90,7 +90,8 @@ fn method(creation: &Creation) -> Result<Option<Method>, Failure> {
                 "'encrypt.format' and its alias 'encryption' can't be used at the same time",
             ));
         }
-        (Some("on"), None) | (None, Some("aes")) => Some(Method::Aes),
+        (Some(_), None) if creation.is_on("encryption") => Some(Method::Aes),
+        (None, Some("aes")) => Some(Method::Aes),
         (None, Some("luks")) => Some(Method::Luks),
         (None, Some(other)) => return Err(not_accepted("format", other)),
         (Some(_) | None, None) => None,

@@ -10,9 +10,7 @@ pub(super) fn read(text: &str, what: &str) -> Result<u64, Failure> {
         Ok(bytes) if i64::try_from(bytes).is_ok() => Ok(bytes),
         Ok(_) | Err(size::BadSize::TooLarge) => Err(out_of_range()),
         Err(size::BadSize::Syntax) => match text.strip_prefix('-') {
-            Some(positive) if size::parse(positive) != Err(size::BadSize::Syntax) => {
-                Err(out_of_range())
-            }
+            Some(positive) if positive.parse::<u128>().is_ok() => Err(out_of_range()),
             _ => Err(Failure(format!("Invalid {what} specified: '{text}'."))),
         },
     }

@@ -153,6 +153,9 @@ pub(super) const REOPEN: Command = Command {
 /// Opens a disk. The failure names nothing.
 fn opened(session: &Session, settings: Settings) -> Result<Opened, Failure> {
     let mut settings = settings;
+    if settings.read_mode == ReadMode::CopyOnRead && !settings.is_writable() {
+        return Err(Failure::new("Can't use copy-on-read on read-only device"));
+    }
     // What is said of the image goes before what is said of the program's discards.
     let discard = &mut settings.spec.runtime.generic.discard;
     discard.get_or_insert(settings.discards);

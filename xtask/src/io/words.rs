@@ -82,13 +82,12 @@ pub(super) fn split(line: &str) -> Vec<String> {
 /// A number of bytes.
 pub(super) fn number(text: &str) -> Result<u64, String> {
     let too_large = || format!("Parsing error: argument too large -- {text}");
-    let digits = text.strip_prefix('+').unwrap_or(text);
-    if let Some(negative) = digits.strip_prefix('-')
+    if let Some(negative) = text.trim_start().strip_prefix('-')
         && size::parse(negative).is_ok()
     {
         return Err(too_large());
     }
-    match size::parse(digits) {
+    match size::parse(text) {
         Ok(bytes) if i64::try_from(bytes).is_ok() => Ok(bytes),
         Ok(_) | Err(BadSize::TooLarge) => Err(too_large()),
         Err(BadSize::Syntax) => Err(format!(
@@ -99,6 +98,7 @@ pub(super) fn number(text: &str) -> Result<u64, String> {
 
 /// A whole number as C writes it: decimal, hexadecimal behind `0x`, octal behind `0`.
 pub(super) fn integer(text: &str) -> Option<u64> {
+    let text = text.trim_start();
     if let Some(digits) = text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
         u64::from_str_radix(digits, 16).ok()
     } else if text.len() > 1 && text.starts_with('0') {
