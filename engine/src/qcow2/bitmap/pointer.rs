@@ -1,8 +1,8 @@
 //! The header extension that points to the bitmap directory, and how it changes.
 //!
-//! Where the extension stands within one sector, which is nearly everywhere, the directory changes by one
-//! write of that sector. Otherwise, and where the extension comes or goes, the header is rewritten as
-//! [`crate::qcow2::rewrite`] does it: before or after, too.
+//! Where the extension stands within one sector, the directory changes by one write of that sector: it comes
+//! first where it is written here, and so stands in sector 0. Otherwise, and where the extension comes or goes,
+//! the header is rewritten as [`crate::qcow2::rewrite`] does it: before or after, too.
 
 use super::directory::{EXTENSION_LEN, Pointer};
 use crate::device::{Event, SECTOR_BYTES};
@@ -50,7 +50,8 @@ impl Metadata {
             Some(pointer) => {
                 let data = pointer.encode();
                 let kind = BITMAPS;
-                header.extensions.push(Extension { kind, data });
+                // First, it stands in sector 0, and no later change of it needs room.
+                header.extensions.insert(0, Extension { kind, data });
                 header.autoclear |= autoclear::BITMAPS;
             }
             None => header.autoclear &= !autoclear::BITMAPS,
