@@ -46,6 +46,7 @@ impl Metadata {
             return self.point_in_place(at, pointer).await;
         }
         header.extensions.retain(|one| one.kind != BITMAPS);
+        let before = header.autoclear;
         match pointer {
             Some(pointer) => {
                 let data = pointer.encode();
@@ -59,7 +60,9 @@ impl Metadata {
         match self.rewrite_header(&header).await {
             // Without its bit an extension says of itself that it is out of date.
             Err(Error::Refused(Refused::Option(_))) if pointer.is_none() => {
-                self.set_autoclear(header.autoclear).await?;
+                if header.autoclear != before {
+                    self.set_autoclear(header.autoclear).await?;
+                }
             }
             result => result?,
         }
