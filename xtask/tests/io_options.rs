@@ -67,6 +67,32 @@ fn a_disk_is_described_in_all_of_qemus_ways() {
 }
 
 #[test]
+fn a_reopening_changes_what_it_says_and_what_means_the_same() {
+    let pair = Pair::new();
+    pair.create(QCOW2);
+    let commands = [
+        "reopen -o overlap-check=constant",
+        "reopen -o overlap-check.template=all",
+        "reopen -o overlap-check.main-header=off",
+        "reopen -o overlap-check=none",
+        "reopen -o overlap-check=none,overlap-check.template=all",
+        "reopen -o cache-size=1M",
+        "reopen -o l2-cache-size=512k",
+        "reopen -o refcount-cache-size=256k",
+        "reopen -o l2-cache-size=2M",
+        "reopen -o cache-size=1M",
+        "reopen -o l2-cache-size=2M",
+        "reopen -o cache-size=1M,l2-cache-size=512k,refcount-cache-size=512k",
+        "write -q 0 64k",
+    ];
+    let name = opened("cache-size=2M,overlap-check=constant");
+    pair.same_words(&["--image-opts", &name], &commands);
+    pair.create(&["-f", "qcow2", "-o", "cluster_size=256k", "b.qcow2", "32P"]);
+    let huge = ["reopen -o l2-cache-entry-size=512,l2-cache-size=1T"];
+    pair.same_words(&["b.qcow2"], &huge);
+}
+
+#[test]
 fn numbers_are_read_as_in_c() {
     let pair = Pair::new();
     pair.create(QCOW2);

@@ -101,8 +101,27 @@ impl Generic {
 }
 
 impl Runtime {
-    /// Takes out the options of qcow2. What is not mentioned stays as it is.
+    /// Takes out the options of qcow2. What is not mentioned stays as it is, unless it means the same as
+    /// something that is: all overlap checks at once, or the caches together and apart.
     pub(crate) fn take(&mut self, options: &mut Options) -> Result<(), Failure> {
+        let is_given = |key: &&str| options.get(key).is_some();
+        if ["overlap-check", "overlap-check.template"]
+            .iter()
+            .any(is_given)
+        {
+            self.overlap = None;
+            self.overlap_template = None;
+            self.overlap_regions.clear();
+        }
+        if is_given(&"cache-size") {
+            self.caches.l2 = None;
+            self.caches.refcounts = None;
+        } else if ["l2-cache-size", "refcount-cache-size"]
+            .iter()
+            .any(is_given)
+        {
+            self.caches.all = None;
+        }
         for (key, slot) in [
             ("lazy-refcounts", &mut self.lazy_refcounts),
             ("discard-no-unref", &mut self.no_unref),
@@ -259,7 +278,11 @@ impl Caches {
                 "L2 cache entry size must be a power of two between 512 and the cluster size ({cluster})"
             )));
         }
-        if refcounts / cluster > u64::from(u32::MAX >> 1) {
+        let most = u64::from(u32::MAX >> 1);
+        if l2 / entry > most {
+            return Err(Failure::new("L2 cache size too big"));
+        }
+        if refcounts / cluster > most {
             return Err(Failure::new("Refcount cache size too big"));
         }
         if self.is_default() {
