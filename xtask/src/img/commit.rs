@@ -102,7 +102,8 @@ fn run(parsed: &Parsed) -> Result<u8, Stop> {
     copy.take(&top, 0)?;
     copy.finish()?;
     if !parsed.has("drop") && !parsed.has("base") {
-        manage(&top, Manage::MakeEmpty)?;
+        at_once(top.image().manage(Manage::MakeEmpty))
+            .map_err(|error| Failure(format!("Failed to empty {name}: {}", engine_text(&error))))?;
     }
     at_once(top.image().close()).map_err(|error| failed(&error))?;
     progress.end();
