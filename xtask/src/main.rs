@@ -15,6 +15,7 @@ mod differential;
 mod fuzz;
 mod img;
 mod io;
+mod iotests;
 mod malformed;
 mod minimise;
 mod replay;
@@ -53,6 +54,7 @@ enum Command {
     Malformed(malformed::Malformed),
     Bench(bench::Bench),
     Differential(differential::Differential),
+    Iotests(iotests::Iotests),
     Ci(ci::Ci),
     /// qemu-img's commands, with its words and exit codes: `img --help` lists them
     #[command(disable_help_flag = true)]
@@ -127,6 +129,7 @@ fn main() -> ExitCode {
         Command::Malformed(malformed) => malformed.run(),
         Command::Bench(bench) => bench.run(),
         Command::Differential(differential) => differential.run(),
+        Command::Iotests(iotests) => iotests.run(),
         Command::Ci(ci) => ci.run(),
         Command::Img | Command::Io => unreachable!("these read their own arguments"),
     };
