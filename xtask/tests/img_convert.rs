@@ -144,6 +144,134 @@ fn converted_images_hold_the_same() {
     }
 }
 
+/// What `map` says of an image of ours and of one of qemu-img's, but for where things stand.
+fn same_map(pair: &Pair, name: &str) {
+    let [theirs, ours] = [Who::Qemu, Who::Ours].map(|who| {
+        let map = pair.run_qemu_here(who, &["map", "--output=json", name]);
+        let map: serde_json::Value = serde_json::from_str(&map.out).unwrap();
+        let mut runs: Vec<(String, u64)> = Vec::new();
+        for run in map.as_array().unwrap() {
+            // Data may stand over a hole of one file and not of the other.
+            let kind = format!(
+                "depth {} data {} compressed {}",
+                run["depth"], run["data"], run["compressed"]
+            );
+            let len = run["length"].as_u64().unwrap();
+            match runs.last_mut() {
+                Some((last, sum)) if *last == kind => *sum += len,
+                Some(_) | None => runs.push((kind, len)),
+            }
+        }
+        runs
+    });
+    assert_eq!(ours, theirs, "{name}");
+}
+
+#[test]
+fn without_a_sparse_size_all_of_the_target_is_allocated() {
+    if !img_kit::have_qemu() {
+        return;
+    }
+    let pair = sources();
+    for options in [
+        &["-O", "qcow2"][..],
+        &["-O", "qcow2", "-c", "-m", "2"],
+        &["-O", "qcow2", "-B", "base", "-F", "qcow2"],
+        &["-O", "qcow2", "-B", "base", "-F", "qcow2", "-c"],
+        &["-O", "raw"],
+    ] {
+        pair.same(&[&["convert", "-S", "0"], options, &["over", "new"]].concat());
+        // The last cluster is not whole, and qemu-img compresses it whatever it holds.
+        if !options.ends_with(&["-c"]) {
+            same_map(&pair, "new");
+        }
+        must_agree(&pair, "new", options[1]);
+    }
+}
+
+#[test]
+fn behind_a_shorter_backing_file_nothing_is_written() {
+    if !img_kit::have_qemu() {
+        return;
+    }
+    let pair = sources();
+    for (options, size) in [
+        ("compat=0.10", "768M"),
+        ("compat=1.1", "768M"),
+        ("compat=0.10", "3100k"),
+    ] {
+        let create = [
+            "create", "-q", "-f", "qcow2", "-b", "base", "-F", "qcow2", "long", size,
+        ];
+        pair.given("qemu-img", &create);
+        pair.given("qemu-io", &["-c", "write -z 2M 600k", "long"]);
+        let target = [
+            "-O", "qcow2", "-o", options, "-B", "base", "-F", "qcow2", "long", "new",
+        ];
+        pair.same(&[&["convert"], &target[..]].concat());
+        pair.same_disk("new");
+        let lens = [Who::Qemu, Who::Ours].map(|who| {
+            let file = std::fs::metadata(pair.folder(who).join("new")).unwrap();
+            file.blocks() * 512
+        });
+        assert!(
+            lens[1] <= lens[0] + (64 << 10),
+            "{options} {size}: {lens:?}"
+        );
+    }
+}
+
+#[test]
+fn clusters_are_compressed_across_the_ends_of_sources() {
+    if !img_kit::have_qemu() {
+        return;
+    }
+    let pair = Pair::new();
+    for (name, size, writes) in [
+        (
+            "a",
+            "1023k",
+            &[
+                "write -P 1 16k 16k",
+                "write -P 2 130k 130k",
+                "write -P 3 1022k 1k",
+            ][..],
+        ),
+        ("b", "1023k", &["write -P 4 0 1k"]),
+        ("c", "3k", &["write -P 5 1k 1k"]),
+        ("d", "200k", &["write -P 6 100k 100k"]),
+    ] {
+        let create = [
+            "create",
+            "-q",
+            "-f",
+            "qcow2",
+            "-o",
+            "cluster_size=1k",
+            name,
+            size,
+        ];
+        pair.given("qemu-img", &create);
+        let commands: Vec<&str> = writes.iter().flat_map(|text| ["-c", text]).collect();
+        pair.given("qemu-io", &[&commands[..], &[name]].concat());
+    }
+    for sources in [
+        &["a", "b"][..],
+        &["a", "b", "c", "d"],
+        &["c", "c", "c"],
+        &["d", "c", "a"],
+    ] {
+        for options in [
+            &["-c", "-O", "qcow2"][..],
+            &["-O", "raw"],
+            &["-c", "-S", "0", "-O", "qcow2"],
+        ] {
+            pair.same(&[&["convert"], options, sources, &["new"]].concat());
+            must_agree(&pair, "new", options[options.len() - 1]);
+        }
+    }
+}
+
 #[test]
 fn holes_stay_holes() {
     if !img_kit::have_qemu() {
@@ -199,6 +327,10 @@ fn convert_refuses_what_qemu_img_refuses_in_its_words() {
         &["missing", "o"],
         &["-f", "qcow2", "-O", "raw", "base", "/nonexist/o"],
         &["-B", "base", "-O", "qcow2", "over", "o"],
+        &["-B", "base", "-O", "qcow2", "over", "over", "o"],
+        &[
+            "-c", "-B", "base", "-F", "qcow2", "-O", "qcow2", "over", "over", "o",
+        ],
         &["-c", "-O", "raw", "base", "o"],
         &["-n", "-o", "compat=1.1", "-O", "qcow2", "base", "over"],
         &["-S", "foo", "base", "o"],

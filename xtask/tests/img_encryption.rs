@@ -97,6 +97,73 @@ fn what_one_program_encrypts_the_other_reads() {
 }
 
 #[test]
+fn an_overlay_is_made_without_the_secret_of_what_lies_beneath() {
+    if !img_kit::have_qemu() {
+        return;
+    }
+    let pair = Pair::new();
+    let object = ["--object", SECRET];
+    for (name, encryption) in [
+        ("aes", "encrypt.format=aes,encrypt.key-secret=s"),
+        (
+            "luks",
+            "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=1",
+        ),
+    ] {
+        let create = ["create", "-q", "-f", "qcow2", "-o", encryption, name, "1M"];
+        pair.given("qemu-img", &[&create[..1], &object, &create[1..]].concat());
+        let over = format!("over-{name}");
+        pair.same(&["create", "-f", "qcow2", "-b", name, "-F", "qcow2", &over]);
+        let top = format!("top-{name}");
+        pair.same(&["create", "-f", "qcow2", "-b", &over, "-F", "qcow2", &top]);
+        pair.same_view(&["info", "--backing-chain", "--output=json", &top]);
+        // What takes data takes the secret.
+        pair.same(&["convert", "-O", "raw", &top, "plain"]);
+    }
+}
+
+#[test]
+fn an_encrypted_image_is_committed_into_an_encrypted_one() {
+    if !img_kit::have_qemu() {
+        return;
+    }
+    for beneath in [
+        "backing.driver=qcow2,backing.file.filename=base,backing.encrypt.key-secret=s",
+        "backing.encrypt.key-secret=s",
+        "backing.driver=raw",
+    ] {
+        let pair = Pair::new();
+        let object = ["--object", SECRET];
+        let encryption = "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=1";
+        for (name, over) in [("base", &[][..]), ("over", &["-b", "base", "-F", "qcow2"])] {
+            let create = ["create", "-q", "-f", "qcow2", "-o", encryption];
+            let words = [&create[..1], &object, &create[1..], over, &[name, "1M"]].concat();
+            pair.given("qemu-img", &words);
+        }
+        let top = format!("driver=qcow2,file.filename=over,encrypt.key-secret=s,{beneath}");
+        let write = [
+            "--object",
+            SECRET,
+            "--image-opts",
+            "-c",
+            "write -P 7 100k 200k",
+            &top,
+        ];
+        pair.given("qemu-io", &write);
+        let commit = ["commit", "--object", SECRET, "--image-opts", &top];
+        pair.same(&commit);
+        // As raw bytes, what was encrypted is overwritten.
+        if beneath != "backing.driver=raw" {
+            let base = "driver=qcow2,file.filename=base,encrypt.key-secret=s";
+            let options = ["--object", SECRET, "--image-opts", "-O", "raw"];
+            pair.same(&[&["convert"], &options[..], &[base, "plain"]].concat());
+            let plain = |who| std::fs::read(pair.folder(who).join("plain")).unwrap();
+            assert!(plain(Who::Ours) == plain(Who::Qemu), "{beneath}");
+        }
+    }
+}
+
+#[test]
 fn without_the_right_secret_nothing_is_opened() {
     if !img_kit::have_qemu() {
         return;

@@ -129,6 +129,7 @@ fn info_refuses_what_qemu_img_refuses_in_its_words() {
 }
 
 #[test]
+#[allow(clippy::too_many_lines, reason = "a list")]
 fn create_says_what_qemu_img_says_and_the_images_are_alike() {
     if !img_kit::have_qemu() {
         return;

@@ -67,6 +67,37 @@ fn a_disk_is_described_in_all_of_qemus_ways() {
 }
 
 #[test]
+fn what_lies_beneath_is_opened_as_the_caller_says() {
+    let pair = Pair::new();
+    pair.create(QCOW2);
+    pair.create(&[
+        "-f",
+        "qcow2",
+        "-b",
+        "a.qcow2",
+        "-F",
+        "qcow2",
+        "over.qcow2",
+        "2M",
+    ]);
+    for options in [
+        "backing.driver=raw",
+        "backing.driver=qcow2",
+        "backing.lazy-refcounts=on",
+        "backing.driver=bogus",
+        "backing.bogus=1",
+        "backing=",
+        "backing.file.filename=a.qcow2,backing.driver=raw",
+    ] {
+        let name = format!("driver=qcow2,file.filename=over.qcow2,{options}");
+        pair.same(
+            &["--image-opts", &name],
+            &["read -P 0 0 512", "read -v 0 8"],
+        );
+    }
+}
+
+#[test]
 fn a_reopening_changes_what_it_says_and_what_means_the_same() {
     let pair = Pair::new();
     pair.create(QCOW2);

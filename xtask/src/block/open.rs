@@ -28,7 +28,7 @@ use super::device::CachedFile;
 use super::failure::{engine_text, os_text};
 use super::runtime::Generic;
 use super::secret::Secrets;
-use super::spec::{BackingSpec, FileSpec};
+use super::spec::FileSpec;
 use super::{CacheMode, Failure, Format, Spec};
 use crate::img::print;
 
@@ -70,6 +70,8 @@ pub(crate) enum Sharing {
 pub(crate) enum Depth {
     /// The file and its header.
     Header,
+    /// The same, and as little of everything beneath: it takes no secret, and shows no data.
+    Headers,
     /// The file, its header, and everything beneath, but not the image itself.
     HeaderAndBacking,
     /// The image, and nothing beneath: what is not in it reads as zeroes.
@@ -285,11 +287,14 @@ impl Opener<'_> {
             cache: self.opening.cache,
             generic: spec.runtime.generic,
         };
-        if self.opening.depth != Depth::Header {
+        if !matches!(self.opening.depth, Depth::Header | Depth::Headers) {
             node.data_file = self.open_data_file(spec, &node, access)?;
         }
         match self.opening.depth {
             Depth::Header => {}
+            Depth::Headers => {
+                node.backing = self.open_backing(spec, &node, Depth::Headers)?;
+            }
             Depth::HeaderAndBacking => {
                 let depth = Depth::Chain;
                 self.key(spec, &node)?;
@@ -399,11 +404,9 @@ impl Opener<'_> {
         depth: Depth,
     ) -> Result<Option<Rc<Node>>, Failure> {
         let failed = |why: Failure| Failure(format!("Could not open backing file: {}", why.0));
-        let beneath = match &spec.backing {
-            BackingSpec::Nothing => None,
-            BackingSpec::Given(given) => Some(given.as_ref().clone()),
-            BackingSpec::FromImage => node.backing_spec().map_err(failed)?,
-        };
+        let beneath = spec
+            .backing
+            .resolve(|| node.backing_spec().map_err(failed))?;
         let Some(beneath) = beneath else {
             return Ok(None);
         };

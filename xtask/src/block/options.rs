@@ -161,6 +161,15 @@ impl Options {
         )
     }
 
+    /// Whether anything stands below `key.`, or at `key` itself.
+    pub(crate) fn has_below(&self, key: &str) -> bool {
+        let is_below = |other: &String| {
+            let rest = other.strip_prefix(key);
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+        };
+        self.0.keys().any(is_below)
+    }
+
     /// Sets an option.
     pub(crate) fn set(&mut self, key: &str, value: &str) {
         self.0.insert(key.to_owned(), value.to_owned());

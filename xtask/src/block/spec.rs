@@ -40,10 +40,29 @@ pub(crate) struct Spec {
 pub(crate) enum BackingSpec {
     /// Where the image says.
     FromImage,
+    /// Where the image says, and besides as the caller says.
+    Adjusted(Options),
     /// The caller wants nothing there.
     Nothing,
     /// Where the caller says.
     Given(Box<Spec>),
+}
+
+impl BackingSpec {
+    /// What is to be opened, where `by_image` is what the image says of it.
+    pub(crate) fn resolve(
+        &self,
+        by_image: impl FnOnce() -> Result<Option<Spec>, Failure>,
+    ) -> Result<Option<Spec>, Failure> {
+        match self {
+            Self::Nothing => Ok(None),
+            Self::Given(given) => Ok(Some(given.as_ref().clone())),
+            Self::FromImage => by_image(),
+            Self::Adjusted(options) => by_image()?
+                .map(|spec| spec.adjusted(options.clone()))
+                .transpose(),
+        }
+    }
 }
 
 /// A file, or a device that misbehaves before one.
@@ -328,6 +347,17 @@ impl Spec {
         Ok(spec)
     }
 
+    /// The same file, with options of the caller's.
+    fn adjusted(self, mut options: Options) -> Result<Self, Failure> {
+        let mut named = Options::default();
+        named.set("file.filename", self.file.path());
+        if let Some(format) = self.format {
+            named.set("driver", format.name());
+        }
+        options.add(named);
+        Self::from_options(&self.called, options)
+    }
+
     fn take_format_options(&mut self, options: &mut Options) -> Result<(), Failure> {
         self.read_only = options.take_flag("read-only")?.unwrap_or(false);
         self.force_share = options.take_flag("force-share")?.unwrap_or(false);
@@ -360,12 +390,16 @@ impl Spec {
         }
         let backing = options.take_below("backing");
         if !backing.is_empty() {
-            let called = backing
-                .get("file.filename")
-                .or_else(|| backing.get("filename"))
-                .unwrap_or_default()
-                .to_owned();
-            self.backing = BackingSpec::Given(Box::new(Self::from_options(&called, backing)?));
+            self.backing = if backing.has_below("file") || backing.get("filename").is_some() {
+                let called = backing
+                    .get("file.filename")
+                    .or_else(|| backing.get("filename"))
+                    .unwrap_or_default()
+                    .to_owned();
+                BackingSpec::Given(Box::new(Self::from_options(&called, backing)?))
+            } else {
+                BackingSpec::Adjusted(backing)
+            };
         }
         Ok(())
     }

@@ -11,7 +11,7 @@ use engine::error::Error;
 use engine::image::Access;
 use engine::manage::Manage;
 
-use super::copy::{Blank, Packing, Salvage, Target};
+use super::copy::{Blank, Fill, Packing, Salvage, Target};
 use super::getopt::{
     CACHE, FORMAT, HELP, IMAGE_OPTS, OBJECT, PROGRESS, Parsed, QUIET, flag, value,
 };
@@ -20,7 +20,7 @@ use super::progress::{Progress, Shown};
 use super::{Command, Stop, misuse, open_named, print, secrets, sizes, spec_of};
 use crate::block::failure::engine_text;
 use crate::block::open::at_once;
-use crate::block::{CacheMode, Depth, Failure, Node, Opening, Sharing, name, open};
+use crate::block::{CacheMode, Depth, Failure, Node, Opening, Sharing, Spec, name, open};
 
 pub(super) const COMMAND: Command = Command {
     name: "commit",
@@ -59,7 +59,8 @@ fn run(parsed: &Parsed) -> Result<u8, Stop> {
         depth: Depth::Chain,
         secrets: &secrets,
     };
-    let top = open_named(name, &spec_of(name, parsed)?, &opening)?;
+    let spec = spec_of(name, parsed)?;
+    let top = open_named(name, &spec, &opening)?;
     let (above, images) = match parsed.get("base") {
         Some(base) => above_base(name, &top, base)?,
         None if top.backing.is_none() => {
@@ -67,11 +68,10 @@ fn run(parsed: &Parsed) -> Result<u8, Stop> {
         }
         None => (&top, 1),
     };
-    let spec = above.backing_spec()?;
-    let Some(spec) = spec.filter(|spec| {
-        let beneath = above.backing.as_ref();
-        beneath.is_some_and(|node| node.file.spec == spec.file)
-    }) else {
+    let named = above.backing_spec()?;
+    let spec = spec_beneath(spec, &top, images)?;
+    let is_named = |spec: &Spec| named.is_some_and(|named| named.file == spec.file);
+    let Some(spec) = spec.filter(is_named) else {
         return Err(Failure::new(
             "Committing to another backing file than the one that the image names is not supported yet",
         )
@@ -92,14 +92,18 @@ fn run(parsed: &Parsed) -> Result<u8, Stop> {
     let mut copy = Target {
         image: Rc::clone(base.image()),
         cache,
-        blank: Blank::Beneath { images },
+        blank: Blank::Beneath {
+            images,
+            zero_from: u64::MAX,
+        },
         sparse_bytes: 0,
+        fill: Fill::Data,
         packing: Packing::Plain,
         pace: Pace::new(rate),
         salvage: Salvage::No,
         progress: &mut progress,
     };
-    copy.take(&top, 0)?;
+    copy.take_disk(&top)?;
     copy.finish()?;
     if !parsed.has("drop") && !parsed.has("base") {
         at_once(top.image().manage(Manage::MakeEmpty))
@@ -130,6 +134,20 @@ fn above_base<'a>(called: &str, top: &'a Node, base: &str) -> Result<(&'a Node, 
     Err(Failure(format!(
         "Did not find '{base}' in the backing chain of '{called}'"
     )))
+}
+
+/// What lies so many images beneath `top`, which `spec` describes: as the caller describes it, or else the image.
+fn spec_beneath(mut spec: Spec, top: &Node, images: u64) -> Result<Option<Spec>, Failure> {
+    let mut above = Some(top);
+    for _ in 0..images {
+        let by_image = || above.map_or(Ok(None), Node::backing_spec);
+        let Some(beneath) = spec.backing.resolve(by_image)? else {
+            return Ok(None);
+        };
+        spec = beneath;
+        above = above.and_then(|node| node.backing.as_deref());
+    }
+    Ok(Some(spec))
 }
 
 fn manage(node: &Node, operation: Manage) -> Result<(), Failure> {

@@ -6,7 +6,7 @@ use engine::image::Access;
 use engine::manage::BitmapState;
 use engine::qcow2::{BitmapInfo, Standing};
 
-use super::copy::{Blank, Packing, Salvage, Target};
+use super::copy::{Blank, Fill, Packing, Salvage, Target};
 use super::create::{is_invalid_list, new_creation};
 use super::creation::{Creation, local_path};
 use super::getopt::{Parsed, flag, value};
@@ -119,6 +119,12 @@ fn run(parsed: &Parsed) -> Result<u8, Stop> {
     let sources = open_sources(parsed, sources, &secrets)?;
     let bitmaps = bitmaps_of(parsed, &sources)?;
     let total: u64 = sources.iter().map(Node::virtual_bytes).sum();
+    if sources.len() > 1 && names_backing(parsed) {
+        return Err(Failure::new(
+            "Having a backing file for the target makes no sense when concatenating multiple input images",
+        )
+        .into());
+    }
     let mut key_secret = None;
     if !parsed.has("no-create") {
         key_secret = create_target(parsed, target_name, &sources, total, &secrets)?;
@@ -136,9 +142,14 @@ fn run(parsed: &Parsed) -> Result<u8, Stop> {
     let mut copy = Target {
         image: Rc::clone(target.image()),
         cache,
-        blank: blank(parsed),
+        blank: blank(parsed, &target),
         sparse_bytes,
-        packing: packing(parsed, &target, &sources, cache)?,
+        fill: if sparse_bytes == 0 {
+            Fill::Everything
+        } else {
+            Fill::Data
+        },
+        packing: packing(parsed, &target, cache)?,
         pace: Pace::new(rate),
         salvage: if parsed.has("salvage") {
             Salvage::Yes
@@ -147,11 +158,7 @@ fn run(parsed: &Parsed) -> Result<u8, Stop> {
         },
         progress: &mut progress,
     };
-    let mut at = 0;
-    for source in &sources {
-        copy.take(source, at)?;
-        at += source.virtual_bytes();
-    }
+    copy.take_all(&sources)?;
     copy.settle()?;
     copy_bitmaps(&sources[0], &target, &bitmaps)?;
     copy.finish()?;
@@ -431,12 +438,21 @@ fn open_target(
     Ok(open_named(name, &spec, &opening)?)
 }
 
-fn blank(parsed: &Parsed) -> Blank {
-    let options_name_backing = parsed
-        .all("target-options")
-        .any(|list| list.contains("backing_file="));
-    if parsed.has("backing") || options_name_backing {
-        Blank::Beneath { images: 1 }
+/// Whether the target lies over another disk.
+fn names_backing(parsed: &Parsed) -> bool {
+    let mut lists = parsed.all("target-options");
+    parsed.has("backing") || lists.any(|list| list.contains("backing_file="))
+}
+
+fn blank(parsed: &Parsed, target: &Node) -> Blank {
+    if names_backing(parsed) {
+        let beneath = target.backing.as_deref().map(Node::virtual_bytes);
+        Blank::Beneath {
+            images: 1,
+            zero_from: beneath
+                .filter(|_| !parsed.has("no-create"))
+                .unwrap_or(u64::MAX),
+        }
     } else if !parsed.has("no-create") || parsed.has("target-is-zero") {
         Blank::Yes
     } else {
@@ -453,27 +469,12 @@ fn must_compress(format: Format) -> Result<(), Failure> {
     }
 }
 
-fn packing(
-    parsed: &Parsed,
-    target: &Node,
-    sources: &[Node],
-    cache: CacheMode,
-) -> Result<Packing, Failure> {
+fn packing(parsed: &Parsed, target: &Node, cache: CacheMode) -> Result<Packing, Failure> {
     if !parsed.has("compress") {
         return Ok(Packing::Plain);
     }
     must_compress(target.format)?;
     let image = Rc::clone(target.qcow2.as_ref().expect("the format was looked at"));
-    let cluster_bytes = image.geometry().cluster_bytes();
-    let (_, all_but_last) = sources.split_last().expect("there is a source");
-    if all_but_last
-        .iter()
-        .any(|source| !source.virtual_bytes().is_multiple_of(cluster_bytes))
-    {
-        return Err(Failure::new(
-            "Several sources can be compressed only where each but the last is made of whole clusters",
-        ));
-    }
     let most = parsed.get("parallel").and_then(|count| count.parse().ok());
     Ok(Packing::Compressed(Packer::new(image, cache, most)))
 }

@@ -27,6 +27,8 @@ pub(super) struct Target<'a> {
     pub(super) blank: Blank,
     /// Runs of zeroes of so many bytes are not written; 0 writes all that is read.
     pub(super) sparse_bytes: u64,
+    /// What is copied.
+    pub(super) fill: Fill,
     pub(super) packing: Packing,
     /// How fast it may be written.
     pub(super) pace: Option<Pace>,
@@ -42,8 +44,18 @@ pub(super) enum Blank {
     Yes,
     /// Nobody knows.
     No,
-    /// The disk that lies beneath the top images of the source; only those are copied: so many of them.
-    Beneath { images: u64 },
+    /// The disk that lies beneath the top images of the source; only those are copied: so many of them. From
+    /// `zero_from` on it shows zeroes, whatever the source's chain has there.
+    Beneath { images: u64, zero_from: u64 },
+}
+
+/// Which part of a disk is copied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fill {
+    /// What does not read as zeroes.
+    Data,
+    /// Zeroes and what is not there as well, so that all of the target is allocated.
+    Everything,
 }
 
 /// How data are stored.
@@ -71,21 +83,66 @@ impl Packing {
 }
 
 impl Target<'_> {
-    /// Copies the whole disk of `source` to `at` on the target's disk.
-    pub(super) fn take(&mut self, source: &Node, at: u64) -> Result<(), Stop> {
+    /// Copies the disks of `sources` one behind the other. What is compressed is so in whole clusters, also where
+    /// one source ends and the next begins.
+    pub(super) fn take_all(&mut self, sources: &[Node]) -> Result<(), Stop> {
+        let unit = self.packing.unit();
+        let total: u64 = sources.iter().map(Node::virtual_bytes).sum();
+        // The start of a cluster that the next source goes on with.
+        let mut seam = Vec::new();
+        let mut at = 0;
+        for source in sources {
+            let bytes = source.virtual_bytes();
+            let mut range = 0..bytes;
+            if !seam.is_empty() {
+                range.start = bytes.min(unit - to_u64(seam.len()));
+                seam.extend(self.read(source, 0, range.start)?);
+                if to_u64(seam.len()) == unit {
+                    self.write_pieces(at + range.start - unit, std::mem::take(&mut seam), unit)?;
+                }
+            }
+            if at + bytes < total && seam.is_empty() {
+                range.end -= (bytes - range.start) % unit;
+            }
+            self.take(source, range.clone(), at + range.start)?;
+            if range.end < bytes {
+                seam = self.read(source, range.end, bytes - range.end)?;
+            }
+            at += bytes;
+        }
+        if !seam.is_empty() {
+            self.write_pieces(total - to_u64(seam.len()), seam, unit)?;
+        }
+        Ok(())
+    }
+
+    /// Copies the whole disk of `source`.
+    pub(super) fn take_disk(&mut self, source: &Node) -> Result<(), Stop> {
+        self.take(source, 0..source.virtual_bytes(), 0)
+    }
+
+    /// Copies a range of the disk of `source` to `at` on the target's disk.
+    fn take(&mut self, source: &Node, range: Range<u64>, at: u64) -> Result<(), Stop> {
+        // Where the range is on the target, that much further.
+        let at = at - range.start;
         let (reach, images) = match self.blank {
             Blank::Yes | Blank::No => (Reach::Chain, 0),
-            Blank::Beneath { images } => (Reach::Images(images), images),
+            Blank::Beneath { images, .. } => (Reach::Images(images), images),
         };
         let mut beneath = Some(source);
         for _ in 0..images {
             beneath = beneath.and_then(|node| node.backing.as_deref());
         }
         let beneath = beneath.map_or(0, Node::virtual_bytes);
-        let end = source.virtual_bytes();
-        let mut here = 0;
+        let Range {
+            start: mut here,
+            end,
+        } = range;
         while here < end {
-            let stretch = status(source, reach, here, end - here).map_err(|error| {
+            // What the target shows behind its backing file is asked for apart.
+            let to_zero = self.zero_from().saturating_sub(at + here);
+            let most = if to_zero == 0 { u64::MAX } else { to_zero };
+            let stretch = status(source, reach, here, (end - here).min(most)).map_err(|error| {
                 Failure(format!(
                     "error while reading block status at offset {here}: {}",
                     engine_text(&error)
@@ -102,9 +159,12 @@ impl Target<'_> {
             let shown = stretch.content == Content::Nothing
                 && stretch.depth + 1 == images
                 && whole.min(below) > 0;
+            let reads_zero = stretch.content.reads_zero() && whole > 0;
             let len = if shown {
                 whole.min(below)
-            } else if stretch.content.reads_zero() && whole > 0 {
+            } else if reads_zero && to_zero == 0 {
+                whole
+            } else if reads_zero && self.fill == Fill::Data {
                 self.zero(at + here, whole)?;
                 whole
             } else {
@@ -124,6 +184,16 @@ impl Target<'_> {
             self.progress.at(at + here);
         }
         Ok(())
+    }
+
+    /// Behind this the target is known to read as zeroes.
+    fn zero_from(&self) -> u64 {
+        match self.blank {
+            Blank::Yes | Blank::No => u64::MAX,
+            Blank::Beneath { zero_from, .. } => zero_from
+                .checked_next_multiple_of(self.packing.unit())
+                .unwrap_or(u64::MAX),
+        }
     }
 
     fn zero(&mut self, at: u64, len_bytes: u64) -> Result<(), Stop> {
@@ -174,6 +244,9 @@ impl Target<'_> {
 
     /// Writes runs of pieces of `grain_bytes` that hold anything, and zeroes for the others.
     fn write_pieces(&mut self, at: u64, data: Vec<u8>, grain_bytes: u64) -> Result<(), Stop> {
+        if self.fill == Fill::Everything {
+            return self.write(at, data);
+        }
         let grain = usize::try_from(grain_bytes).unwrap_or(usize::MAX);
         let mut runs: Vec<(bool, Range<usize>)> = Vec::new();
         let mut done = 0;

@@ -4,7 +4,7 @@ use super::creation::{Creation, asks_for_help, help, local_path};
 use super::getopt::{Parsed, flag, value};
 use super::{Command, Stop, misuse, print, secrets, sizes};
 use crate::block::secret::Secrets;
-use crate::block::{CacheMode, Depth, Failure, Format, Node, Opening, Sharing, Spec, open};
+use crate::block::{CacheMode, Depth, Failure, Format, Opening, Sharing, Spec, open};
 use engine::image::Access;
 
 pub(super) const COMMAND: Command = Command {
@@ -132,9 +132,17 @@ fn settle(
         }
         let format = creation.get("backing_fmt").map(ToOwned::to_owned);
         if !parsed.has("backing-unsafe") {
-            let beneath =
-                open_beneath(name, &backing, format.as_deref(), Sharing::Unasked, secrets)
-                    .map_err(|why| Failure(format!("{}\nCould not open backing image.", why.0)))?;
+            let spec = spec_beneath(name, &backing, format.as_deref());
+            let opening = Opening {
+                access: Access::ReadOnly,
+                sharing: Sharing::Unasked,
+                cache: CacheMode::WriteBack,
+                depth: Depth::Headers,
+                secrets,
+            };
+            let beneath = spec
+                .and_then(|spec| open(&spec, &opening))
+                .map_err(|why| Failure(format!("{}\nCould not open backing image.", why.0)))?;
             if format.is_none() {
                 return Err(Failure(format!(
                     "Backing file specified without backing format\nDetected format of {}.",
@@ -156,28 +164,16 @@ fn settle(
     Ok(())
 }
 
-/// Opens what shall lie beneath the image `name`: relative names start beside it.
-pub(super) fn open_beneath(
+/// What shall lie beneath the image `name`: relative names start beside it.
+pub(super) fn spec_beneath(
     name: &str,
     backing: &str,
     format: Option<&str>,
-    sharing: Sharing,
-    secrets: &Secrets,
-) -> Result<Node, Failure> {
+) -> Result<Spec, Failure> {
     let full = if crate::block::name::has_protocol(backing) {
         backing.to_owned()
     } else {
         crate::block::name::beside(name, backing)
     };
-    let spec = Spec::from_name(&full, format)?;
-    open(
-        &spec,
-        &Opening {
-            access: Access::ReadOnly,
-            sharing,
-            cache: CacheMode::WriteBack,
-            depth: Depth::Chain,
-            secrets,
-        },
-    )
+    Spec::from_name(&full, format)
 }

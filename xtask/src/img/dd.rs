@@ -2,7 +2,7 @@
 
 use engine::image::{Access, is_zero};
 
-use super::copy::{Blank, Packing, STEP, Salvage, Target, read};
+use super::copy::{Blank, Fill, Packing, STEP, Salvage, Target, read};
 use super::create::new_creation;
 use super::getopt::{Parsed, flag, value};
 use super::progress::{Progress, Shown};
@@ -115,6 +115,7 @@ fn run(parsed: &Parsed) -> Result<u8, Stop> {
         cache: CacheMode::WriteBack,
         blank: Blank::Yes,
         sparse_bytes: 512,
+        fill: Fill::Data,
         packing: Packing::Plain,
         pace: None,
         salvage: Salvage::No,
