@@ -299,6 +299,14 @@ fn measures_are_alike() {
         &["--size", "-1"],
         &["--size", "foo"],
         &["-O", "qcow2", "--size", "8E"],
+        &["-O", "qcow2", "--size", "2251799813685248"],
+        &["-O", "qcow2", "--size", "2251799813685760"],
+        &["-O", "qcow2", "--size", "9223372036854774784"],
+        &["-O", "qcow2", "--size", "1E", "-o", "cluster_size=2M"],
+        &["-O", "qcow2", "--size", "1M", "-o", ","],
+        &["-o", ","],
+        &["-l", "snapshot.foo=bar"],
+        &["-l", "snap"],
     ] {
         pair.same_view(&[&["measure"], arguments].concat());
     }

@@ -1,9 +1,10 @@
 //! `measure`: how large a file a new image would need.
 
+use engine::qcow2::bounds::MAX_L1_BYTES;
 use engine::qcow2::geometry::Geometry;
 
 use super::convert::supports_bitmaps;
-use super::create::new_creation;
+use super::create::{is_invalid_list, new_creation};
 use super::creation::Creation;
 use super::encryption::header_bytes;
 use super::getopt::{FORCE_SHARE, FORMAT, HELP, IMAGE_OPTS, OBJECT, OUTPUT, Parsed, value};
@@ -51,6 +52,11 @@ struct Measured {
 fn run(parsed: &Parsed) -> Result<u8, Stop> {
     let output = Output::of("measure", parsed)?;
     let size = sizes::option(parsed, "size", "image size")?;
+    let lists: Vec<&str> = parsed.all("options").collect();
+    if let Some(list) = lists.iter().find(|list| is_invalid_list(list)) {
+        return Err(Failure(format!("Invalid option list: {list}")).into());
+    }
+    let wanted = parsed.get("snapshot").map(Wanted::read).transpose()?;
     let name = match parsed.operands.as_slice() {
         [] => None,
         [name] => Some(name),
@@ -63,8 +69,6 @@ fn run(parsed: &Parsed) -> Result<u8, Stop> {
     {
         return Err(Failure::new("--image-opts, -f, and -l require a filename argument.").into());
     }
-    let wanted = parsed.get("snapshot").map(Wanted::read).transpose()?;
-    let lists: Vec<&str> = parsed.all("options").collect();
     let target = parsed.get("target-format").unwrap_or("raw");
     let secrets = secrets(parsed)?;
     let source = match (name, size) {
@@ -111,8 +115,13 @@ fn measure(
         }),
         Format::Qcow2 => {
             let geometry = creation.geometry()?;
-            let metadata = metadata_clusters(geometry, virtual_bytes, header_bytes(creation)?)
-                .ok_or_else(|| Failure::new("The image size is too large"))?;
+            let header_bytes = header_bytes(creation)?;
+            let metadata = metadata_clusters(geometry, virtual_bytes, header_bytes)
+                .filter(|_| geometry.l1_entries_for(virtual_bytes) * 8 <= MAX_L1_BYTES)
+                .ok_or_else(|| {
+                    let text = "The image size is too large (try using a larger cluster size)";
+                    Failure::new(text)
+                })?;
             let whole = geometry.clusters_for(virtual_bytes);
             let preallocated = matches!(creation.get("preallocation"), Some("full" | "falloc"));
             let data = match source {
