@@ -11,11 +11,10 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread;
 
 use clap::Args;
+use rayon::ThreadPoolBuilder;
+use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 use similar::TextDiff;
 
 use crate::{Ending, Refusal};
@@ -141,27 +140,16 @@ impl Iotests {
     }
 
     fn verdicts(&self, tests: &[String], folder: &Path) -> Result<Vec<(String, Verdict)>, Refusal> {
-        let cores = || thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        let jobs = self.jobs.unwrap_or_else(cores).max(1);
-        let next = AtomicUsize::new(0);
-        let verdicts = Mutex::new(Vec::new());
-        let work = || -> Result<(), Refusal> {
-            while let Some(test) = tests.get(next.fetch_add(1, Ordering::Relaxed)) {
+        // No number stands for all cores.
+        let jobs = self.jobs.unwrap_or(0);
+        let pool = ThreadPoolBuilder::new().num_threads(jobs).build();
+        pool.map_err(Refusal::new)?.install(|| {
+            let verdicts = tests.par_iter().map(|test| {
                 let verdict = self.compare(test, folder)?;
-                let mut verdicts = verdicts.lock().expect("no worker panics");
-                verdicts.push((test.clone(), verdict));
-            }
-            Ok(())
-        };
-        thread::scope(|scope| {
-            let workers: Vec<_> = (0..jobs).map(|_| scope.spawn(work)).collect();
-            workers
-                .into_iter()
-                .try_for_each(|worker| worker.join().expect("no worker panics"))
-        })?;
-        let mut verdicts = verdicts.into_inner().expect("no worker panics");
-        verdicts.sort_unstable_by(|one, other| one.0.cmp(&other.0));
-        Ok(verdicts)
+                Ok((test.clone(), verdict))
+            });
+            verdicts.collect()
+        })
     }
 
     fn compare(&self, test: &str, folder: &Path) -> Result<Verdict, Refusal> {
