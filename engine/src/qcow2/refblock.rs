@@ -8,14 +8,25 @@
 pub const GROUP: usize = 64;
 
 /// The refcount at `index` of a refcount block.
+#[inline]
 pub fn refcount(block: &[u8], index: usize, refcount_order: u32) -> u64 {
-    if refcount_order >= 3 {
-        let width = 1usize << (refcount_order - 3);
-        widen(&block[index * width..][..width])
-    } else {
-        let (byte, shift, mask) = sub_byte(index, refcount_order);
-        u64::from(block[byte] >> shift & mask)
+    match refcount_order {
+        6.. => u64::from_be_bytes(word(block, index)),
+        5 => u32::from_be_bytes(word(block, index)).into(),
+        4 => u16::from_be_bytes(word(block, index)).into(),
+        3 => block[index].into(),
+        order => {
+            let (byte, shift, mask) = sub_byte(index, order);
+            u64::from(block[byte] >> shift & mask)
+        }
     }
+}
+
+/// The bytes of count number `index`.
+fn word<const LEN: usize>(block: &[u8], index: usize) -> [u8; LEN] {
+    block[index * LEN..][..LEN]
+        .try_into()
+        .expect("a slice of a word's length is a word")
 }
 
 /// Sets the refcount at `index` of a refcount block.
@@ -41,6 +52,7 @@ pub fn set_refcount(block: &mut [u8], index: usize, refcount_order: u32, value: 
 }
 
 /// The [`GROUP`] counts from number `first` on, a multiple of that, or `None` where all are zero.
+#[inline]
 pub fn group(block: &[u8], first: usize, refcount_order: u32) -> Option<[u64; GROUP]> {
     let bytes = &block[(first << refcount_order) / 8..][..(GROUP << refcount_order) / 8];
     if bytes.iter().fold(0, |all, byte| all | byte) == 0 {
@@ -70,14 +82,10 @@ fn unpack_bits<const WIDTH: usize>(bytes: &[u8], counts: &mut [u64; GROUP]) {
 
 fn unpack_bytes<const WIDTH: usize>(bytes: &[u8], counts: &mut [u64; GROUP]) {
     for (bytes, count) in bytes.as_chunks::<WIDTH>().0.iter().zip(counts) {
-        *count = widen(bytes);
+        let mut word = [0; 8];
+        word[8 - WIDTH..].copy_from_slice(bytes);
+        *count = u64::from_be_bytes(word);
     }
-}
-
-fn widen(bytes: &[u8]) -> u64 {
-    let mut word = [0; 8];
-    word[8 - bytes.len()..].copy_from_slice(bytes);
-    u64::from_be_bytes(word)
 }
 
 fn sub_byte(index: usize, refcount_order: u32) -> (usize, usize, u8) {
