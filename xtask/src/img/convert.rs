@@ -117,17 +117,22 @@ fn run(parsed: &Parsed) -> Result<u8, Stop> {
     }
     let secrets = secrets(parsed)?;
     let sources = open_sources(parsed, sources, &secrets)?;
-    let bitmaps = bitmaps_of(parsed, &sources)?;
-    let total: u64 = sources.iter().map(Node::virtual_bytes).sum();
+    let creation = if parsed.has("no-create") {
+        None
+    } else {
+        Some(read_creation(parsed)?)
+    };
     if sources.len() > 1 && names_backing(parsed) {
         return Err(Failure::new(
             "Having a backing file for the target makes no sense when concatenating multiple input images",
         )
         .into());
     }
+    let bitmaps = bitmaps_of(parsed, &sources)?;
+    let total: u64 = sources.iter().map(Node::virtual_bytes).sum();
     let mut key_secret = None;
-    if !parsed.has("no-create") {
-        key_secret = create_target(parsed, target_name, &sources, total, &secrets)?;
+    if let Some(creation) = creation {
+        key_secret = create_target(parsed, creation, target_name, &sources, total, &secrets)?;
     }
     let target = open_target(parsed, target_name, cache, key_secret, &secrets)?;
     if target.virtual_bytes() < total {
@@ -320,26 +325,34 @@ fn open_sources(parsed: &Parsed, names: &[String], secrets: &Secrets) -> Result<
     Ok(nodes)
 }
 
-/// Makes the target, and names the secret that opens it.
-fn create_target(
-    parsed: &Parsed,
-    name: &str,
-    sources: &[Node],
-    total: u64,
-    secrets: &Secrets,
-) -> Result<Option<String>, Stop> {
+/// What the target is made from, as far as `-O`, `-o`, `-B` and `-F` say.
+fn read_creation(parsed: &Parsed) -> Result<Creation, Failure> {
     let format = parsed.get("target-format").unwrap_or("raw");
     let lists: Vec<&str> = parsed.all("target-options").collect();
     let mut creation = new_creation(format, &lists)?;
     if let Some(backing) = parsed.get("backing") {
         if creation.format() == Format::Raw {
-            return Err(Failure::new("Backing file not supported for file format 'raw'").into());
+            return Err(Failure::new(
+                "Backing file not supported for file format 'raw'",
+            ));
         }
         creation.set("backing_file", backing)?;
     }
     if let Some(format) = parsed.get("backing-format") {
         creation.set("backing_fmt", format)?;
     }
+    Ok(creation)
+}
+
+/// Makes the target, and names the secret that opens it.
+fn create_target(
+    parsed: &Parsed,
+    mut creation: Creation,
+    name: &str,
+    sources: &[Node],
+    total: u64,
+    secrets: &Secrets,
+) -> Result<Option<String>, Stop> {
     if creation.get("backing_file").is_some() && creation.get("backing_fmt").is_none() {
         return Err(Failure::new("Use of backing file requires explicit backing format").into());
     }
@@ -361,7 +374,8 @@ fn create_target(
     creation.set("size", &total.to_string())?;
     make(&creation, name, sources, secrets).map_err(|why| {
         Failure(format!(
-            "{name}: error while converting {format}: {}",
+            "{name}: error while converting {}: {}",
+            creation.format().name(),
             why.0
         ))
     })?;
