@@ -88,7 +88,16 @@ fn run(parsed: &Parsed) -> Result<u8, Stop> {
         }
         (None, Some(_)) => None,
     };
-    let mut creation = new_creation(target, &lists)?;
+    let mut creation = new_creation(target, &[])?;
+    for list in lists {
+        // Of all commands, only this one says besides whose options they were.
+        creation.read(list).map_err(|why| {
+            Failure(format!(
+                "{}\nqemu-img: Invalid options for file format '{target}'",
+                why.0
+            ))
+        })?;
+    }
     let virtual_bytes = match &source {
         Some(node) => node.virtual_bytes(),
         None => size.unwrap_or(0).next_multiple_of(512),
