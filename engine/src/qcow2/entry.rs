@@ -306,6 +306,7 @@ impl ReftableWord {
 }
 
 /// The bytes of word number `index` of a table.
+#[inline]
 fn word(table: &[u8], index: usize) -> [u8; 8] {
     table[index * 8..][..8]
         .try_into()

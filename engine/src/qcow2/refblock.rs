@@ -51,24 +51,26 @@ pub fn set_refcount(block: &mut [u8], index: usize, refcount_order: u32, value: 
     }
 }
 
-/// The [`GROUP`] counts from number `first` on, a multiple of that, or `None` where all are zero.
+/// Reads the [`GROUP`] counts from number `first` on, a multiple of that, into `counts`, and tells whether any of
+/// them is not zero.
 #[inline]
-pub fn group(block: &[u8], first: usize, refcount_order: u32) -> Option<[u64; GROUP]> {
+pub fn read_group(
+    block: &[u8],
+    first: usize,
+    refcount_order: u32,
+    counts: &mut [u64; GROUP],
+) -> bool {
     let bytes = &block[(first << refcount_order) / 8..][..(GROUP << refcount_order) / 8];
-    if bytes.iter().fold(0, |all, byte| all | byte) == 0 {
-        return None;
-    }
-    let mut counts = [0; GROUP];
     match refcount_order {
-        0 => unpack_bits::<1>(bytes, &mut counts),
-        1 => unpack_bits::<2>(bytes, &mut counts),
-        2 => unpack_bits::<4>(bytes, &mut counts),
-        3 => unpack_bytes::<1>(bytes, &mut counts),
-        4 => unpack_bytes::<2>(bytes, &mut counts),
-        5 => unpack_bytes::<4>(bytes, &mut counts),
-        6.. => unpack_bytes::<8>(bytes, &mut counts),
+        0 => unpack_bits::<1>(bytes, counts),
+        1 => unpack_bits::<2>(bytes, counts),
+        2 => unpack_bits::<4>(bytes, counts),
+        3 => unpack_words(bytes, counts, |[byte]| byte.into()),
+        4 => unpack_words(bytes, counts, |word| u16::from_be_bytes(word).into()),
+        5 => unpack_words(bytes, counts, |word| u32::from_be_bytes(word).into()),
+        6.. => unpack_words(bytes, counts, u64::from_be_bytes),
     }
-    Some(counts)
+    bytes.iter().fold(0, |all, byte| all | byte) != 0
 }
 
 /// What the compiler makes quick for each width.
@@ -80,11 +82,15 @@ fn unpack_bits<const WIDTH: usize>(bytes: &[u8], counts: &mut [u64; GROUP]) {
     }
 }
 
-fn unpack_bytes<const WIDTH: usize>(bytes: &[u8], counts: &mut [u64; GROUP]) {
-    for (bytes, count) in bytes.as_chunks::<WIDTH>().0.iter().zip(counts) {
-        let mut word = [0; 8];
-        word[8 - WIDTH..].copy_from_slice(bytes);
-        *count = u64::from_be_bytes(word);
+fn unpack_words<const LEN: usize>(
+    bytes: &[u8],
+    counts: &mut [u64; GROUP],
+    read: impl Fn([u8; LEN]) -> u64,
+) {
+    let words = bytes.as_chunks().0;
+    let words: &[[u8; LEN]; GROUP] = words.first_chunk().expect("a group is whole");
+    for (word, count) in words.iter().zip(counts) {
+        *count = read(*word);
     }
 }
 
@@ -127,9 +133,12 @@ mod tests {
             let groups = 4096 / (GROUP << order);
             let first = group_index % groups * GROUP;
             let expected: Vec<u64> = (first..first + GROUP).map(|i| refcount(&block, i, order)).collect();
-            let found = group(&block, first, order);
-            prop_assert_eq!(found.map_or(vec![0; GROUP], Vec::from), expected);
-            prop_assert_eq!(group(&[0; 512], first, order), None);
+            let mut found = [7; GROUP];
+            let any = read_group(&block, first, order, &mut found);
+            prop_assert_eq!(&found[..], expected.as_slice());
+            prop_assert_eq!(any, expected.iter().any(|count| *count != 0));
+            prop_assert!(!read_group(&[0; 512], first, order, &mut found));
+            prop_assert_eq!(found, [0; GROUP]);
         }
     }
 

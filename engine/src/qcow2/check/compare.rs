@@ -8,7 +8,7 @@ use super::stored::Block;
 use super::survey::Survey;
 use crate::error::Structure;
 use crate::qcow2::geometry::Geometry;
-use crate::qcow2::refblock::{self, GROUP};
+use crate::qcow2::refblock::{GROUP, read_group};
 use crate::qcow2::unit::{byte_count, mem_len};
 
 impl Survey<'_> {
@@ -59,17 +59,17 @@ impl Survey<'_> {
         let mut end = 0;
         let mut most = 0;
         let (counts, block, mut ledger) = self.parts(index);
+        let bytes = block.bytes();
+        let mut found = [0; GROUP];
         for (start, first) in clusters.clone().zip(0..).step_by(GROUP) {
             let slots = counts.group(start);
-            let found = block
-                .bytes()
-                .and_then(|bytes| refblock::group(bytes, first, order));
-            if found.is_none() && slots.is_none() {
+            let counted = bytes.is_some_and(|bytes| read_group(bytes, first, order, &mut found));
+            if !counted && slots.is_none() {
                 continue;
             }
             let len = GROUP.min(mem_len(clusters.end - start));
             let expected = &slots.unwrap_or(&[0; GROUP])[..len];
-            let found = &found.unwrap_or([0; GROUP])[..len];
+            let found = &found[..len];
             most = expected.iter().copied().fold(most, u32::max);
             let mut both = found.iter().zip(expected);
             if let Some(last) = both.rposition(|(found, expected)| *found != 0 || *expected != 0) {
@@ -101,19 +101,19 @@ impl Survey<'_> {
         // along instead of a search for each.
         let mut counted = counts.sparse(clusters.clone()).peekable();
         let mut from = clusters.start;
+        let mut found = [0; GROUP];
         while from < clusters.end {
             let within = mem_len(from % per_block);
             let in_group = within % GROUP;
             let len = (GROUP - in_group).min(mem_len(clusters.end - from));
-            let found = refblock::group(bytes, within - in_group, order);
+            let any = read_group(bytes, within - in_group, order, &mut found);
             let to = from + byte_count(len);
-            if found.is_some() || counted.peek().is_some_and(|(cluster, _)| *cluster < to) {
+            if any || counted.peek().is_some_and(|(cluster, _)| *cluster < to) {
                 let mut expected = [0; GROUP];
                 while let Some((cluster, count)) = counted.next_if(|(cluster, _)| *cluster < to) {
                     expected[mem_len(cluster - from)] = count;
                 }
-                let found = &found.unwrap_or([0; GROUP])[in_group..][..len];
-                ledger.compare(from, found, &expected[..len]);
+                ledger.compare(from, &found[in_group..][..len], &expected[..len]);
             }
             from = to;
         }

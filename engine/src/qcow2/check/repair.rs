@@ -21,7 +21,7 @@ use crate::device::{DeviceError, Event, Port, SECTOR_BYTES};
 use crate::error::Error;
 use crate::qcow2::entry::{Copied, L1Entry, L1Word, L2Entry, Mapping};
 use crate::qcow2::header::{self, Header, HeaderSector, autoclear, be_u64, incompatible};
-use crate::qcow2::refblock::{self, GROUP, set_refcount};
+use crate::qcow2::refblock::{GROUP, read_group, set_refcount};
 use crate::qcow2::snapshot::rewrite_table;
 use crate::qcow2::unit::{HostOffset, mem_len};
 
@@ -250,12 +250,13 @@ impl Survey<'_> {
     fn merged(&self, change: &Change, choose: impl Fn(u64, u64) -> u64) -> Vec<u8> {
         let order = self.header.geometry.refcount_order();
         let mut merged = change.new.clone();
+        let (mut old, mut new) = ([0; GROUP], [0; GROUP]);
         for first in (0..(merged.len() * 8) >> order).step_by(GROUP) {
-            let group = |block| refblock::group(block, first, order).unwrap_or([0; GROUP]);
-            let both = group(&change.old).into_iter().zip(group(&change.new));
-            for ((old, new), index) in both.zip(first..) {
-                let chosen = choose(old, new);
-                if chosen != new {
+            read_group(&change.old, first, order, &mut old);
+            read_group(&change.new, first, order, &mut new);
+            for ((old, new), index) in old.iter().zip(&new).zip(first..) {
+                let chosen = choose(*old, *new);
+                if chosen != *new {
                     set_refcount(&mut merged, index, order, chosen);
                 }
             }

@@ -236,13 +236,17 @@ impl CheckReport {
     }
 
     pub(super) fn note(&mut self, kind: Kind, structure: Structure, offset: u64, index: u64) {
-        let (leaks, corruptions) = match kind.severity() {
-            Severity::Leak => (1, 0),
-            Severity::Corruption => (0, 1),
-            Severity::CheckError => (0, 0),
-        };
-        self.count(Tally { corruptions, leaks });
-        self.check_errors += u64::from(kind.severity() == Severity::CheckError);
+        match kind.severity() {
+            Severity::Leak => self.count(Tally {
+                leaks: 1,
+                corruptions: 0,
+            }),
+            Severity::Corruption => self.count(Tally {
+                leaks: 0,
+                corruptions: 1,
+            }),
+            Severity::CheckError => self.check_errors += 1,
+        }
         if !self.is_full() {
             self.findings.push(Finding {
                 kind,
@@ -258,7 +262,7 @@ impl CheckReport {
         self.findings.len() >= MAX_FINDINGS
     }
 
-    /// Counts findings that are not listed.
+    /// Counts findings.
     pub(super) fn count(&mut self, more: Tally) {
         for tally in [&mut self.found, &mut self.remaining] {
             tally.leaks += more.leaks;
