@@ -24,6 +24,7 @@ mod terminal;
 mod violation;
 
 use std::ffi::OsString;
+use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -93,6 +94,16 @@ impl From<Ending> for ExitCode {
             Ending::Unmeasured => 3,
         })
     }
+}
+
+/// Makes a folder in which this program stands under the names of QEMU's.
+fn link_programs(folder: &Path) -> std::io::Result<()> {
+    std::fs::create_dir_all(folder)?;
+    let program = std::env::current_exe()?;
+    for name in [img::PROGRAM, io::PROGRAM] {
+        symlink(&program, folder.join(name))?;
+    }
+    Ok(())
 }
 
 /// The commands that read their own arguments, as the program of that name does.

@@ -3,7 +3,6 @@
 use std::fs;
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -14,6 +13,7 @@ use super::agree::differences;
 use super::family::Family;
 use super::history::{DATA_FILE, History, IMAGE, SECRET, Step};
 use super::known::Known;
+use crate::link_programs;
 
 /// What `measure` counts in: the cluster size of a new image for which none is asked.
 const NEW_CLUSTER_BYTES: u64 = 64 << 10;
@@ -68,11 +68,7 @@ impl Arena {
         let folder =
             std::env::temp_dir().join(format!("qrash-differential-{}", std::process::id()));
         let links = folder.join("programs");
-        fs::create_dir_all(&links)?;
-        let program = std::env::current_exe()?;
-        for name in ["qemu-img", "qemu-io"] {
-            symlink(&program, links.join(name))?;
-        }
+        link_programs(&links)?;
         let theirs = Programs {
             img: "qemu-img".into(),
             io: "qemu-io".into(),

@@ -8,7 +8,6 @@ mod accepted;
 
 use std::ffi::OsStr;
 use std::fs;
-use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -17,10 +16,12 @@ use rayon::ThreadPoolBuilder;
 use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 use similar::TextDiff;
 
-use crate::{Ending, Refusal};
+use crate::{Ending, Refusal, link_programs};
 
 /// What a test may take; some wait for what never comes.
 const SECONDS: &str = "120";
+/// What is told of a test that took longer, by the exit code of `timeout`.
+const TIMED_OUT: &str = "exit code 124\n";
 /// What only a running machine, a server or another format can answer.
 const NEEDS_MORE: [&str; 9] = [
     "_launch_qemu",
@@ -58,14 +59,11 @@ enum Side {
     Ours,
 }
 
-/// What a test printed: on the output stream, then on the other.
-type Printed = String;
-
 /// What came of a test.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Verdict {
     Same,
-    /// It says so itself, with either program: in that case nothing was compared.
+    /// It says with QEMU's programs that it cannot be run here, or does not end: nothing was compared.
     NotRun,
     Differs,
 }
@@ -79,14 +77,9 @@ impl Iotests {
         };
         fs::create_dir_all(&self.out).map_err(Refusal::new)?;
         let folder = tempfile::tempdir().map_err(Refusal::new)?;
-        let programs = folder.path().join("programs");
-        fs::create_dir(&programs).map_err(Refusal::new)?;
-        let program = std::env::current_exe().map_err(Refusal::new)?;
-        for name in ["qemu-img", "qemu-io"] {
-            symlink(&program, programs.join(name)).map_err(Refusal::new)?;
-        }
+        link_programs(&folder.path().join("programs")).map_err(Refusal::new)?;
         let verdicts = self.verdicts(&tests, folder.path())?;
-        let count = |wanted: &Verdict| verdicts.iter().filter(|(_, one)| one == wanted).count();
+        let count = |wanted| verdicts.iter().filter(|(_, one)| *one == wanted).count();
         let differs: Vec<&str> = verdicts
             .iter()
             .filter(|(_, verdict)| *verdict == Verdict::Differs)
@@ -101,9 +94,9 @@ impl Iotests {
         println!(
             "{} tests: {} print the same, {} differ ({unexpected} of them unexpectedly), {} not run",
             verdicts.len(),
-            count(&Verdict::Same),
+            count(Verdict::Same),
             differs.len(),
-            count(&Verdict::NotRun)
+            count(Verdict::NotRun)
         );
         println!("differences: {}", self.out.display());
         Ok(if unexpected > 0 {
@@ -157,8 +150,8 @@ impl Iotests {
         let ours = self.printed(test, Side::Ours, folder)?;
         let diff = self.out.join(format!("{test}.diff"));
         let _ = fs::remove_file(&diff);
-        let not_run = format!("{test} not run: ");
-        if theirs.contains(&not_run) {
+        let not_run = [format!("{test} not run: "), TIMED_OUT.to_owned()];
+        if not_run.iter().any(|sign| theirs.contains(sign)) {
             return Ok(Verdict::NotRun);
         }
         if theirs == ours {
@@ -172,8 +165,9 @@ impl Iotests {
         Ok(Verdict::Differs)
     }
 
-    /// Runs a test in a folder of its own, which has the same name whoever runs it.
-    fn printed(&self, test: &str, side: Side, folder: &Path) -> Result<Printed, Refusal> {
+    /// Runs a test in a folder of its own, which has the same name whoever runs it. Hands back the output stream,
+    /// the other one, and the exit code.
+    fn printed(&self, test: &str, side: Side, folder: &Path) -> Result<String, Refusal> {
         let place = folder.join(test);
         let _ = fs::remove_dir_all(&place);
         for name in ["images", "sockets", "output"] {
@@ -224,9 +218,11 @@ impl Iotests {
         let text = [output.stdout, output.stderr].concat();
         let text = String::from_utf8_lossy(&text);
         let ours = folder.join("programs");
-        Ok(text
+        let text = text
             .replace(&format!("{}/", ours.display()), "")
-            .replace("/usr/bin/qemu-", "qemu-"))
+            .replace("/usr/bin/qemu-", "qemu-");
+        let code = output.status.code().unwrap_or(-1);
+        Ok(format!("{text}\nexit code {code}\n"))
     }
 }
 
