@@ -120,18 +120,8 @@ impl FileSpec {
                 Ok(Self::local(&format!("./{path}")))
             }
             name::Name::Plain(path) => Ok(Self::local(path)),
-            name::Name::Blkdebug(rest) => {
-                let (config, below) = rest.split_once(':').ok_or_else(|| {
-                    Failure("blkdebug requires both config file and image path".into())
-                })?;
-                Ok(Self::Blkdebug {
-                    config: config.to_owned(),
-                    rules: Config::default(),
-                    below: Box::new(Self::from_name(below)?),
-                })
-            }
-            name::Name::Json(text) => {
-                let mut options = Options::from_json(text)?;
+            name::Name::Blkdebug(_) | name::Name::Json(_) => {
+                let mut options = Self::options_of_name(text)?;
                 let file = Self::from_options(&mut options)?;
                 refuse_rest("file", &options)?;
                 Ok(file)
@@ -164,18 +154,10 @@ impl FileSpec {
                 Ok(Self::local(&filename).with_locking(locking))
             }
             Some("blkdebug") => {
-                let below = match options.take("image") {
-                    Some(name) => return Err(no_such_node(&name)),
-                    None => options.take_below("image"),
-                };
-                let mut below = below;
-                if below.is_empty() {
-                    return Err(Failure::new(
-                        "A block device must be specified for \"image\"",
-                    ));
+                if let Some(name) = options.take("image") {
+                    return Err(no_such_node(&name));
                 }
-                let file = Self::from_options(&mut below)?;
-                refuse_rest("file", &below)?;
+                let file = Self::from_below("image", options.take_below("image"))?;
                 Ok(Self::Blkdebug {
                     config: options.take("config").unwrap_or_default(),
                     rules: take_rules(options)?,
@@ -183,19 +165,21 @@ impl FileSpec {
                 })
             }
             // The same bytes, one layer up.
-            Some("raw") => {
-                let mut below = options.take_below("file");
-                if below.is_empty() {
-                    return Err(Failure::new(
-                        "A block device must be specified for \"file\"",
-                    ));
-                }
-                let file = Self::from_options(&mut below)?;
-                refuse_rest("file", &below)?;
-                Ok(file)
-            }
+            Some("raw") => Self::from_below("file", options.take_below("file")),
             Some(other) => Err(unknown_driver(other)),
         }
+    }
+
+    /// The file that options below `key` describe; none may be left over.
+    fn from_below(key: &str, mut below: Options) -> Result<Self, Failure> {
+        if below.is_empty() {
+            return Err(Failure(format!(
+                "A block device must be specified for \"{key}\""
+            )));
+        }
+        let file = Self::from_options(&mut below)?;
+        refuse_rest("file", &below)?;
+        Ok(file)
     }
 
     /// The options that a name stands for.
@@ -331,14 +315,7 @@ impl Spec {
                 if let Some(name) = options.take("filename") {
                     below.add(FileSpec::options_of_name(&name)?);
                 }
-                if below.is_empty() {
-                    return Err(Failure::new(
-                        "A block device must be specified for \"file\"",
-                    ));
-                }
-                let file = FileSpec::from_options(&mut below)?;
-                refuse_rest("file", &below)?;
-                file
+                FileSpec::from_below("file", below)?
             }
         };
         let mut spec = Self::new(called, format, file);

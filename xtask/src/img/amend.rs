@@ -11,7 +11,7 @@ use engine::preallocation::Preallocation;
 use engine::qcow2::geometry::Geometry;
 use engine::qcow2::header::Header;
 
-use super::create::is_invalid_list;
+use super::create::option_lists;
 use super::creation::{Kind, asks_for_help, help_line, is_of_creation, name_and_value, number};
 use super::getopt::{Parsed, flag, value};
 use super::key_slots::{Force, KeySlots};
@@ -65,10 +65,7 @@ const AMENDABLE: [(&str, Kind, &str); 13] = [
 ];
 
 fn run(parsed: &Parsed) -> Result<u8, Stop> {
-    let lists: Vec<&str> = parsed.all("options").collect();
-    if let Some(list) = lists.iter().find(|list| is_invalid_list(list)) {
-        return Err(Failure(format!("Invalid option list: {list}")).into());
-    }
+    let lists = option_lists(parsed, "options")?;
     if lists.is_empty() {
         return Err(misuse("amend", "Must specify options (-o)"));
     }

@@ -7,7 +7,7 @@ use engine::manage::BitmapState;
 use engine::qcow2::{BitmapInfo, Standing};
 
 use super::copy::{Blank, Fill, Packing, Salvage, Target};
-use super::create::{is_invalid_list, new_creation};
+use super::create::{new_creation, option_lists};
 use super::creation::{Creation, local_path};
 use super::getopt::{Parsed, flag, value};
 use super::pace::Pace;
@@ -193,12 +193,7 @@ fn check_options(parsed: &Parsed) -> Result<u64, Stop> {
     if let Some(count) = parsed.get("parallel") {
         sizes::number(count, "number of coroutines", 1..=16)?;
     }
-    if let Some(list) = parsed
-        .all("target-options")
-        .find(|list| is_invalid_list(list))
-    {
-        return refuse(&format!("Invalid option list: {list}"));
-    }
+    option_lists(parsed, "target-options")?;
     match sparse {
         Some(bytes) if !bytes.is_multiple_of(512) || bytes > MAX_SPARSE_BYTES => refuse(&format!(
             "Invalid buffer size for sparse output specified. Valid sizes are multiples of 512 up to \

@@ -104,9 +104,10 @@ impl Target<'_> {
             if at + bytes < total && seam.is_empty() {
                 range.end -= (bytes - range.start) % unit;
             }
-            self.take(source, range.clone(), at + range.start)?;
-            if range.end < bytes {
-                seam = self.read(source, range.end, bytes - range.end)?;
+            let end = range.end;
+            self.take(source, range, at)?;
+            if end < bytes {
+                seam = self.read(source, end, bytes - end)?;
             }
             at += bytes;
         }
@@ -121,10 +122,8 @@ impl Target<'_> {
         self.take(source, 0..source.virtual_bytes(), 0)
     }
 
-    /// Copies a range of the disk of `source` to `at` on the target's disk.
+    /// Copies a range of the disk of `source`, which starts at `at` on the target's disk.
     fn take(&mut self, source: &Node, range: Range<u64>, at: u64) -> Result<(), Stop> {
-        // Where the range is on the target, that much further.
-        let at = at - range.start;
         let (reach, images) = match self.blank {
             Blank::Yes | Blank::No => (Reach::Chain, 0),
             Blank::Beneath { images, .. } => (Reach::Images(images), images),

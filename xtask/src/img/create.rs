@@ -4,7 +4,7 @@ use super::creation::{Creation, asks_for_help, help, local_path};
 use super::getopt::{Parsed, flag, value};
 use super::{Command, Stop, misuse, print, secrets, sizes};
 use crate::block::secret::Secrets;
-use crate::block::{CacheMode, Depth, Failure, Format, Opening, Sharing, Spec, open};
+use crate::block::{CacheMode, Depth, Failure, Format, Node, Opening, Sharing, Spec, open};
 use engine::image::Access;
 
 pub(super) const COMMAND: Command = Command {
@@ -38,10 +38,7 @@ pub(super) const COMMAND: Command = Command {
 
 fn run(parsed: &Parsed) -> Result<u8, Stop> {
     let format_name = parsed.get("format").unwrap_or("raw");
-    let lists: Vec<&str> = parsed.all("options").collect();
-    if let Some(list) = lists.iter().find(|list| is_invalid_list(list)) {
-        return Err(Failure(format!("Invalid option list: {list}")).into());
-    }
+    let lists = option_lists(parsed, "options")?;
     if asks_for_help(&lists) {
         let format = Format::from_name(format_name)
             .ok_or_else(|| Failure(format!("Unknown file format '{format_name}'")))?;
@@ -69,10 +66,17 @@ fn run(parsed: &Parsed) -> Result<u8, Stop> {
     Ok(0)
 }
 
-/// An empty list, or one that starts or ends with a comma of its own.
-pub(super) fn is_invalid_list(list: &str) -> bool {
-    let trailing = list.len() - list.trim_end_matches(',').len();
-    list.is_empty() || list.starts_with(',') || trailing % 2 == 1
+/// The lists that were given with an option, none of which may be empty, or start or end with a comma of its own.
+pub(super) fn option_lists<'a>(parsed: &'a Parsed, option: &str) -> Result<Vec<&'a str>, Failure> {
+    let is_invalid = |list: &&&str| {
+        let trailing = list.len() - list.trim_end_matches(',').len();
+        list.is_empty() || list.starts_with(',') || trailing % 2 == 1
+    };
+    let lists: Vec<&str> = parsed.all(option).collect();
+    match lists.iter().find(is_invalid) {
+        Some(list) => Err(Failure(format!("Invalid option list: {list}"))),
+        None => Ok(lists),
+    }
 }
 
 /// The options of `-f` and `-o`.
@@ -132,16 +136,9 @@ fn settle(
         }
         let format = creation.get("backing_fmt").map(ToOwned::to_owned);
         if !parsed.has("backing-unsafe") {
-            let spec = spec_beneath(name, &backing, format.as_deref());
-            let opening = Opening {
-                access: Access::ReadOnly,
-                sharing: Sharing::Unasked,
-                cache: CacheMode::WriteBack,
-                depth: Depth::Headers,
-                secrets,
-            };
-            let beneath = spec
-                .and_then(|spec| open(&spec, &opening))
+            // Without its data, which may take a secret.
+            let extent = (Sharing::Unasked, Depth::Headers);
+            let beneath = open_beneath(name, &backing, format.as_deref(), extent, secrets)
                 .map_err(|why| Failure(format!("{}\nCould not open backing image.", why.0)))?;
             if format.is_none() {
                 return Err(Failure(format!(
@@ -164,16 +161,28 @@ fn settle(
     Ok(())
 }
 
-/// What shall lie beneath the image `name`: relative names start beside it.
-pub(super) fn spec_beneath(
+/// Opens what shall lie beneath the image `name`, for reading: relative names start beside it.
+pub(super) fn open_beneath(
     name: &str,
     backing: &str,
     format: Option<&str>,
-) -> Result<Spec, Failure> {
+    (sharing, depth): (Sharing, Depth),
+    secrets: &Secrets,
+) -> Result<Node, Failure> {
     let full = if crate::block::name::has_protocol(backing) {
         backing.to_owned()
     } else {
         crate::block::name::beside(name, backing)
     };
-    Spec::from_name(&full, format)
+    let spec = Spec::from_name(&full, format)?;
+    open(
+        &spec,
+        &Opening {
+            access: Access::ReadOnly,
+            sharing,
+            cache: CacheMode::WriteBack,
+            depth,
+            secrets,
+        },
+    )
 }

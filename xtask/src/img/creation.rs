@@ -598,48 +598,42 @@ pub(super) fn local_path(filename: &str) -> Result<&str, Failure> {
     }
 }
 
-/// A number of 64 bits. One with a sign wraps around, as in C, so that it is too large for whatever it is for.
-pub(super) fn number(name: &str, value: &str) -> Result<u64, Failure> {
-    let (digits, is_negative) = match value.strip_prefix('-') {
-        Some(digits) => (digits, true),
-        None => (value, false),
-    };
-    if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+/// A number of 64 bits without its sign, and whether it has one.
+fn magnitude(name: &str, value: &str) -> Result<(u64, bool), Failure> {
+    let digits = value.strip_prefix('-').unwrap_or(value);
+    if !is_digits(digits) {
         return Err(Failure(format!("Parameter '{name}' expects a number")));
     }
-    let number: u64 = digits.parse().map_err(|_| {
+    let magnitude = digits.parse().map_err(|_| {
         Failure(format!(
             "Value '{value}' is too large for parameter '{name}'"
         ))
     })?;
-    Ok(if is_negative {
-        number.wrapping_neg()
-    } else {
-        number
+    Ok((magnitude, digits.len() < value.len()))
+}
+
+/// A number of 64 bits. One with a sign wraps around, as in C, so that it is too large for whatever it is for.
+pub(super) fn number(name: &str, value: &str) -> Result<u64, Failure> {
+    Ok(match magnitude(name, value)? {
+        (magnitude, true) => magnitude.wrapping_neg(),
+        (magnitude, false) => magnitude,
     })
 }
 
 /// A number of 64 bits with its sign. QEMU reads it in two steps, and says of each what it misses.
 fn integer(name: &str, value: &str) -> Result<i64, Failure> {
-    let digits = value.strip_prefix('-').unwrap_or(value);
-    if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
-        return Err(Failure(format!("Parameter '{name}' expects a number")));
-    }
-    if digits.parse::<u64>().is_err() {
-        return Err(Failure(format!(
-            "Value '{value}' is too large for parameter '{name}'"
-        )));
-    }
+    magnitude(name, value)?;
     value
         .parse()
         .map_err(|_| Failure(format!("Parameter '{name}' expects integer")))
 }
 
+fn is_digits(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())
+}
+
 fn bad_size(name: &str, value: &str, bad: size::BadSize) -> Failure {
-    let is_number = |digits: &str| digits.bytes().all(|byte| byte.is_ascii_digit());
-    let negative = value
-        .strip_prefix('-')
-        .is_some_and(|digits| !digits.is_empty() && is_number(digits));
+    let negative = value.strip_prefix('-').is_some_and(is_digits);
     Failure(match bad {
         size::BadSize::TooLarge => {
             format!("Value '{value}' is out of range for parameter '{name}'")

@@ -4,7 +4,7 @@ use engine::qcow2::bounds::MAX_L1_BYTES;
 use engine::qcow2::geometry::Geometry;
 
 use super::convert::supports_bitmaps;
-use super::create::{is_invalid_list, new_creation};
+use super::create::{new_creation, option_lists};
 use super::creation::Creation;
 use super::encryption::header_bytes;
 use super::getopt::{FORCE_SHARE, FORMAT, HELP, IMAGE_OPTS, OBJECT, OUTPUT, Parsed, value};
@@ -52,10 +52,7 @@ struct Measured {
 fn run(parsed: &Parsed) -> Result<u8, Stop> {
     let output = Output::of("measure", parsed)?;
     let size = sizes::option(parsed, "size", "image size")?;
-    let lists: Vec<&str> = parsed.all("options").collect();
-    if let Some(list) = lists.iter().find(|list| is_invalid_list(list)) {
-        return Err(Failure(format!("Invalid option list: {list}")).into());
-    }
+    let lists = option_lists(parsed, "options")?;
     let wanted = parsed.get("snapshot").map(Wanted::read).transpose()?;
     let name = match parsed.operands.as_slice() {
         [] => None,

@@ -13,7 +13,7 @@ use engine::image::Access;
 use engine::manage::{BackingName, Manage};
 use engine::qcow2::header::Header;
 
-use super::create::spec_beneath;
+use super::create::open_beneath;
 use super::getopt::{
     CACHE, FORMAT, HELP, IMAGE_OPTS, OBJECT, PROGRESS, Parsed, QUIET, flag, value,
 };
@@ -22,7 +22,7 @@ use super::{Command, Stop, misuse, open_named, secrets, spec_of};
 use crate::block::failure::engine_text;
 use crate::block::open::at_once;
 use crate::block::secret::Secrets;
-use crate::block::{CacheMode, Depth, Failure, Format, Node, Opening, Sharing, open};
+use crate::block::{CacheMode, Depth, Failure, Format, Node, Opening, Sharing};
 
 pub(super) const COMMAND: Command = Command {
     name: "rebase",
@@ -158,16 +158,8 @@ fn open_new(
             "Could not open new backing file '{backing}': {why}"
         ))
     };
-    let opening = Opening {
-        access: Access::ReadOnly,
-        sharing: Sharing::ByFormat,
-        cache: CacheMode::WriteBack,
-        depth: Depth::Chain,
-        secrets,
-    };
-    let new = spec_beneath(name, backing, format)
-        .and_then(|spec| open(&spec, &opening))
-        .map_err(|why| failed(&why.0))?;
+    let extent = (Sharing::ByFormat, Depth::Chain);
+    let new = open_beneath(name, backing, format, extent, secrets).map_err(|why| failed(&why.0))?;
     let identity = |node: &Node| {
         let metadata = fs::metadata(&node.file.path).ok()?;
         Some((metadata.dev(), metadata.ino()))
