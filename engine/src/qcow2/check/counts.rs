@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use crate::qcow2::geometry::Geometry;
 use crate::qcow2::refblock::GROUP;
-use crate::qcow2::unit::{HostOffset, byte_count};
+use crate::qcow2::unit::{HostOffset, byte_count, mem_len};
 
 /// No more clusters than this have slots, however long a sparse file claims to be.
 const MAX_SLOTS: u64 = 1 << 28;
@@ -53,7 +53,19 @@ impl Counts {
 
     /// Counts `times` references to every cluster that a range of bytes touches.
     pub(super) fn add_range(&mut self, offset: u64, len_bytes: u64, times: u32) {
-        for cluster in self.clusters(offset, len_bytes) {
+        let mut clusters = self.clusters(offset, len_bytes);
+        while let Some(slot) = self.slot(clusters.start).filter(|_| !clusters.is_empty()) {
+            let within = slot % PAGE;
+            let len = mem_len(clusters.end.min(self.dense_end) - clusters.start).min(PAGE - within);
+            let counts = &mut self.page_mut(slot)[within..][..len];
+            for count in &mut *counts {
+                *count = count.saturating_add(times);
+            }
+            let most = counts.iter().copied().fold(0, u32::max);
+            self.most = self.most.max(most);
+            clusters.start += byte_count(len);
+        }
+        for cluster in clusters {
             self.add_cluster(cluster, times);
         }
     }
@@ -128,12 +140,14 @@ impl Counts {
 
     fn count_mut(&mut self, cluster: u64) -> &mut u32 {
         match self.slot(cluster) {
-            Some(slot) => {
-                let page = &mut self.pages[slot / PAGE];
-                &mut page.get_or_insert_with(|| Box::new([0; PAGE]))[slot % PAGE]
-            }
+            Some(slot) => &mut self.page_mut(slot)[slot % PAGE],
             None => self.sparse.entry(cluster).or_insert(0),
         }
+    }
+
+    /// The page of a slot.
+    fn page_mut(&mut self, slot: usize) -> &mut [u32; PAGE] {
+        self.pages[slot / PAGE].get_or_insert_with(|| Box::new([0; PAGE]))
     }
 }
 

@@ -1,6 +1,7 @@
 //! The refcounts as they stand in the file.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 
 use super::report::Kind;
 use super::survey::Survey;
@@ -9,8 +10,8 @@ use crate::error::Structure;
 use crate::qcow2::entry::{BadEntry, ReftableWord};
 use crate::qcow2::geometry::Geometry;
 use crate::qcow2::header::be_u64;
-use crate::qcow2::refblock::refcount;
-use crate::qcow2::unit::HostOffset;
+use crate::qcow2::refblock::{GROUP, read_group, refcount};
+use crate::qcow2::unit::{HostOffset, byte_count, mem_len};
 
 /// A refcount block, as the refcount table names it.
 #[derive(Debug)]
@@ -85,6 +86,32 @@ impl Stored {
             let within = usize::try_from(cluster % per_block).expect("a block fits memory");
             refcount(bytes, within, self.geometry.refcount_order())
         })
+    }
+
+    /// Whether each of these clusters has a refcount of one.
+    pub(super) fn all_one(&self, clusters: Range<u64>) -> bool {
+        let per_block = self.geometry.refcounts_per_block();
+        let mut from = clusters.start;
+        let mut found = [0; GROUP];
+        while from < clusters.end {
+            let Some(bytes) = self.block(from / per_block).bytes() else {
+                return false;
+            };
+            let within = mem_len(from % per_block);
+            let in_group = within % GROUP;
+            let len = (GROUP - in_group).min(mem_len(clusters.end - from));
+            read_group(
+                bytes,
+                within - in_group,
+                self.geometry.refcount_order(),
+                &mut found,
+            );
+            if found[in_group..][..len].iter().any(|count| *count != 1) {
+                return false;
+            }
+            from += byte_count(len);
+        }
+        true
     }
 
     /// Whether there is a block to hold the refcount of a cluster.

@@ -9,7 +9,7 @@ use crate::qcow2::data_file::misplaced;
 use crate::qcow2::entry::{BadEntry, Copied, L1Entry, L1Word, L2Entry, Mapping};
 use crate::qcow2::geometry::Geometry;
 use crate::qcow2::header::be_u64;
-use crate::qcow2::unit::{GuestCluster, HostOffset, mem_len};
+use crate::qcow2::unit::{GuestCluster, HostOffset, byte_count, mem_len};
 
 /// Whose L1 table names an L2 table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -23,6 +23,15 @@ pub(super) enum Tree {
 /// The L2 tables to walk, one for every L1 entry that names them, with how many L1 tables of the kind
 /// this entry belongs to.
 pub(super) type Tables = Vec<(HostOffset, Tree, u32)>;
+
+/// Entries of an L2 table, at least two, that map clusters one after the other and say the same of each.
+#[derive(Clone, Copy)]
+struct Run {
+    /// The first cluster.
+    offset: HostOffset,
+    clusters: u64,
+    copied: Copied,
+}
 
 /// An L2 table on the walk.
 struct Table {
@@ -146,16 +155,76 @@ impl Survey<'_> {
         }
         let geometry = self.header.geometry;
         let len = mem_len(geometry.l2_entry_bytes());
-        for (bytes, index) in bytes.chunks_exact(len).zip(0..entries) {
-            let entry = L2Entry::read(bytes, 0, geometry);
+        let mut rest = &bytes[..bytes.len().min(mem_len(entries) * len)];
+        let mut index = 0;
+        while rest.len() >= len {
+            let place = Place {
+                structure,
+                offset: table.offset.0,
+                index,
+            };
+            let entry = L2Entry::read(rest, 0, geometry);
+            let mut taken = 1;
             if entry != L2Entry::default() {
-                let place = Place {
-                    structure,
-                    offset: table.offset.0,
-                    index,
-                };
-                self.follow_l2(place, &mut table, entry);
+                if let Some(run) = self.run_of(rest) {
+                    self.follow_run(place, &mut table, run);
+                    taken = run.clusters;
+                } else {
+                    self.follow_l2(place, &mut table, entry);
+                }
             }
+            index += taken;
+            rest = &rest[mem_len(taken) * len..];
+        }
+    }
+
+    /// The run that the first of these entries begins, where at least the second goes on with it: nothing
+    /// of it is beyond the end of the file.
+    fn run_of(&self, entries: &[u8]) -> Option<Run> {
+        let geometry = self.header.geometry;
+        let (first, more) = entries.as_chunks().0.split_first()?;
+        let word = u64::from_be_bytes(*first);
+        let goes_on = |other: &[u8; 8], nth: u64| {
+            u64::from_be_bytes(*other) == word.wrapping_add(nth * geometry.cluster_bytes())
+        };
+        let plain = !geometry.has_subclusters() && !geometry.has_external_data();
+        if !plain || !goes_on(more.first()?, 1) {
+            return None;
+        }
+        let entry = L2Entry { word, bitmap: 0 };
+        let Ok(Mapping::Data { offset, copied }) = entry.decode(geometry, self.header.version)
+        else {
+            return None;
+        };
+        let within = geometry.clusters_for(self.file_bytes.saturating_sub(offset.0));
+        let more = more.iter().zip(1..within);
+        let going_on = more.take_while(|(other, nth)| goes_on(other, *nth)).count();
+        (going_on > 0).then(|| Run {
+            offset,
+            clusters: byte_count(going_on) + 1,
+            copied,
+        })
+    }
+
+    /// As [`Self::follow_l2`] for each of the run's entries.
+    fn follow_run(&mut self, place: Place, table: &mut Table, run: Run) {
+        self.refer_clusters(place, table, run.offset.0, run.clusters);
+        if !table.active {
+            return;
+        }
+        let geometry = self.header.geometry;
+        let first = geometry.cluster_of(run.offset).0;
+        let clusters = first..first + run.clusters;
+        if run.copied == Copied::Yes && self.stored.all_one(clusters) {
+            return;
+        }
+        for nth in 0..run.clusters {
+            let place = Place {
+                index: place.index + nth,
+                ..place
+            };
+            let offset = HostOffset(run.offset.0 + nth * geometry.cluster_bytes());
+            self.judge_copied(place, offset, run.copied);
         }
     }
 
@@ -190,11 +259,11 @@ impl Survey<'_> {
                 } else {
                     self.note_stuck(kind, place);
                 }
-                self.refer_cluster(place, table, offset);
+                self.refer_clusters(place, table, offset, 1);
             }
             Ok(mapping) => {
                 if let (Some((offset, copied)), _) = mapping.parts() {
-                    self.refer_cluster(place, table, offset.0);
+                    self.refer_clusters(place, table, offset.0, 1);
                     if table.active {
                         self.judge_copied(place, offset, copied);
                     }
@@ -212,7 +281,7 @@ impl Survey<'_> {
             self.note_stuck(Kind::Field(problem), place);
         }
         if let (Some((offset, copied)), _) = mapping.parts() {
-            self.refer_cluster(place, table, offset.0);
+            self.refer_clusters(place, table, offset.0, 1);
             if copied == Copied::No {
                 self.copied_in_doubt = true;
                 self.note(Kind::Copied { refcount: 1 }, place);
@@ -237,17 +306,17 @@ impl Survey<'_> {
         decoded
     }
 
-    fn refer_cluster(&mut self, place: Place, table: &mut Table, offset: u64) {
-        let cluster_bytes = self.header.geometry.cluster_bytes();
+    fn refer_clusters(&mut self, place: Place, table: &mut Table, offset: u64, clusters: u64) {
+        let len_bytes = clusters * self.header.geometry.cluster_bytes();
         if table.active {
-            self.report.totals.allocated_clusters += 1;
+            self.report.totals.allocated_clusters += clusters;
             if table.next_contiguous != 0 && table.next_contiguous != offset {
                 self.report.totals.fragmented_clusters += 1;
             }
-            table.next_contiguous = offset + cluster_bytes;
+            table.next_contiguous = offset + len_bytes;
         }
         if !self.header.geometry.has_external_data() {
-            self.refer(place, Target::Guest, (offset, cluster_bytes), table.times);
+            self.refer(place, Target::Guest, (offset, len_bytes), table.times);
         }
     }
 
