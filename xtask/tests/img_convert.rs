@@ -386,6 +386,86 @@ fn convert_refuses_what_qemu_img_refuses_in_its_words() {
     assert_eq!(read(qemu), read(ours), "a source is never harmed");
 }
 
+/// The names and kinds of options in a list; what they are for is told in our own words.
+fn listed(text: &str) -> Vec<&str> {
+    let left = |line: &'_ str| line.find(" - ").unwrap_or(line.len());
+    text.lines()
+        .map(|line| line[..left(line)].trim_end())
+        .collect()
+}
+
+#[test]
+fn asked_for_help_the_options_of_the_target_are_listed() {
+    if !img_kit::have_qemu() {
+        return;
+    }
+    let pair = sources();
+    for arguments in [
+        &["create", "-f", "qcow2", "-o", "help"][..],
+        &["create", "-f", "qcow2", "-o", "help", "new"],
+        &["create", "-o", "help,,"],
+        &["create", "-o", "x,,?", "new"],
+        &["convert", "-O", "qcow2", "-o", "help"],
+        &["convert", "-O", "qcow2", "-o", "help", "disk"],
+        &["convert", "-O", "qcow2", "-o", "x=1,help", "none", "new"],
+        &["convert", "-o", "help", "-B", "none", "disk", "new"],
+        &["convert", "-o", "size=1", "-o", "?", "-t", "x", "none", "y"],
+    ] {
+        let (theirs, ours) = pair.both(arguments);
+        assert_eq!(listed(&ours.out), listed(&theirs.out), "{arguments:?}");
+        assert_eq!(
+            (ours.err, ours.code),
+            (theirs.err, Some(0)),
+            "{arguments:?}"
+        );
+        assert!(!pair.folder(Who::Ours).join("new").exists());
+    }
+    for refused in [
+        &["-n", "-O", "qcow2", "-o", "help", "disk", "new"][..],
+        &["-O", "bogus", "-o", "help"],
+        &["-S", "5", "-o", "help", "disk", "new"],
+        &["-m", "99", "-C", "-c", "-o", "help", "disk", "new"],
+        &["-C", "-c", "-n", "-o", "help", "disk", "new"],
+        &["-o", ",help", "disk", "new"],
+        &["-o", "a,,", "disk", "new"],
+        &[
+            "-O",
+            "qcow2",
+            "-o",
+            "lazy_refcounts,,size=1M",
+            "disk",
+            "new",
+        ],
+    ] {
+        let ended = pair.same(&[&["convert"], refused].concat());
+        assert_eq!(ended.code, Some(1), "{refused:?}");
+    }
+}
+
+#[test]
+fn an_exactly_named_snapshot_is_one_of_the_first_source() {
+    if !img_kit::have_qemu() {
+        return;
+    }
+    let pair = sources();
+    pair.given("qemu-img", &["snapshot", "-c", "one", "base"]);
+    pair.given("qemu-io", &["-f", "qcow2", "-c", "write -P 9 0 3M", "base"]);
+    for (wanted, code) in [
+        ("snapshot.name=one", 0),
+        ("snapshot.id=1", 0),
+        ("snapshot.id=2", 1),
+        ("one", 1),
+    ] {
+        let ended = pair.same(&["convert", "-l", wanted, "base", "disk", "new"]);
+        assert_eq!(ended.code, Some(code), "{wanted}");
+        if code == 0 {
+            let read = |who| std::fs::read(pair.folder(who).join("new")).unwrap();
+            let (theirs, ours) = (read(Who::Qemu), read(Who::Ours));
+            assert!(ours == theirs && ours[0] == 1, "{wanted}");
+        }
+    }
+}
+
 #[test]
 fn dd_copies_the_same_blocks() {
     if !img_kit::have_qemu() {

@@ -11,15 +11,16 @@ use super::Failure;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Options(BTreeMap<String, String>);
 
-/// Splits `key=value,key=value`; two commas stand for one comma in a value.
+/// Splits `key=value,key=value`; two commas stand for one comma in a value. Names have no commas.
 pub(crate) fn split_list(text: &str) -> Vec<String> {
     let mut parts = vec![String::new()];
     let mut characters = text.chars().peekable();
     while let Some(character) = characters.next() {
+        let part = parts.last_mut().expect("there is one");
         if character != ',' {
-            parts.last_mut().expect("there is one").push(character);
-        } else if characters.next_if_eq(&',').is_some() {
-            parts.last_mut().expect("there is one").push(',');
+            part.push(character);
+        } else if part.contains('=') && characters.next_if_eq(&',').is_some() {
+            part.push(',');
         } else {
             parts.push(String::new());
         }
@@ -205,6 +206,7 @@ mod tests {
     #[test]
     fn two_commas_are_one() {
         assert_eq!(split_list("a=1,b=x,,y,c"), ["a=1", "b=x,y", "c"]);
+        assert_eq!(split_list("a,,b=c"), ["a", "", "b=c"]);
         assert!(split_list("").is_empty());
     }
 

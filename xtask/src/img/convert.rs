@@ -8,12 +8,13 @@ use engine::qcow2::{BitmapInfo, Standing};
 
 use super::copy::{Blank, Fill, Packing, Salvage, Target};
 use super::create::{new_creation, option_lists};
-use super::creation::{Creation, local_path};
+use super::creation::{Creation, asks_for_help, help, local_path};
 use super::getopt::{Parsed, flag, value};
 use super::pace::Pace;
 use super::pack::Packer;
 use super::progress::{Progress, Shown};
-use super::{Command, Stop, bitmap, open_named, secrets, sharing, sizes, snapshot, tell};
+use super::snapshot::Wanted;
+use super::{Command, Stop, bitmap, open_named, print, secrets, sharing, sizes, tell};
 use crate::block::open::identity;
 use crate::block::secret::Secrets;
 use crate::block::{CacheMode, Depth, Failure, Format, Node, Opening, Sharing, Spec};
@@ -107,6 +108,15 @@ const MAX_SPARSE_BYTES: u64 = 16 << 20;
 
 fn run(parsed: &Parsed) -> Result<u8, Stop> {
     let sparse_bytes = check_options(parsed)?;
+    if asks_for_help(&option_lists(parsed, "target-options")?) {
+        let format = parsed.get("target-format").unwrap_or("raw");
+        let target = match parsed.operands.as_slice() {
+            [_, .., target] => Some(target.as_str()),
+            _ => None,
+        };
+        print(&help(format, target)?);
+        return Ok(0);
+    }
     let rate = sizes::option(parsed, "rate", "rate limit")?.unwrap_or(0);
     let cache = CacheMode::of_target(parsed.get("target-cache").unwrap_or("unsafe"))?;
     let [sources @ .., target_name] = parsed.operands.as_slice() else {
@@ -174,7 +184,17 @@ fn run(parsed: &Parsed) -> Result<u8, Stop> {
 /// Refuses what does not go together, and hands back the sparse size.
 fn check_options(parsed: &Parsed) -> Result<u64, Stop> {
     let refuse = |text: &str| Err(Failure::new(text).into());
+    option_lists(parsed, "target-options")?;
     let sparse = sizes::option(parsed, "sparse-size", "buffer size for sparse output")?;
+    if sparse.is_some_and(|bytes| !bytes.is_multiple_of(512) || bytes > MAX_SPARSE_BYTES) {
+        return refuse(&format!(
+            "Invalid buffer size for sparse output specified. Valid sizes are multiples of 512 up to \
+             {MAX_SPARSE_BYTES}. Select 0 to disable sparse detection (fully allocates output)."
+        ));
+    }
+    if let Some(count) = parsed.get("parallel") {
+        sizes::number(count, "number of coroutines", 1..=16)?;
+    }
     if parsed.has("copy-range-offloading") && sparse.is_some() {
         return refuse("Cannot enable copy offloading when -S is used");
     }
@@ -190,18 +210,10 @@ fn check_options(parsed: &Parsed) -> Result<u64, Stop> {
     if parsed.has("target-image-opts") && !parsed.has("no-create") {
         return refuse("--target-image-opts requires use of -n flag");
     }
-    if let Some(count) = parsed.get("parallel") {
-        sizes::number(count, "number of coroutines", 1..=16)?;
+    if parsed.has("no-create") && parsed.has("target-options") {
+        return refuse("-o has no effect when skipping image creation");
     }
-    option_lists(parsed, "target-options")?;
-    match sparse {
-        Some(bytes) if !bytes.is_multiple_of(512) || bytes > MAX_SPARSE_BYTES => refuse(&format!(
-            "Invalid buffer size for sparse output specified. Valid sizes are multiples of 512 up to \
-             {MAX_SPARSE_BYTES}. Select 0 to disable sparse detection (fully allocates output)."
-        )),
-        Some(bytes) => Ok(bytes),
-        None => Ok(4096),
-    }
+    Ok(sparse.unwrap_or(4096))
 }
 
 /// Whether an image could have persistent dirty bitmaps.
@@ -300,8 +312,8 @@ fn open_sources(parsed: &Parsed, names: &[String], secrets: &Secrets) -> Result<
         return Err(Failure::new("--image-opts and --format are mutually exclusive").into());
     }
     let wanted = parsed.get("source-snapshot");
-    let wanted = wanted.map(snapshot::Wanted::read).transpose()?;
-    if wanted.is_some() && names.len() > 1 {
+    let wanted = wanted.map(Wanted::read).transpose()?;
+    if matches!(wanted, Some(Wanted::Either(_))) && names.len() > 1 {
         return Err(Failure::new("No support for concatenating multiple snapshot").into());
     }
     let mut nodes = Vec::new();
@@ -312,9 +324,10 @@ fn open_sources(parsed: &Parsed, names: &[String], secrets: &Secrets) -> Result<
             Spec::from_name(name, format)
         };
         let spec = spec.map_err(|why| Failure::could_not_open(name, &why))?;
+        // Of several sources, a snapshot that is named exactly is one of the first.
         nodes.push(match &wanted {
-            Some(wanted) => wanted.open(name, spec, &opening)?,
-            None => open_named(name, &spec, &opening)?,
+            Some(wanted) if nodes.is_empty() => wanted.open(name, spec, &opening)?,
+            _ => open_named(name, &spec, &opening)?,
         });
     }
     Ok(nodes)
@@ -420,10 +433,6 @@ fn open_target(
     secrets: &Secrets,
 ) -> Result<Node, Stop> {
     let format = parsed.get("target-format").unwrap_or("raw");
-    let no_create = parsed.has("no-create");
-    if no_create && parsed.has("target-options") {
-        return Err(Failure::new("-o has no effect when skipping image creation").into());
-    }
     let spec = if parsed.has("target-image-opts") {
         if parsed.has("target-format") {
             return Err(Failure::new("--image-opts and --format are mutually exclusive").into());

@@ -40,9 +40,8 @@ fn run(parsed: &Parsed) -> Result<u8, Stop> {
     let format_name = parsed.get("format").unwrap_or("raw");
     let lists = option_lists(parsed, "options")?;
     if asks_for_help(&lists) {
-        let format = Format::from_name(format_name)
-            .ok_or_else(|| Failure(format!("Unknown file format '{format_name}'")))?;
-        print(&help(format));
+        let target = parsed.operands.first().map(String::as_str);
+        print(&help(format_name, target)?);
         return Ok(0);
     }
     let (name, size) = match parsed.operands.as_slice() {

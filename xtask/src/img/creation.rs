@@ -193,7 +193,7 @@ const QCOW2: [Known; 23] = [
         "nocow",
         Kind::Flag,
         None,
-        "off; copy-on-write of the host's file system stays",
+        "turn off copy-on-write of the host's file system (btrfs)",
     ),
     known(
         "extent_size_hint",
@@ -209,7 +209,7 @@ const RAW: [Known; 4] = [
         "nocow",
         Kind::Flag,
         None,
-        "off; copy-on-write of the host's file system stays",
+        "turn off copy-on-write of the host's file system (btrfs)",
     ),
     known("preallocation", Kind::Text, None, "off, falloc or full"),
     known(
@@ -257,15 +257,35 @@ pub(super) fn asks_for_help(lists: &[&str]) -> bool {
         .any(|part| part == "help" || part == "?")
 }
 
-/// The options of a format, for a person.
-pub(super) fn help(format: Format) -> String {
-    let mut known: Vec<&Known> = table(format).iter().collect();
+/// Options of the file that holds an image, whatever its format.
+const OF_FILE: [&str; 2] = ["extent_size_hint", "nocow"];
+
+/// The options of a format, and of the file `target` if that is named, for a person.
+pub(super) fn help(format_name: &str, target: Option<&str>) -> Result<String, Failure> {
+    let format = Format::from_name(format_name)
+        .ok_or_else(|| Failure(format!("Unknown file format '{format_name}'")))?;
+    // A raw image is its file, and leaves preallocation to it.
+    let is_of_file =
+        |name: &str| OF_FILE.contains(&name) || (format == Format::Raw && name == "preallocation");
+    let mut known: Vec<&Known> = table(format)
+        .iter()
+        .filter(|known| target.is_some() || !is_of_file(known.name))
+        .collect();
     known.sort_by_key(|known| known.name);
-    let mut text = format!("Supported {} options:\n", format.name());
+    let mut text = match target {
+        Some(_) => "Supported options:\n".to_owned(),
+        None => format!("Supported {} options:\n", format.name()),
+    };
     for known in known {
         text.push_str(&help_line(known.name, known.kind, known.about));
     }
-    text
+    if target.is_none() {
+        text.push_str(
+            "\nThe protocol level may support further options.\n\
+             Specify the target filename to include those options.\n",
+        );
+    }
+    Ok(text)
 }
 
 impl Creation {
