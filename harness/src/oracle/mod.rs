@@ -5,6 +5,7 @@
 //! code with the engine's allocation, check or repair, and none writes to the state it judges.
 
 mod explain;
+mod inflated;
 pub mod judge;
 mod key_slots;
 mod raw;

@@ -7,14 +7,13 @@ use std::rc::Rc;
 use aes::Aes128;
 use cbc::cipher::{Array, BlockModeDecrypt, InnerIvInit, KeyInit};
 use engine::device::PageImage;
-use flate2::{Decompress, FlushDecompress};
 use xts_mode::Xts128;
-use zstd::zstd_safe;
 
 use crate::guest;
 use crate::workload::shape::{TEST_KEY, TEST_SECRET};
 use crate::workload::stamp::{SectorValue, identify};
 
+use super::inflated::{Method, inflated};
 use super::structure::{Layout, Mapped, Mapping, SnapshotDisk, StructureReport, walk};
 
 /// An image below the one that is judged. It never changes.
@@ -402,7 +401,7 @@ impl<'a> GuestView<'a> {
             },
             Mapping::Compressed { offset, len_bytes } => match self.inflate(offset, len_bytes) {
                 Some(bytes) => Source::Inflated {
-                    bytes: bytes.into(),
+                    bytes,
                     first: usize::try_from(within).expect("a cluster fits memory"),
                 },
                 None => Source::Unreadable,
@@ -412,27 +411,15 @@ impl<'a> GuestView<'a> {
         }
     }
 
-    /// Specification: "Compressed clusters": a raw deflate stream that ends where the cluster is full, or
-    /// zstd frames that fill it.
-    fn inflate(&self, offset: u64, len_bytes: u64) -> Option<Vec<u8>> {
+    fn inflate(&self, offset: u64, len_bytes: u64) -> Option<Rc<[u8]>> {
         let len = usize::try_from(len_bytes).ok()?;
-        let input = self.image.read_vec(offset, len);
-        let full = usize::try_from(self.layout.cluster_bytes()).expect("a cluster fits memory");
-        let mut output = Vec::with_capacity(full);
-        if self.layout.zstd {
-            let mut rest = &input[..];
-            while output.len() < full {
-                let len = zstd_safe::find_frame_compressed_size(rest).ok()?;
-                let part = zstd::bulk::decompress(rest.get(..len)?, full - output.len()).ok()?;
-                output.extend_from_slice(&part);
-                rest = &rest[len..];
-            }
+        let method = if self.layout.zstd {
+            Method::Zstd
         } else {
-            Decompress::new(false)
-                .decompress_vec(&input, &mut output, FlushDecompress::Finish)
-                .ok()?;
-        }
-        (output.len() == full).then_some(output)
+            Method::Deflate
+        };
+        let full = usize::try_from(self.layout.cluster_bytes()).expect("a cluster fits memory");
+        inflated(method, &self.image.read_vec(offset, len), full)
     }
 }
 

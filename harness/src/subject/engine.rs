@@ -1,13 +1,13 @@
 //! The project's own engine as a subject.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::rc::Rc;
 
 use blkdebug::disks::{Disk, Disks};
 use blkdebug::record::Recording;
-use engine::device::{PageImage, Port, RamDevice, drive};
+use engine::device::{ContentHash, PageImage, Port, RamDevice, drive};
 use engine::error::{Error, Refused};
 use engine::image::{Access, Image};
 use engine::luks::VolumeKey;
@@ -35,6 +35,7 @@ pub struct EngineSubject {
     /// material yields the same key, after thousands of hashes. Whatever differs is derived anew.
     keys: RefCell<BTreeMap<u128, VolumeKey>>,
     data: Option<PageImage>,
+    settled: RefCell<BTreeSet<ContentHash>>,
 }
 
 /// The disks of one attempt, on one clock.
@@ -69,6 +70,7 @@ impl EngineSubject {
             backing,
             keys: RefCell::default(),
             data: None,
+            settled: RefCell::default(),
         }
     }
 
@@ -167,6 +169,14 @@ impl Subject for EngineSubject {
                 leaks: report.remaining.leaks,
             })
         })
+    }
+
+    fn is_settled(&self, image: ContentHash) -> bool {
+        self.settled.borrow().contains(&image)
+    }
+
+    fn settle(&self, image: ContentHash) {
+        self.settled.borrow_mut().insert(image);
     }
 
     fn serve(

@@ -10,7 +10,7 @@ mod metered;
 
 use std::ops::Range;
 
-use ::engine::device::PageImage;
+use ::engine::device::{ContentHash, PageImage};
 use blkdebug::record::Recording;
 
 use crate::caught::Panic;
@@ -81,6 +81,15 @@ pub trait Subject {
 
     /// Checks the image, and repairs it as far as `repair` says.
     fn check(&self, image: &PageImage, repair: Repair) -> Attempt<Tally>;
+
+    /// Whether [`Self::settle`] was told of this image.
+    fn is_settled(&self, _image: ContentHash) -> bool {
+        false
+    }
+
+    /// Takes note that the subject leaves this image as it is, when it is recovered and when it is repaired. A
+    /// subject that answers otherwise another time does not remember.
+    fn settle(&self, _image: ContentHash) {}
 
     /// Opens the image, carries out the operations one after the other, and closes it. Moments in
     /// the answer are those of the recording.
