@@ -51,6 +51,20 @@ pub fn set_refcount(block: &mut [u8], index: usize, refcount_order: u32, value: 
     }
 }
 
+/// The bytes of the [`GROUP`] counts from number `first` on, a multiple of that.
+#[inline]
+pub fn group_bytes(block: &[u8], first: usize, refcount_order: u32) -> &[u8] {
+    &block[(first << refcount_order) / 8..][..(GROUP << refcount_order) / 8]
+}
+
+/// The number of the count behind the last group that has any, which is 0 where all are zero.
+pub fn counts_end(block: &[u8], refcount_order: u32) -> usize {
+    let groups = block.chunks_exact((GROUP << refcount_order) / 8);
+    let is_used = |group: &[u8]| group.iter().fold(0, |all, byte| all | byte) != 0;
+    let used = groups.len() - groups.rev().take_while(|group| !is_used(group)).count();
+    used * GROUP
+}
+
 /// Reads the [`GROUP`] counts from number `first` on, a multiple of that, into `counts`, and tells whether any of
 /// them is not zero.
 #[inline]
@@ -60,7 +74,7 @@ pub fn read_group(
     refcount_order: u32,
     counts: &mut [u64; GROUP],
 ) -> bool {
-    let bytes = &block[(first << refcount_order) / 8..][..(GROUP << refcount_order) / 8];
+    let bytes = group_bytes(block, first, refcount_order);
     match refcount_order {
         0 => unpack_bits::<1>(bytes, counts),
         1 => unpack_bits::<2>(bytes, counts),
@@ -139,6 +153,20 @@ mod tests {
             prop_assert_eq!(any, expected.iter().any(|count| *count != 0));
             prop_assert!(!read_group(&[0; 512], first, order, &mut found));
             prop_assert_eq!(found, [0; GROUP]);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn behind_the_end_of_the_counts_all_are_zero(
+            order in Geometry::REFCOUNT_ORDER, used in 0usize..=512, last in 1u8..,
+        ) {
+            let mut block = vec![0; 512];
+            if let Some(index) = used.checked_sub(1) {
+                block[index] = last;
+            }
+            let group_len = (GROUP << order) / 8;
+            prop_assert_eq!(counts_end(&block, order), used.div_ceil(group_len) * GROUP);
         }
     }
 

@@ -8,7 +8,7 @@ use super::stored::Block;
 use super::survey::Survey;
 use crate::error::Structure;
 use crate::qcow2::geometry::Geometry;
-use crate::qcow2::refblock::{GROUP, read_group};
+use crate::qcow2::refblock::{GROUP, counts_end, read_group};
 use crate::qcow2::unit::{byte_count, mem_len};
 
 impl Survey<'_> {
@@ -99,13 +99,17 @@ impl Survey<'_> {
         };
         // A block may count millions of clusters, few of which are referred to: one walk through these goes
         // along instead of a search for each.
-        let mut counted = counts.sparse(clusters.clone()).peekable();
+        let counted = counts.sparse(clusters.clone());
+        let counted_end = counted.clone().next_back().map_or(0, |(last, _)| last + 1);
+        let mut counted = counted.peekable();
+        let block_end = index * per_block + byte_count(counts_end(bytes, order));
+        let end = clusters.end.min(block_end.max(counted_end));
         let mut from = clusters.start;
         let mut found = [0; GROUP];
-        while from < clusters.end {
+        while from < end {
             let within = mem_len(from % per_block);
             let in_group = within % GROUP;
-            let len = (GROUP - in_group).min(mem_len(clusters.end - from));
+            let len = (GROUP - in_group).min(mem_len(end - from));
             let any = read_group(bytes, within - in_group, order, &mut found);
             let to = from + byte_count(len);
             if any || counted.peek().is_some_and(|(cluster, _)| *cluster < to) {

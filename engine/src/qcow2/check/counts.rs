@@ -122,7 +122,7 @@ impl Counts {
     pub(super) fn sparse(
         &self,
         clusters: Range<u64>,
-    ) -> impl DoubleEndedIterator<Item = (u64, u32)> {
+    ) -> impl DoubleEndedIterator<Item = (u64, u32)> + Clone {
         self.sparse
             .range(clusters)
             .filter(|(_, count)| **count > 0)

@@ -21,7 +21,7 @@ use crate::device::{DeviceError, Event, Port, SECTOR_BYTES};
 use crate::error::Error;
 use crate::qcow2::entry::{Copied, L1Entry, L1Word, L2Entry, Mapping};
 use crate::qcow2::header::{self, Header, HeaderSector, autoclear, be_u64, incompatible};
-use crate::qcow2::refblock::{GROUP, read_group, set_refcount};
+use crate::qcow2::refblock::{GROUP, group_bytes, read_group, set_refcount};
 use crate::qcow2::snapshot::rewrite_table;
 use crate::qcow2::unit::{HostOffset, mem_len};
 
@@ -252,6 +252,9 @@ impl Survey<'_> {
         let mut merged = change.new.clone();
         let (mut old, mut new) = ([0; GROUP], [0; GROUP]);
         for first in (0..(merged.len() * 8) >> order).step_by(GROUP) {
+            if group_bytes(&change.old, first, order) == group_bytes(&change.new, first, order) {
+                continue;
+            }
             read_group(&change.old, first, order, &mut old);
             read_group(&change.new, first, order, &mut new);
             for ((old, new), index) in old.iter().zip(&new).zip(first..) {
