@@ -430,6 +430,41 @@ fn check_judges_entries_as_qemu_img_does() {
     }
 }
 
+/// An L1 table that claims the L2 table behind it: COPIED is always set on data in a data file, and never on
+/// what has two references, so that there is no right value for a word of both. The repair said that it had
+/// undone everything.
+#[test]
+fn a_repair_of_tables_that_overlap_does_not_claim_what_the_next_check_denies() {
+    let options = CreateOptions {
+        virtual_bytes: 1 << 20,
+        cluster_bits: 12,
+        ..CreateOptions::default()
+    };
+    let pair = Pair::create(options, DataFileContent::Clusters);
+    let word = |at: u64| {
+        let bytes = pair.image.bytes();
+        u64::from_be_bytes(bytes[len(at)..len(at) + 8].try_into().unwrap())
+    };
+    let write = |offset| {
+        let open = pair.open();
+        run(open.write(offset, vec![7; 4096])).unwrap();
+        run(open.close()).unwrap();
+    };
+    write(0);
+    let l1 = word(40);
+    let l2 = word(l1) & 0x00ff_ffff_ffff_fe00;
+    // Its place in the data file is that of the cluster behind the L2 table in the image.
+    write(l2 + 4096);
+    let mut bytes = pair.image.bytes();
+    bytes.resize(len(l2 + 2 * 4096), 0);
+    let entries = u32::try_from((l2 + 2 * 4096 - l1) / 8).unwrap();
+    bytes[36..40].copy_from_slice(&entries.to_be_bytes());
+    let damaged = Ram::from_bytes(&bytes);
+    let report = checked(&damaged, Repair::All);
+    assert!(report.remaining.corruptions > 0, "{report:?}");
+    assert_eq!(report.remaining, checked(&damaged, Repair::None).found);
+}
+
 #[test]
 fn an_emptied_overlay_gives_its_data_up() {
     let options = CreateOptions {

@@ -41,8 +41,9 @@ const MAX_ROUNDS: u32 = 8;
 
 /// Repairs everything that can be repaired.
 ///
-/// One round is enough, but where something stays that cannot be repaired: a file that grows may then
-/// reach what was beyond its end, so that there is a look at what came of it.
+/// One round is enough, but for two cases, in which there is a look at what came of it: where something
+/// stays that cannot be repaired, a file that grows may reach what was beyond its end; and tables that
+/// overlap may have no content that is right for both.
 pub(super) async fn repair_all(file: &Port, planted: Planted) -> Result<CheckReport, Error> {
     let mut first = None;
     let mut latest = None;
@@ -73,7 +74,8 @@ pub(super) async fn repair_all(file: &Port, planted: Planted) -> Result<CheckRep
             },
             Work::Counts => {
                 survey.repair(&mut sector).await?;
-                if survey.stuck == 0 && survey.ill_said == 0 {
+                let may_overlap = survey.copied_in_doubt && survey.most_references > 1;
+                if survey.stuck == 0 && survey.ill_said == 0 && !may_overlap {
                     remaining = Tally::default();
                     break;
                 }
