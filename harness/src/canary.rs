@@ -35,16 +35,7 @@ pub fn hunt(
     jobs: usize,
     between: &mut dyn FnMut(&Progress) -> Proceed,
 ) -> Result<Hunt, NoThreads> {
-    let plan = Plan {
-        seed: SEED,
-        runs: RUNS,
-        pins: pins(defect),
-        contract: None,
-        given: None,
-        defect: Some(defect),
-        effort: effort(),
-    };
-    let mut campaign = campaign(&plan, jobs, between)?;
+    let mut campaign = campaign(&plan(defect, SEED), jobs, between)?;
     campaign.found.sort_by_key(|found| found.finding.is_late());
     let found = campaign.found.iter().find_map(|found| reduce(found).ok());
     let replays = found.as_ref().is_some_and(|reduced| {
@@ -57,6 +48,42 @@ pub fn hunt(
         found,
         replays,
     })
+}
+
+/// What came of looking for a planted defect with one seed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sighting {
+    /// Whether it was seen.
+    pub seen: bool,
+    /// How many crash states were judged until then.
+    pub states: u64,
+}
+
+/// Plants a defect and runs the workloads that `seed` draws until something is found, of whatever class. After
+/// every batch of runs `between` is told how far it is, and decides.
+pub fn sight(
+    defect: Defect,
+    seed: u64,
+    jobs: usize,
+    between: &mut dyn FnMut(&Progress) -> Proceed,
+) -> Result<Sighting, NoThreads> {
+    let campaign = campaign(&plan(defect, seed), jobs, between)?;
+    Ok(Sighting {
+        seen: !campaign.found.is_empty(),
+        states: campaign.progress.counts.states_judged,
+    })
+}
+
+fn plan(defect: Defect, seed: u64) -> Plan {
+    Plan {
+        seed,
+        runs: RUNS,
+        pins: pins(defect),
+        contract: None,
+        given: None,
+        defect: Some(defect),
+        effort: effort(),
+    }
 }
 
 /// One violation is enough, and more runs find it sooner than more states of a run.

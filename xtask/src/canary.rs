@@ -32,14 +32,14 @@ pub(crate) struct Canary {
 }
 
 /// Why a defect is not hunted: no drawn workload can show it.
-fn not_hunted(defect: Defect) -> Option<&'static str> {
+pub(crate) fn not_hunted(defect: Defect) -> Option<&'static str> {
     (defect == Defect::RebuildSwitchesEarly).then_some(
         "harmless while the dirty bit is set, as it is in every image that is rebuilt after a power \
          loss; engine/tests/repair.rs finds it on images without the bit",
     )
 }
 
-fn parse_defect(name: &str) -> Result<Defect, String> {
+pub(crate) fn parse_defect(name: &str) -> Result<Defect, String> {
     Defect::from_name(name).ok_or_else(|| {
         let names: Vec<&str> = Defect::ALL.iter().map(|defect| defect.name()).collect();
         format!("expected one of {}", names.join(", "))

@@ -22,6 +22,7 @@ mod replay;
 mod source;
 mod terminal;
 mod violation;
+mod zoo;
 
 use std::ffi::OsString;
 use std::os::unix::fs::symlink;
@@ -52,6 +53,7 @@ enum Command {
     Replay(replay::Replay),
     Minimise(minimise::Minimise),
     Canary(canary::Canary),
+    Zoo(zoo::Zoo),
     Malformed(malformed::Malformed),
     Bench(bench::Bench),
     Differential(differential::Differential),
@@ -137,6 +139,7 @@ fn main() -> ExitCode {
         Command::Replay(replay) => replay.run(),
         Command::Minimise(minimise) => minimise.run(),
         Command::Canary(canary) => canary.run(),
+        Command::Zoo(zoo) => zoo.run(),
         Command::Malformed(malformed) => malformed.run(),
         Command::Bench(bench) => bench.run(),
         Command::Differential(differential) => differential.run(),
