@@ -465,6 +465,30 @@ fn a_repair_of_tables_that_overlap_does_not_claim_what_the_next_check_denies() {
     assert_eq!(report.remaining, checked(&damaged, Repair::None).found);
 }
 
+/// The half of an entry that lies within the file was not looked at, and a repair that made the file longer
+/// made it whole.
+#[test]
+fn an_l2_entry_that_the_file_ends_in_is_judged() {
+    let options = CreateOptions {
+        virtual_bytes: 1 << 20,
+        cluster_bits: 14,
+        extended_l2: true,
+        ..CreateOptions::default()
+    };
+    let pair = Pair::create(options, DataFileContent::Clusters);
+    let open = pair.open();
+    run(open.write(0, vec![7; 4096])).unwrap();
+    run(open.close()).unwrap();
+    let mut bytes = pair.image.bytes();
+    let word = |at: usize| u64::from_be_bytes(bytes[at..at + 8].try_into().unwrap());
+    let l2 = len(word(len(word(40))) & 0x00ff_ffff_ffff_fe00);
+    assert_eq!(l2 + (1 << 14), bytes.len(), "the L2 table comes last");
+    bytes.truncate(l2 + 30 * 16 + 8);
+    bytes[l2 + 30 * 16..].fill(0xff);
+    let report = checked(&Ram::from_bytes(&bytes), Repair::None);
+    assert_eq!(report.found.corruptions, 1, "{:?}", report.findings);
+}
+
 #[test]
 fn an_emptied_overlay_gives_its_data_up() {
     let options = CreateOptions {

@@ -143,7 +143,7 @@ impl Survey<'_> {
     async fn walk_l2(&mut self, mut table: Table) {
         let cluster_bytes = self.header.geometry.cluster_bytes();
         let structure = Structure::L2Table;
-        let Some(bytes) = self
+        let Some(mut bytes) = self
             .read(Event::L2Load, structure, table.offset.0, cluster_bytes)
             .await
         else {
@@ -155,6 +155,8 @@ impl Survey<'_> {
         }
         let geometry = self.header.geometry;
         let len = mem_len(geometry.l2_entry_bytes());
+        // The file may end within an entry, and a repair that makes it longer shows the rest as zeroes.
+        bytes.resize(bytes.len().next_multiple_of(len), 0);
         let mut rest = &bytes[..bytes.len().min(mem_len(entries) * len)];
         let mut index = 0;
         while rest.len() >= len {
