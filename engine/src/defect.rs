@@ -4,6 +4,8 @@
 //! with one. In every other build [`Planted::has`] is the constant `false` and the code that it
 //! guards is gone.
 
+use crate::barrier::Barrier;
+
 macro_rules! defects {
     ($($(#[doc = $doc:literal])* $variant:ident $name:literal),* $(,)?) => {
         /// A planted defect.
@@ -219,38 +221,102 @@ impl Defect {
     }
 }
 
-/// The defect that an image carries, if any.
+/// What is wrong with an image's engine on purpose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Flaw {
+    /// A planted defect.
+    Defect(Defect),
+    /// A barrier that is left out.
+    Without(Barrier),
+}
+
+impl Flaw {
+    /// The flaw of that name: a defect's, or `without:` and a barrier's.
+    pub fn from_name(name: &str) -> Option<Self> {
+        let barriers = || Barrier::ALL.iter().copied().map(Self::Without);
+        Defect::from_name(name)
+            .map(Self::Defect)
+            .or_else(|| barriers().find(|flaw| flaw.name() == name))
+    }
+
+    /// The name used on command lines and in traces.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Defect(defect) => defect.name(),
+            Self::Without(barrier) => barrier.flaw_name(),
+        }
+    }
+
+    /// What is wrong, or what is not waited for, in one line.
+    pub fn describe(self) -> &'static str {
+        match self {
+            Self::Defect(defect) => defect.describe(),
+            Self::Without(barrier) => barrier.describe(),
+        }
+    }
+}
+
+impl From<Defect> for Flaw {
+    fn from(defect: Defect) -> Self {
+        Self::Defect(defect)
+    }
+}
+
+impl From<Barrier> for Flaw {
+    fn from(barrier: Barrier) -> Self {
+        Self::Without(barrier)
+    }
+}
+
+/// The flaw that an image carries, if any.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Planted {
     #[cfg(feature = "defects")]
-    defect: Option<Defect>,
+    flaw: Option<Flaw>,
 }
 
 impl Planted {
-    /// No defect.
+    /// No flaw.
     pub const NONE: Self = Self {
         #[cfg(feature = "defects")]
-        defect: None,
+        flaw: None,
     };
 
     /// This one.
     #[cfg(feature = "defects")]
-    pub fn one(defect: Defect) -> Self {
+    pub fn one(flaw: impl Into<Flaw>) -> Self {
         Self {
-            defect: Some(defect),
+            flaw: Some(flaw.into()),
         }
     }
 
     /// Whether `defect` is planted.
     #[cfg(feature = "defects")]
     pub fn has(self, defect: Defect) -> bool {
-        self.defect == Some(defect)
+        self.flaw == Some(Flaw::Defect(defect))
     }
 
     /// Whether `defect` is planted: never, in this build.
     #[cfg(not(feature = "defects"))]
     #[allow(clippy::unused_self, reason = "the same call in every build")]
     pub fn has(self, _: Defect) -> bool {
+        false
+    }
+
+    /// Whether `barrier` is left out, by itself or by a defect.
+    #[cfg(feature = "defects")]
+    pub fn lacks(self, barrier: Barrier) -> bool {
+        match self.flaw {
+            None => false,
+            Some(Flaw::Defect(defect)) => barrier.defect() == Some(defect),
+            Some(Flaw::Without(one)) => one == barrier,
+        }
+    }
+
+    /// Whether `barrier` is left out: never, in this build.
+    #[cfg(not(feature = "defects"))]
+    #[allow(clippy::unused_self, reason = "the same call in every build")]
+    pub fn lacks(self, _: Barrier) -> bool {
         false
     }
 }

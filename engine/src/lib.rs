@@ -7,6 +7,7 @@
 //! Code that overlaps requests is `async` and runs on any executor that polls it; a device that
 //! always completes at once (RAM, a real file) lets [`device::drive`] run it as straight-line code.
 
+pub mod barrier;
 pub mod chain;
 pub mod defect;
 pub mod device;

@@ -19,7 +19,7 @@ fn plan(options: &str) -> Plan {
         pins: Pins::parse(options).expect("the options are constant"),
         contract: None,
         given: None,
-        defect: None,
+        flaw: None,
         effort: Effort::campaign(),
     }
 }

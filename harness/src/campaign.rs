@@ -6,7 +6,7 @@
 //! can end it after any batch.
 
 use blkdebug::contract::Contract;
-use engine::defect::Defect;
+use engine::defect::Flaw;
 use engine::qcow2::geometry::Geometry;
 use rayon::prelude::*;
 use xxhash_rust::xxh3::Xxh3;
@@ -37,8 +37,8 @@ pub struct Plan {
     pub contract: Option<Contract>,
     /// The image to start from, with its disk's size and its geometry; new ones where there is none.
     pub given: Option<(Given, u64, Geometry)>,
-    /// The defect to plant.
-    pub defect: Option<Defect>,
+    /// What to plant in the engine.
+    pub flaw: Option<Flaw>,
     /// How much of each run is judged.
     pub effort: Effort,
 }
@@ -151,7 +151,7 @@ impl Plan {
         Case {
             scenario: Scenario {
                 contract: self.contract.unwrap_or(drawn.contract),
-                defect: self.defect,
+                flaw: self.flaw,
                 ..drawn
             },
             schedule: Schedule::Drawn(Box::new(prng.fork("schedule"))),
@@ -231,7 +231,7 @@ mod tests {
             pins: Pins::parse("lazy_refcounts=off,operations=6").unwrap(),
             contract: None,
             given: None,
-            defect: None,
+            flaw: None,
             effort,
         }
     }

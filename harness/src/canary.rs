@@ -1,14 +1,17 @@
-//! Hunting a planted defect: a harness that cannot find it proves nothing by finding nothing else.
+//! Hunting a planted defect, or a barrier that is left out: a harness that cannot find it proves nothing by finding nothing else.
 
-use engine::defect::Defect;
+use engine::barrier::Barrier;
+use engine::defect::{Defect, Flaw};
 use engine::preallocation::Preallocation;
 use engine::qcow2::create::BackingFormat;
 
 use crate::campaign::{NoThreads, Plan, Proceed, Progress, campaign};
 use crate::reduce::{Reduced, reduce};
-use crate::run::{Effort, replay};
+use crate::run::{Case, Effort, Schedule, replay, run};
+use crate::trace::Trace;
 use crate::workload::pin::{Managed, Pins, Room};
 use crate::workload::shape::Encrypted;
+use crate::workload::shape::Scenario;
 
 /// The seed that canaries are hunted with.
 const SEED: u64 = 1;
@@ -26,28 +29,45 @@ pub struct Hunt {
     pub found: Option<Reduced>,
     /// Whether the trace of it comes to the same verdict.
     pub replays: bool,
+    /// Whether the same workload under the same schedule passes once the flaw is gone: what was found is then the
+    /// flaw's doing.
+    pub passes_without: bool,
 }
 
-/// Plants a defect and runs drawn workloads until it is found. After every
+/// Plants a flaw and runs drawn workloads until it is found. After every
 /// batch of runs `between` is told how far it is, and decides.
 pub fn hunt(
-    defect: Defect,
+    flaw: Flaw,
     jobs: usize,
     between: &mut dyn FnMut(&Progress) -> Proceed,
 ) -> Result<Hunt, NoThreads> {
-    let mut campaign = campaign(&plan(defect, SEED), jobs, between)?;
+    let mut campaign = campaign(&plan(flaw, SEED), jobs, between)?;
     campaign.found.sort_by_key(|found| found.finding.is_late());
     let found = campaign.found.iter().find_map(|found| reduce(found).ok());
     let replays = found.as_ref().is_some_and(|reduced| {
         let expected = &reduced.trace.expected;
         replay(&reduced.trace).is_ok_and(|replayed| replayed.is_as(expected))
     });
+    let passes_without = found.as_ref().is_some_and(|one| passes_without(&one.trace));
     Ok(Hunt {
         runs: campaign.progress.runs,
         states: campaign.progress.counts.states_judged,
         found,
         replays,
+        passes_without,
     })
+}
+
+fn passes_without(trace: &Trace) -> bool {
+    let case = Case {
+        scenario: Scenario {
+            flaw: None,
+            ..trace.scenario.clone()
+        },
+        schedule: Schedule::Given(trace.choices.clone()),
+    };
+    run(&case, &Effort::campaign())
+        .is_ok_and(|outcome| outcome.findings.is_empty() && outcome.broken.is_empty())
 }
 
 /// What came of looking for a planted defect with one seed.
@@ -59,29 +79,33 @@ pub struct Sighting {
     pub states: u64,
 }
 
-/// Plants a defect and runs the workloads that `seed` draws until something is found, of whatever class. After
+/// Plants a flaw and runs the workloads that `seed` draws until something is found, of whatever class. After
 /// every batch of runs `between` is told how far it is, and decides.
 pub fn sight(
-    defect: Defect,
+    flaw: Flaw,
     seed: u64,
     jobs: usize,
     between: &mut dyn FnMut(&Progress) -> Proceed,
 ) -> Result<Sighting, NoThreads> {
-    let campaign = campaign(&plan(defect, seed), jobs, between)?;
+    let campaign = campaign(&plan(flaw, seed), jobs, between)?;
     Ok(Sighting {
         seen: !campaign.found.is_empty(),
         states: campaign.progress.counts.states_judged,
     })
 }
 
-fn plan(defect: Defect, seed: u64) -> Plan {
+fn plan(flaw: Flaw, seed: u64) -> Plan {
+    let pins = match flaw {
+        Flaw::Defect(defect) => pins(defect),
+        Flaw::Without(barrier) => pins_without(barrier),
+    };
     Plan {
         seed,
         runs: RUNS,
-        pins: pins(defect),
+        pins,
         contract: None,
         given: None,
-        defect: Some(defect),
+        flaw: Some(flaw),
         effort: effort(),
     }
 }
@@ -201,6 +225,36 @@ fn pins(defect: Defect) -> Pins {
         Defect::StreamSkipsZeroes | Defect::StreamLooksOneDeep => {
             pinned("chain=on,backing=qcow2,operations=12")
         }
+    }
+}
+
+/// What is fixed where a barrier is left out by itself, if not what is fixed for the defect that leaves it out.
+const FIXED_WITHOUT: [(Barrier, &str); 14] = [
+    (Barrier::DirtyBit, "lazy_refcounts=on"),
+    (Barrier::AfterClean, "lazy_refcounts=on"),
+    (Barrier::AfterCompatible, "manage=amend"),
+    (Barrier::AfterWidthSwitch, "manage=amend"),
+    (Barrier::BeforeRestate, "abandoned=on,snapshots=on"),
+    (Barrier::AfterRestate, "abandoned=on,snapshots=on"),
+    (Barrier::ClearedAutoclear, "version=3"),
+    (Barrier::BeforeCut, "shrink=on"),
+    (
+        Barrier::BeforeBlockCut,
+        "shrink=on,cluster_size=512,refcount_bits=64",
+    ),
+    (Barrier::RepairRead, "abandoned=on"),
+    (Barrier::RepairSwitch, "abandoned=on"),
+    (Barrier::RepairCopied, "abandoned=on"),
+    (Barrier::RepairMarks, "abandoned=on"),
+    (Barrier::RepairDone, "abandoned=on"),
+];
+
+/// What is not drawn where a barrier is left out.
+fn pins_without(barrier: Barrier) -> Pins {
+    let mut fixed = FIXED_WITHOUT.iter().filter(|(one, _)| *one == barrier);
+    match fixed.next() {
+        Some((_, options)) => pinned(options),
+        None => barrier.defect().map_or_else(Pins::default, pins),
     }
 }
 

@@ -15,7 +15,7 @@ fn violations(options: &str, defect: Option<Defect>, runs: u64) -> (u64, u64) {
         pins: Pins::parse(options).unwrap(),
         contract: None,
         given: None,
-        defect,
+        flaw: defect.map(Into::into),
         effort: Effort::campaign(),
     };
     let campaign = campaign(&plan, 2, &mut |_| Proceed::GoOn).unwrap();

@@ -89,7 +89,8 @@ impl Canary {
                 Proceed::GoOn
             }
         };
-        let hunt = harness::canary::hunt(defect, jobs, &mut between).map_err(Refusal::new)?;
+        let hunt =
+            harness::canary::hunt(defect.into(), jobs, &mut between).map_err(Refusal::new)?;
         display.finish();
         let seconds = found_after.as_secs_f64();
         let start = format!(
@@ -112,6 +113,9 @@ impl Canary {
         }
         if !hunt.replays {
             complaints.push_str("  DOES NOT REPLAY");
+        }
+        if !hunt.passes_without {
+            complaints.push_str("  FAILS WITHOUT IT");
         }
         println!("{start} {operations:>4}  {}{complaints}", reduced.class);
         violation::save(&reduced, defect.name(), "canary", &self.out)?;

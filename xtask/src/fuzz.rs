@@ -87,7 +87,7 @@ impl Fuzz {
             pins: self.options.unwrap_or_default(),
             contract: Some(self.contract),
             given,
-            defect: None,
+            flaw: None,
             effort: Effort::campaign(),
         };
         let limit = self.time.map_or(Limit::Runs(plan.runs), Limit::Time);

@@ -18,6 +18,7 @@ mod io;
 mod iotests;
 mod malformed;
 mod minimise;
+mod mutants;
 mod replay;
 mod source;
 mod terminal;
@@ -53,6 +54,7 @@ enum Command {
     Replay(replay::Replay),
     Minimise(minimise::Minimise),
     Canary(canary::Canary),
+    Mutants(mutants::Mutants),
     Zoo(zoo::Zoo),
     Malformed(malformed::Malformed),
     Bench(bench::Bench),
@@ -139,6 +141,7 @@ fn main() -> ExitCode {
         Command::Replay(replay) => replay.run(),
         Command::Minimise(minimise) => minimise.run(),
         Command::Canary(canary) => canary.run(),
+        Command::Mutants(mutants) => mutants.run(),
         Command::Zoo(zoo) => zoo.run(),
         Command::Malformed(malformed) => malformed.run(),
         Command::Bench(bench) => bench.run(),

@@ -83,7 +83,8 @@ impl Zoo {
                 Proceed::GoOn
             }
         };
-        let sighting = sight(defect, seed, self.jobs.into(), &mut between).map_err(Refusal::new)?;
+        let sighting =
+            sight(defect.into(), seed, self.jobs.into(), &mut between).map_err(Refusal::new)?;
         Ok(Look {
             seen: sighting.seen,
             took: display.finish(),

@@ -10,7 +10,7 @@ use super::geometry::Geometry;
 use super::header::{Extension, HeaderSector, compatible};
 use super::image::Qcow2;
 use super::metadata::{Metadata, Refcounting};
-use super::order::{Rule, Stamp};
+use crate::barrier::Barrier;
 use crate::device::Event;
 use crate::error::{Error, Refused};
 use crate::manage::{Amend, BackingName};
@@ -77,6 +77,9 @@ impl Qcow2 {
     }
 }
 
+/// What an image waits for before its dirty bit goes: rule 9.
+pub(super) const CLEAN: [Barrier; 2] = [Barrier::BeforeReap, Barrier::BeforeClean];
+
 impl Metadata {
     /// Refuses changes that this image cannot have, all together.
     fn may_amend(&self, amend: Amend) -> Result<(), Error> {
@@ -127,7 +130,7 @@ impl Metadata {
         let (refcounting, bits) = if lazy {
             (Refcounting::Lazy, present | compatible::LAZY_REFCOUNTS)
         } else {
-            self.settle(Rule::BeforeClean).await?;
+            self.settle(CLEAN).await?;
             (Refcounting::Strict, present & !compatible::LAZY_REFCOUNTS)
         };
         self.refcounting = refcounting;
@@ -135,22 +138,21 @@ impl Metadata {
             return Ok(());
         }
         let change = |sector0: &mut HeaderSector| sector0.set_compatible(bits);
-        let (rule, nothing) = (Rule::BeforeHeaderSwitch, Stamp::default());
-        let switched = self.switch(rule, Event::None, nothing, change).await?;
-        self.order.barrier(Rule::AfterHeaderSwitch, switched).await
+        let switched = self.change_sector0(Event::None, change).await?;
+        self.order.barrier(Barrier::AfterCompatible, switched).await
     }
 
     /// Writes back everything, frees what was waiting to be freed, and clears the dirty bit: rule 9, or
-    /// what is at least as strict.
+    /// what is at least as strict, and then by other barriers.
     ///
     /// Every step may fail and be tried again; the dirty bit stays until all have succeeded.
-    pub(super) async fn settle(&mut self, rule: Rule) -> Result<(), Error> {
+    pub(super) async fn settle(&mut self, [reap, clean]: [Barrier; 2]) -> Result<(), Error> {
         self.write_back_all().await?;
-        self.order.barrier(rule, self.order.latest()).await?;
+        self.order.barrier(reap, self.order.latest()).await?;
         self.store_bitmaps().await?;
         self.reap().await?;
         self.write_refcounts().await?;
-        self.order.barrier(rule, self.order.latest()).await?;
+        self.order.barrier(clean, self.order.latest()).await?;
         self.clear_dirty().await
     }
 }

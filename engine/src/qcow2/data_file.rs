@@ -21,8 +21,9 @@ use super::extension;
 use super::geometry::Geometry;
 use super::header::{Extension, autoclear};
 use super::image::Qcow2;
-use super::order::{Rule, Stamp};
+use super::order::Stamp;
 use super::unit::{GuestCluster, HostOffset, byte_count};
+use crate::barrier::Barrier;
 use crate::device::{Event, Port, Unmapped};
 use crate::error::{Error, Refused};
 use crate::image::Unmap;
@@ -117,7 +118,7 @@ impl Qcow2 {
         let mut written = metadata.write_back_all().await;
         if written.is_ok() {
             let latest = self.order.latest();
-            written = self.order.barrier(Rule::BeforeRawData, latest).await;
+            written = self.order.barrier(Barrier::BeforeRawData, latest).await;
         }
         if written.is_err() {
             // The file may say either; nothing may take the new mappings for durable.

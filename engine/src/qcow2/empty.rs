@@ -10,8 +10,9 @@ use super::header::HeaderSector;
 use super::image::Qcow2;
 use super::l2::host_clusters;
 use super::metadata::Metadata;
-use super::order::{Rule, Stamp};
+use super::order::Stamp;
 use super::unit::{HostOffset, byte_count, mem_len};
+use crate::barrier::Barrier;
 use crate::device::Event;
 use crate::error::{BadImage, Error, Problem, Refused, Structure};
 use crate::sync::Mode;
@@ -70,8 +71,8 @@ impl Metadata {
         };
         let needs = content.max(self.counted().await?);
         let change = |sector0: &mut HeaderSector| sector0.set_l1(offset, entries);
-        let (rule, event) = (Rule::BeforeEmptySwitch, Event::L1GrowActivateTable);
-        let switched = self.switch(rule, event, needs, change).await?;
+        let (before, event) = (Barrier::BeforeEmptySwitch, Event::L1GrowActivateTable);
+        let switched = self.switch(before, event, needs, change).await?;
         let words = std::mem::replace(&mut self.l1, vec![L1Word(0); mem_len(entries)]);
         let old = OldTable {
             offset: std::mem::replace(&mut self.l1_offset, offset),
@@ -79,7 +80,9 @@ impl Metadata {
         };
         self.owners.retain(|_, owner| *owner != Structure::L1Table);
         self.own(offset, clusters, Structure::L1Table);
-        self.order.barrier(Rule::AfterEmptySwitch, switched).await?;
+        self.order
+            .barrier(Barrier::AfterEmptySwitch, switched)
+            .await?;
         Ok(old)
     }
 

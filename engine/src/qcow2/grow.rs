@@ -7,8 +7,8 @@ use super::free::Unlink;
 use super::header::HeaderSector;
 use super::image::Qcow2;
 use super::metadata::Metadata;
-use super::order::Rule;
 use super::unit::{GuestCluster, HostOffset, byte_count, mem_len};
+use crate::barrier::Barrier;
 use crate::defect::Defect;
 use crate::device::{Event, SECTOR_BYTES};
 use crate::error::{Error, Refused, Structure};
@@ -65,7 +65,7 @@ impl Qcow2 {
         let mut metadata = self.metadata.lock().await;
         metadata.write_back_all().await?;
         self.order
-            .barrier(Rule::BeforeSize, self.order.latest())
+            .barrier(Barrier::BeforeSize, self.order.latest())
             .await?;
         let mut sector0 = metadata.sector0.clone();
         sector0.set_virtual_bytes(virtual_bytes);
@@ -76,7 +76,7 @@ impl Qcow2 {
         // Something else may have stood there once.
         metadata.resize_bitmaps(old_bytes..virtual_bytes);
         self.virtual_bytes.set(virtual_bytes);
-        self.order.barrier(Rule::AfterSize, written).await
+        self.order.barrier(Barrier::AfterSize, written).await
     }
 
     /// Makes what is added read as zeroes, in the data file too where there is one.
@@ -163,8 +163,8 @@ impl Metadata {
             needs = needs.max(self.refcounts_written);
         }
         let change = |sector0: &mut HeaderSector| sector0.set_l1(offset, entries);
-        let (rule, event) = (Rule::BeforeL1Switch, Event::L1GrowActivateTable);
-        let switched = self.switch(rule, event, needs, change).await?;
+        let (before, event) = (Barrier::BeforeL1Switch, Event::L1GrowActivateTable);
+        let switched = self.switch(before, event, needs, change).await?;
 
         let old = self.geometry.cluster_of(self.l1_offset);
         let old_clusters = self.geometry.clusters_for(byte_count(self.l1.len()) * 8);

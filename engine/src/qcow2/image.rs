@@ -4,13 +4,15 @@ use std::cell::Cell;
 use std::fmt;
 use std::rc::Rc;
 
+use super::amend::CLEAN;
 use super::bitmap::Change;
 use super::compress::Compression;
 use super::crypto::{Area, Crypto};
 use super::discards::Discards;
 use super::geometry::Geometry;
 use super::metadata::Metadata;
-use super::order::{Order, Rule};
+use super::order::Order;
+use crate::barrier::Barrier;
 use crate::defect::{Defect, Planted};
 use crate::device::Event;
 use crate::error::Error;
@@ -91,7 +93,7 @@ impl Qcow2 {
             }
         }
         self.order
-            .barrier(Rule::GuestFlush, self.order.latest())
+            .barrier(Barrier::GuestFlush, self.order.latest())
             .await?;
         // The flush made unlinks durable: the space that they left can go back now. What fails is tried
         // again, and told, when a cluster is next needed.
@@ -109,9 +111,9 @@ impl Qcow2 {
         }
         let mut metadata = self.metadata.lock().await;
         metadata.must_be_sound()?;
-        metadata.settle(Rule::BeforeClean).await?;
+        metadata.settle(CLEAN).await?;
         self.order
-            .barrier(Rule::AfterClean, self.order.latest())
+            .barrier(Barrier::AfterClean, self.order.latest())
             .await
     }
 }

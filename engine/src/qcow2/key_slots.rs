@@ -12,8 +12,9 @@
 use super::crypto::Area;
 use super::image::Qcow2;
 use super::metadata::Metadata;
-use super::order::{Rule, Stamp};
+use super::order::Stamp;
 use super::unit::{HostOffset, byte_count};
+use crate::barrier::Barrier;
 use crate::device::Event;
 use crate::error::{Error, KeySlotProblem, Refused};
 use crate::luks::slot::{Filled, emptied, fill};
@@ -40,9 +41,9 @@ impl Qcow2 {
         let sectors = Sectors::with_entry(&present, &header, slot);
         let written = metadata.put(area, place.start, material.to_vec()).await?;
         let written = written.max(metadata.put_sectors(area, &sectors.others).await?);
-        self.order.barrier(Rule::BeforeKeySlot, written).await?;
+        self.order.barrier(Barrier::BeforeKeySlot, written).await?;
         let switched = metadata.put_sectors(area, &[sectors.state]).await?;
-        self.order.barrier(Rule::AfterKeySlot, switched).await
+        self.order.barrier(Barrier::AfterKeySlot, switched).await
     }
 
     /// Makes a slot inactive and wipes its key material, or what is left of it in an inactive slot.
@@ -63,7 +64,7 @@ impl Qcow2 {
             header.slots[slot].active = false;
             let Sectors { state, .. } = Sectors::with_entry(&present, &header, slot);
             let switched = metadata.put_sectors(area, &[state]).await?;
-            self.order.barrier(Rule::BeforeKeyWipe, switched).await?;
+            self.order.barrier(Barrier::BeforeKeyWipe, switched).await?;
         }
         let place = header.material(slot);
         let Sectors { state, mut others } =
@@ -73,7 +74,7 @@ impl Qcow2 {
             .put(area, place.start, vec![0; place.len()])
             .await?;
         let wiped = wiped.max(metadata.put_sectors(area, &others).await?);
-        self.order.barrier(Rule::AfterKeyWipe, wiped).await
+        self.order.barrier(Barrier::AfterKeyWipe, wiped).await
     }
 
     /// The key of a LUKS volume that was unlocked, for whoever opens it again: see

@@ -5,8 +5,9 @@ use super::discards::Source;
 use super::entry::{Copied, L1Entry, L1Word, L2Entry, Mapping};
 use super::free::{Unlink, clusters_of};
 use super::metadata::Metadata;
-use super::order::{Rule, Stamp};
+use super::order::Stamp;
 use super::unit::{GuestCluster, HostCluster, HostOffset, byte_count, mem_len};
+use crate::barrier::Barrier;
 use crate::defect::Defect;
 use crate::device::Event;
 use crate::error::{BadImage, Error, Problem, Refused, Structure};
@@ -220,7 +221,7 @@ impl Metadata {
                 return Err(error);
             }
         };
-        self.order.barrier(Rule::BeforeL1, content).await?;
+        self.order.barrier(Barrier::BeforeL1, content).await?;
         let before = self.l1[l1_index];
         self.l1[l1_index] = L1Entry::Table {
             offset,

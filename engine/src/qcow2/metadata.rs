@@ -13,10 +13,11 @@ use super::entry::{L1Word, ReftableWord};
 use super::free::Deferred;
 use super::geometry::Geometry;
 use super::header::{HeaderSector, incompatible};
-use super::order::{Order, Rule, Stamp};
+use super::order::{Order, Stamp};
 use super::overlap::OverlapChecks;
 use super::snapshot::Snapshots;
 use super::unit::{HostCluster, HostOffset, byte_count, mem_len};
+use crate::barrier::Barrier;
 use crate::defect::{Defect, Planted};
 use crate::device::{Event, SECTOR_BYTES};
 use crate::error::{BadImage, Error, Refused, Structure};
@@ -138,7 +139,7 @@ impl Metadata {
             needs = needs.max(self.refcounts_written);
         }
         self.order.must_be_trusted()?;
-        self.order.barrier(Rule::BeforeLink, needs).await?;
+        self.order.barrier(Barrier::BeforeLink, needs).await?;
         for offset in slices {
             let bytes = self.l2.slice(*offset).bytes.clone();
             let stamp = self.order.write(Event::L2Update, *offset, bytes).await?;
@@ -151,7 +152,7 @@ impl Metadata {
             self.write_refcounts().await?;
         }
         if self.planted.has(Defect::DirtyTooLate) && self.dirty {
-            self.set_incompatible(self.incompatible | incompatible::DIRTY)
+            self.set_incompatible(Barrier::DirtyBit, self.incompatible | incompatible::DIRTY)
                 .await?;
         }
         Ok(())
@@ -182,7 +183,7 @@ impl Metadata {
             return Ok(());
         }
         if !self.planted.has(Defect::DirtyTooLate) {
-            self.set_incompatible(self.incompatible | incompatible::DIRTY)
+            self.set_incompatible(Barrier::DirtyBit, self.incompatible | incompatible::DIRTY)
                 .await?;
         }
         self.dirty = true;
@@ -196,27 +197,28 @@ impl Metadata {
         if self.incompatible & incompatible::DIRTY == 0 {
             return Ok(());
         }
-        self.set_incompatible(self.incompatible & !incompatible::DIRTY)
-            .await
-    }
-
-    /// Sets the bits of features that writers who do not know them must clear.
-    pub(super) async fn set_autoclear(&mut self, bits: u64) -> Result<(), Error> {
-        let mut sector0 = self.sector0.clone();
-        sector0.set_autoclear(bits);
-        self.order
-            .write_through(Event::None, HostOffset(0), sector0.bytes())
-            .await?;
-        self.sector0 = sector0;
+        let bits = self.incompatible & !incompatible::DIRTY;
+        // An image that stays dirty is repaired for nothing, and that is all: no barrier.
+        let change = |sector0: &mut HeaderSector| sector0.set_incompatible(bits);
+        self.restate_sector0(Event::None, change).await?;
+        self.incompatible = bits;
         Ok(())
     }
 
-    async fn set_incompatible(&mut self, bits: u64) -> Result<(), Error> {
+    /// Sets the bits of features that writers who do not know them must clear. Durable on return, as
+    /// `barrier` demands.
+    pub(super) async fn set_autoclear(&mut self, barrier: Barrier, bits: u64) -> Result<(), Error> {
+        let change = |sector0: &mut HeaderSector| sector0.set_autoclear(bits);
+        let written = self.restate_sector0(Event::None, change).await?;
+        self.order.barrier(barrier, written).await
+    }
+
+    async fn set_incompatible(&mut self, barrier: Barrier, bits: u64) -> Result<(), Error> {
         let mut sector0 = self.sector0.clone();
         sector0.set_incompatible(bits);
         self.incompatible |= bits;
         self.order
-            .write_through(Event::None, HostOffset(0), sector0.bytes())
+            .write_through(barrier, Event::None, HostOffset(0), sector0.bytes())
             .await?;
         self.sector0 = sector0;
         self.incompatible = bits;
@@ -227,26 +229,40 @@ impl Metadata {
     /// changes unless the switch succeeded.
     pub(super) async fn switch(
         &mut self,
-        rule: Rule,
+        before: Barrier,
         event: Event,
         content: Stamp,
         change: impl FnOnce(&mut HeaderSector),
     ) -> Result<Stamp, Error> {
-        self.order.barrier(rule, content).await?;
+        self.order.barrier(before, content).await?;
+        self.change_sector0(event, change).await
+    }
+
+    /// Changes what sector 0 points to where nothing has to be durable before. In memory nothing changes
+    /// unless it succeeded.
+    pub(super) async fn change_sector0(
+        &mut self,
+        event: Event,
+        change: impl FnOnce(&mut HeaderSector),
+    ) -> Result<Stamp, Error> {
+        let changed = self.restate_sector0(event, change).await;
+        if changed.is_err() {
+            // The file may point to either table: whatever is written to one may be lost.
+            self.order.distrust();
+        }
+        changed
+    }
+
+    /// Changes bits of sector 0 of which either value may be relied on until it succeeded.
+    async fn restate_sector0(
+        &mut self,
+        event: Event,
+        change: impl FnOnce(&mut HeaderSector),
+    ) -> Result<Stamp, Error> {
         let mut sector0 = self.sector0.clone();
         change(&mut sector0);
-        let stamp = match self
-            .order
-            .write(event, HostOffset(0), sector0.bytes())
-            .await
-        {
-            Ok(stamp) => stamp,
-            Err(error) => {
-                // The file may point to either table: whatever is written to one may be lost.
-                self.order.distrust();
-                return Err(error);
-            }
-        };
+        let bytes = sector0.bytes();
+        let stamp = self.order.write(event, HostOffset(0), bytes).await?;
         self.sector0 = sector0;
         Ok(stamp)
     }
@@ -286,7 +302,10 @@ impl Metadata {
         if self.version >= 3 {
             // The reason matters more than whether it could be written down.
             let _ = self
-                .set_incompatible(self.incompatible | incompatible::CORRUPT)
+                .set_incompatible(
+                    Barrier::CorruptMark,
+                    self.incompatible | incompatible::CORRUPT,
+                )
                 .await;
         }
         reason.into()

@@ -4,8 +4,8 @@
 //!
 //! The device may keep any subset of what was written since the last flush, in any order, and tear it
 //! at 512 bytes. What survives must still be an image in which no flushed byte is lost and no foreign
-//! byte shows. These rules make it so; [`order::Rule`] names those that cost a barrier, and every
-//! barrier in the code names its rule.
+//! byte shows. These rules make it so; [`crate::barrier::Barrier`] names the places that wait for writes, and
+//! the rule that asks for each.
 //!
 //! 1. **Before a link**: an L2 entry is written only when the refcounts that it relies on are durable
 //!    (unless the dirty bit is), and when its data are, where anything but zeroes could show in their
@@ -76,6 +76,8 @@
 //!     long with its old content, or short.
 //! 31. **Before a cut**: L2 entries and refcount table entries that name clusters behind the new end of
 //!     the file are durably gone before the file ends there.
+//! 32. **Corrupt**: an image that is found corrupt says so durably before the failure is told.
+//! 33. **Repair**: each step leaves an image that the next repair can start from; see `check::repair`.
 //!
 //! A flush that fails may have dropped what it was to make durable, and a later one would not tell.
 //! From then on nothing is allocated and no table is written back, barrier or not.

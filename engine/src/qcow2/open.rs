@@ -15,10 +15,11 @@ use super::geometry::Geometry;
 use super::header::{self, Header, HeaderSector};
 use super::image::Qcow2;
 use super::metadata::{Metadata, Refcounting};
-use super::order::{Order, Rule, Stamp};
+use super::order::{Order, Stamp};
 use super::overlap::OverlapChecks;
 use super::snapshot::Snapshots;
 use super::unit::{HostCluster, HostOffset, byte_count, mem_len};
+use crate::barrier::Barrier;
 use crate::defect::Planted;
 use crate::device::{Event, Port};
 use crate::error::{BadImage, Error, Problem, Refused, Structure};
@@ -169,7 +170,7 @@ impl Qcow2 {
         }
         let order = Rc::new(Order::new(file, data, options.planted));
         if options.access == Access::ReadWrite {
-            order.barrier(Rule::BeforeUse, order.latest()).await?;
+            order.barrier(Barrier::BeforeUse, order.latest()).await?;
         }
         let snapshots = Snapshots::load(&order, &header).await?;
         let state = (options, snapshots);

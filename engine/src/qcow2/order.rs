@@ -9,6 +9,7 @@
 
 use std::cell::Cell;
 
+use crate::barrier::Barrier;
 use crate::defect::{Defect, Planted};
 use crate::device::{Event, Port, Unmapped};
 use crate::error::{Error, Refused};
@@ -34,117 +35,6 @@ impl Stamp {
         Self {
             image: self.image.max(other.image),
             data: self.data.max(other.data),
-        }
-    }
-}
-
-/// The rules of [`crate::qcow2`] that cost a barrier.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Rule {
-    /// Rule 1: refcounts and data before the L2 entries that rely on them.
-    BeforeLink,
-    /// Rule 2: an L2 table before the L1 entry that points to it.
-    BeforeL1,
-    /// Rule 4: a refcount block before the refcount table entry.
-    BeforeHookup,
-    /// Rule 5: the refcount table entry before use of what the block counts.
-    AfterHookup,
-    /// Rule 6: a refcount table and its blocks before the header that points to it.
-    BeforeReftableSwitch,
-    /// Rule 6: an L1 table before the header that points to it.
-    BeforeL1Switch,
-    /// Rule 7: the header before clusters are used that only the new refcount table covers.
-    AfterReftableSwitch,
-    /// Rule 9: L2 tables and refcounts before the dirty bit is cleared.
-    BeforeClean,
-    /// Rule 9: the cleared dirty bit before close returns.
-    AfterClean,
-    /// Rule 10: the content of a grown disk before its size.
-    BeforeSize,
-    /// Rule 10: the size before grow returns.
-    AfterSize,
-    /// Rule 30: a smaller disk's header before anything goes that lay beyond its end.
-    AfterShrink,
-    /// Rule 31: what names clusters behind the new end of the file no more, before it ends there.
-    BeforeCut,
-    /// Rule 16: cleared COPIED before a second reference is counted.
-    BeforeRaise,
-    /// Rule 17: counts and tables before the header that makes them a snapshot's, or the disk's.
-    BeforeSnapshotSwitch,
-    /// Rule 18: that header before what it unlinked goes, and before it is told.
-    AfterSnapshotSwitch,
-    /// Rule 19: lowered refcounts before COPIED claims them.
-    BeforeCopied,
-    /// Rule 11: what the guest asked to be durable.
-    GuestFlush,
-    /// Rule 20: the mark of an enabled bitmap before the first change.
-    BeforeChange,
-    /// Rule 21: stored bitmaps and their directory before the header that points to it.
-    BeforeBitmapSwitch,
-    /// Rule 21: the switch before an operation on bitmaps returns, and before anything old is freed.
-    AfterBitmapSwitch,
-    /// Rule 12: what stands in the file before anything builds on it.
-    BeforeUse,
-    /// Rule 13: what lies behind sector 0 before the header that refers to it.
-    BeforeHeaderSwitch,
-    /// Rule 13: the rewritten header before its change returns.
-    AfterHeaderSwitch,
-    /// Rule 14: refcounts of another width before the header that points to them.
-    BeforeWidthSwitch,
-    /// Rule 14: expanded zeroes before the header of a version that knows none.
-    BeforeDowngrade,
-    /// Rule 15: the empty L1 table before the header that points to it.
-    BeforeEmptySwitch,
-    /// Rule 15: the switch to the empty L1 table before what it unlinked is freed.
-    AfterEmptySwitch,
-    /// Rule 24: the L2 entry that shows a cluster of a raw data file before the cluster changes.
-    BeforeRawData,
-    /// Rule 25: key material before the slot that refers to it is active.
-    BeforeKeySlot,
-    /// Rule 26: the active slot before it is told.
-    AfterKeySlot,
-    /// Rule 27: the inactive slot before its key material is overwritten.
-    BeforeKeyWipe,
-    /// Rule 28: the overwritten key material before it is told.
-    AfterKeyWipe,
-}
-
-impl Rule {
-    /// The planted defect that leaves this barrier out, where there is one.
-    fn defect(self) -> Option<Defect> {
-        match self {
-            Self::BeforeLink => Some(Defect::LinkBeforeData),
-            Self::BeforeL1 => Some(Defect::L1BeforeL2),
-            Self::BeforeHookup => Some(Defect::HookupBeforeBlock),
-            Self::BeforeReftableSwitch => Some(Defect::ReftableBeforeBlocks),
-            Self::BeforeL1Switch => Some(Defect::L1SwitchBeforeTable),
-            Self::BeforeClean => Some(Defect::CleanTooEarly),
-            Self::GuestFlush => Some(Defect::FlushSkipsDevice),
-            Self::AfterHookup => Some(Defect::UseBeforeHookup),
-            Self::AfterReftableSwitch => Some(Defect::UseBeforeSwitch),
-            Self::BeforeSize => Some(Defect::SizeBeforeContent),
-            Self::AfterSize => Some(Defect::SizeNotFlushed),
-            Self::BeforeHeaderSwitch => Some(Defect::HeaderBeforeNames),
-            Self::AfterHeaderSwitch => Some(Defect::HeaderNotFlushed),
-            Self::BeforeWidthSwitch => Some(Defect::WidthBeforeBlocks),
-            Self::BeforeDowngrade => Some(Defect::DowngradeBeforeZeroes),
-            Self::BeforeEmptySwitch => Some(Defect::EmptyBeforeTable),
-            Self::AfterEmptySwitch => Some(Defect::EmptyFreesEarly),
-            Self::BeforeRawData => Some(Defect::RawDataBeforeLink),
-            Self::AfterShrink => Some(Defect::ShrinkFreesEarly),
-            Self::BeforeCut => Some(Defect::CutTooEarly),
-            Self::BeforeRaise => Some(Defect::RaiseBeforeClaims),
-            Self::BeforeSnapshotSwitch => Some(Defect::SnapshotSwitchEarly),
-            Self::AfterSnapshotSwitch => Some(Defect::SnapshotNotFlushed),
-            Self::BeforeCopied => Some(Defect::CopiedBeforeCounts),
-            Self::AfterClean | Self::BeforeUse => None,
-            Self::BeforeKeySlot => Some(Defect::KeySlotBeforeMaterial),
-            Self::AfterKeySlot => Some(Defect::KeySlotNotFlushed),
-            Self::BeforeKeyWipe => Some(Defect::KeyWipeEarly),
-            Self::AfterKeyWipe => Some(Defect::KeyWipeNotFlushed),
-            Self::BeforeChange => Some(Defect::BitmapMarkedLate),
-            Self::BeforeBitmapSwitch => Some(Defect::BitmapSwitchBeforeContent),
-            Self::AfterBitmapSwitch => Some(Defect::BitmapNotFlushed),
         }
     }
 }
@@ -283,14 +173,20 @@ impl Order {
         self.data_stamp();
     }
 
-    /// Writes through: durable on return.
+    /// Writes through: durable on return, as `barrier` demands.
     pub(crate) async fn write_through(
         &self,
+        barrier: Barrier,
         event: Event,
         offset: HostOffset,
         data: Vec<u8>,
     ) -> Result<(), Error> {
-        let outcome = self.file().at(event).write_fua(offset.0, data).await;
+        let at = self.file().at(event);
+        let outcome = if self.planted.lacks(barrier) {
+            at.write(offset.0, data).await
+        } else {
+            at.write_fua(offset.0, data).await
+        };
         self.stamp();
         Ok(outcome?)
     }
@@ -323,14 +219,14 @@ impl Order {
         self.stamp();
     }
 
-    /// Waits until the writes up to `needs` are durable, as `rule` demands.
-    pub(crate) async fn barrier(&self, rule: Rule, needs: Stamp) -> Result<(), Error> {
-        if rule.defect().is_some_and(|defect| self.planted.has(defect)) {
+    /// Waits until the writes up to `needs` are durable.
+    pub(crate) async fn barrier(&self, barrier: Barrier, needs: Stamp) -> Result<(), Error> {
+        self.must_be_trusted()?;
+        if self.planted.lacks(barrier) {
             return Ok(());
         }
-        self.must_be_trusted()?;
         if let Some(data) = &self.data
-            && !self.skips_data_file(rule)
+            && !self.skips_data_file(barrier)
         {
             self.flush(data, needs.data).await?;
         }
@@ -355,9 +251,9 @@ impl Order {
     }
 
     /// Whether a planted defect takes the data file for durable.
-    fn skips_data_file(&self, rule: Rule) -> bool {
-        rule == Rule::BeforeLink && self.planted.has(Defect::LinkBeforeDataFile)
-            || rule == Rule::GuestFlush && self.planted.has(Defect::FlushSkipsDataFile)
+    fn skips_data_file(&self, barrier: Barrier) -> bool {
+        barrier == Barrier::BeforeLink && self.planted.has(Defect::LinkBeforeDataFile)
+            || barrier == Barrier::GuestFlush && self.planted.has(Defect::FlushSkipsDataFile)
     }
 
     /// Makes every further barrier fail: what the file relies on is no longer known.

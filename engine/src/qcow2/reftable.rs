@@ -9,9 +9,10 @@ use super::entry::ReftableWord;
 use super::free::Unlink;
 use super::header::HeaderSector;
 use super::metadata::Metadata;
-use super::order::{Rule, Stamp};
+use super::order::Stamp;
 use super::refblock;
 use super::unit::{HostCluster, HostOffset, byte_count, mem_len};
+use crate::barrier::Barrier;
 use crate::device::{Event, SECTOR_BYTES};
 use crate::error::{Error, Refused, Structure};
 
@@ -36,7 +37,7 @@ impl Metadata {
                 return Err(error);
             }
         };
-        self.order.barrier(Rule::AfterHookup, hookup).await?;
+        self.order.barrier(Barrier::AfterHookup, hookup).await?;
         self.own(offset, count, Structure::RefcountBlock);
         self.fresh_from = self.fresh_from.max(first.0 + count);
         Ok(())
@@ -51,7 +52,7 @@ impl Metadata {
         let per_sector = SECTOR_BYTES / 8;
         let mut index = first;
         while index < first + count {
-            self.order.barrier(Rule::BeforeHookup, needs).await?;
+            self.order.barrier(Barrier::BeforeHookup, needs).await?;
             let end = (index / per_sector + 1) * per_sector;
             let end = end.min(first + count);
             for index in index..end {
@@ -136,13 +137,16 @@ impl Metadata {
             .order
             .write(Event::RefblockAllocWriteTable, table_offset, table_bytes)
             .await?;
-        let (rule, event) = (Rule::BeforeReftableSwitch, Event::RefblockAllocSwitchTable);
+        let (before, event) = (
+            Barrier::BeforeReftableSwitch,
+            Event::RefblockAllocSwitchTable,
+        );
         let change = |sector0: &mut HeaderSector| {
             sector0.set_reftable(table_offset, plan.table_clusters);
         };
-        let switched = self.switch(rule, event, content, change).await?;
+        let switched = self.switch(before, event, content, change).await?;
         self.order
-            .barrier(Rule::AfterReftableSwitch, switched)
+            .barrier(Barrier::AfterReftableSwitch, switched)
             .await?;
 
         let old = self.geometry.cluster_of(self.reftable_offset);

@@ -19,8 +19,9 @@ use std::ops::Range;
 use super::extension;
 use super::header::{Extension, Header, HeaderSector, MAX_BACKING_NAME};
 use super::metadata::Metadata;
-use super::order::{Rule, Stamp};
+use super::order::Stamp;
 use super::unit::{HostOffset, byte_count, mem_len};
+use crate::barrier::Barrier;
 use crate::device::Event;
 use crate::error::{Error, Refused};
 
@@ -77,9 +78,11 @@ impl Metadata {
         }
         let change = |sector0: &mut HeaderSector| *sector0 = HeaderSector::new(new);
         let switched = self
-            .switch(Rule::BeforeHeaderSwitch, Event::None, content, change)
+            .switch(Barrier::BeforeHeaderSwitch, Event::None, content, change)
             .await?;
-        self.order.barrier(Rule::AfterHeaderSwitch, switched).await
+        self.order
+            .barrier(Barrier::AfterHeaderSwitch, switched)
+            .await
     }
 }
 

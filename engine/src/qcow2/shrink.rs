@@ -1,6 +1,6 @@
 //! Making the guest's disk smaller: first the size, then what lay beyond it goes.
 //!
-//! Rules 29 and 30. Sector 0 switches to the smaller size and to fewer entries of the same L1 table; what
+//! Rules 30 and 31. Sector 0 switches to the smaller size and to fewer entries of the same L1 table; what
 //! these entries led to is freed when that is durable. A power loss before the switch leaves the old disk
 //! whole, one behind it a smaller disk with leaks, or with mappings behind its end that nothing shows.
 //! At last the file is cut behind the last cluster in use. A place that is lost with that is given up, not
@@ -11,9 +11,10 @@ use super::entry::{L1Word, Mapping, ReftableWord};
 use super::header::HeaderSector;
 use super::image::Qcow2;
 use super::metadata::Metadata;
-use super::order::{Rule, Stamp};
+use super::order::Stamp;
 use super::refblock;
 use super::unit::{GuestCluster, HostCluster, HostOffset, byte_count, mem_len};
+use crate::barrier::Barrier;
 use crate::device::{Event, SECTOR_BYTES};
 use crate::error::{BadImage, Error, Refused, Structure};
 use crate::sync::Mode;
@@ -39,11 +40,11 @@ impl Qcow2 {
         self.virtual_bytes.set(virtual_bytes);
         metadata.resize_bitmaps(virtual_bytes..virtual_bytes);
         let order = &self.order;
-        order.barrier(Rule::AfterShrink, order.latest()).await?;
+        order.barrier(Barrier::AfterShrink, order.latest()).await?;
         metadata.release_beyond(&beyond).await?;
         metadata.unlink_beyond(virtual_bytes).await?;
         metadata.write_back_all().await?;
-        order.barrier(Rule::BeforeCut, order.latest()).await?;
+        order.barrier(Barrier::BeforeCut, order.latest()).await?;
         metadata.reap().await?;
         if self.geometry.has_external_data() {
             order.cut_data(virtual_bytes).await;
@@ -70,8 +71,7 @@ impl Metadata {
             sector0.set_virtual_bytes(virtual_bytes);
         };
         // Nothing that the new header says needs to be written first: the file says it already.
-        let (rule, nothing) = (Rule::BeforeSize, Stamp::default());
-        self.switch(rule, Event::None, nothing, change).await?;
+        self.change_sector0(Event::None, change).await?;
         self.virtual_bytes = virtual_bytes;
         Ok(Beyond {
             first: entries,
@@ -144,7 +144,7 @@ impl Metadata {
         }
         self.unhook(&dropped).await?;
         self.order
-            .barrier(Rule::BeforeCut, self.order.latest())
+            .barrier(Barrier::BeforeBlockCut, self.order.latest())
             .await?;
         let cluster_bytes = self.geometry.cluster_bytes();
         for (_, block, own) in dropped {

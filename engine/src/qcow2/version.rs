@@ -11,9 +11,10 @@ use super::feature;
 use super::header::{Extension, Header, incompatible};
 use super::image::Qcow2;
 use super::metadata::{Metadata, Refcounting};
-use super::order::{Rule, Stamp};
+use super::order::Stamp;
 use super::snapshot::expand::Instead;
 use super::unit::{GuestCluster, byte_count, mem_len};
+use crate::barrier::Barrier;
 use crate::error::{Error, Refused};
 
 /// The most zeroes that one step writes; at least a cluster.
@@ -100,7 +101,7 @@ impl Qcow2 {
         self.expand_zeroes(written_bytes).await?;
         let mut metadata = self.metadata.lock().await;
         self.expand_snapshots(&mut metadata, instead).await?;
-        metadata.settle(Rule::BeforeDowngrade).await?;
+        metadata.settle([Barrier::BeforeDowngrade; 2]).await?;
         let mut header = metadata.load_header().await?;
         header.version = 2;
         header.header_bytes = header_bytes(2);

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeSet;
 
+use super::amend::CLEAN;
 use super::bounds::MAX_REFTABLE_BYTES;
 use super::discards::Source;
 use super::entry;
@@ -13,9 +14,9 @@ use super::free::Unlink;
 use super::geometry::Geometry;
 use super::header::HeaderSector;
 use super::metadata::Metadata;
-use super::order::Rule;
 use super::refblock;
 use super::unit::{HostCluster, HostOffset, byte_count, mem_len};
+use crate::barrier::Barrier;
 use crate::device::Event;
 use crate::error::{BadImage, Error, Refused, Structure};
 
@@ -52,7 +53,7 @@ impl Metadata {
             .ok_or_else(|| {
                 Refused::Option("version 2 has refcounts of 16 bits: use version 3".into())
             })?;
-        self.settle(Rule::BeforeClean).await?;
+        self.settle(CLEAN).await?;
         let old_blocks = self.blocks()?;
         let plan = self.plan_width(geometry, &old_blocks).await?;
         let table_offset = geometry.offset_of(plan.table);
@@ -77,8 +78,8 @@ impl Metadata {
         let change = |sector0: &mut HeaderSector| {
             sector0.set_refcounts(table_offset, clusters, refcount_order);
         };
-        let (rule, event) = (Rule::BeforeWidthSwitch, Event::RefblockAllocSwitchTable);
-        let switched = self.switch(rule, event, content, change).await?;
+        let (before, event) = (Barrier::BeforeWidthSwitch, Event::RefblockAllocSwitchTable);
+        let switched = self.switch(before, event, content, change).await?;
 
         let old_table = self.geometry.cluster_of(self.reftable_offset);
         let old_clusters = self
@@ -113,7 +114,7 @@ impl Metadata {
             self.free_after(Unlink::Written(switched), Source::Other, cluster, 1);
         }
         self.order
-            .barrier(Rule::AfterHeaderSwitch, switched)
+            .barrier(Barrier::AfterWidthSwitch, switched)
             .await?;
         self.reap().await
     }

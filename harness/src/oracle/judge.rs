@@ -160,6 +160,29 @@ impl Judge<'_> {
     }
 }
 
+impl Judgement {
+    /// The same, and nothing may differ from the image as it was before anybody opened it while the header has
+    /// autoclear bits of unknown features: they would vouch for what their owner never saw.
+    #[must_use]
+    pub fn with_autoclear_of(self, start: &PageImage) -> Self {
+        let kept = self
+            .state
+            .report
+            .layout
+            .is_some_and(|layout| layout.keeps_unknown());
+        if !self.verdict.survived()
+            || !kept
+            || self.state.image.content_hash() == start.content_hash()
+        {
+            return self;
+        }
+        let line = "the image was changed, and autoclear bits of unknown features are still set";
+        let lines = vec![line.to_owned()];
+        let verdict = Violation::new(Oracle::Structure, "autoclear-kept", "header", lines).into();
+        Self { verdict, ..self }
+    }
+}
+
 /// What the image says of itself is what it said before a change or what it says after it.
 fn check_facts(state: &Witness, expectation: &Expectation<'_>) -> Result<(), Ended> {
     let legal = expectation.facts();

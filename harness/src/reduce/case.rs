@@ -183,6 +183,7 @@ impl Small {
                 shape.terse_snapshots = false;
             }),
             self.with_shape(|shape| shape.terse_snapshots = false),
+            self.with_shape(|shape| shape.unknown_autoclear = false),
             self.with_shape(|shape| shape.preallocation = Preallocation::Off),
             self.with_shape(|shape| shape.bitmaps.clear()),
             self.with_shape(|shape| shape.lazy_refcounts = false),

@@ -147,6 +147,7 @@ impl<'a> Bench<'a> {
         let tools = self.tools(Disk::Image, &disks);
         let judge = tools.judge(self.base());
         let image = judge.judge(disks.image().clone(), expectation, None);
+        let image = image.with_autoclear_of(&self.base.image);
         let judged = Judged {
             verdict: image.verdict.clone(),
             disks,
@@ -253,7 +254,8 @@ impl<'a> Bench<'a> {
         let tools = self.tools(disk, &judged.disks);
         if disk == Disk::Image {
             let judge = tools.judge(self.base());
-            return judge.judge(image, expectation, before);
+            let again = judge.judge(image, expectation, before);
+            return again.with_autoclear_of(&self.base.image);
         }
         let expected = expectation.of_file(disk);
         let expected = expected.expect("what was judged is in the history");

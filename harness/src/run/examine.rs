@@ -13,7 +13,7 @@ use super::bench::{Bench, Judged};
 use super::live::{Life, live};
 use super::{Case, Counts, Effort, Finding, Outcome};
 use crate::crash::explore::{Budget, Explored, Explorer};
-use crate::crash::state::CrashState;
+use crate::crash::state::{CrashState, Survivors};
 use crate::guest::{Expectation, Ledger};
 use crate::oracle::{Oracle, Service, Verdict, Violation};
 use crate::prng::Prng;
@@ -126,11 +126,26 @@ impl Examination<'_> {
             self.explore();
         }
         if !self.stopped && life.faults == 0 && life.ends_closed(&self.case.scenario.operations) {
-            let end = self.expectations.at(life, life.recording().end());
-            let judged = self.bench.judge_closed(life.last.clone(), &end);
-            self.settle_closed(judged);
+            self.examine_closed();
         }
         self.go_on();
+    }
+
+    /// An image that was closed in good order is clean, and stays so whatever the disk loses.
+    fn examine_closed(&mut self) {
+        let life = self.life;
+        let end = life.recording().end();
+        let expectation = self.expectations.at(life, end);
+        let judged = self.bench.judge_closed(life.last.clone(), &expectation);
+        self.settle_closed(judged);
+        let nothing = Survivors::from_parts(Vec::new());
+        match CrashState::build(life.recording(), end, &nothing) {
+            Ok(durable) => {
+                let judged = self.bench.judge_closed(durable.disks, &expectation);
+                self.settle_closed(judged);
+            }
+            Err(mismatch) => keep(&mut self.outcome.broken, mismatch.to_string()),
+        }
     }
 
     /// What is wrong with an image that was closed in good order needs no power loss.

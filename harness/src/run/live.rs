@@ -210,12 +210,12 @@ fn is_commit(operation: Operation) -> bool {
     matches!(operation, Operation::Chain(ChainOperation::Commit { .. }))
 }
 
-/// The defect of a scenario: none in a build that cannot plant any, which whoever runs a case with a
-/// defect finds out beforehand.
+/// The flaw of a scenario: none in a build that cannot plant any, which whoever runs a case with one
+/// finds out beforehand.
 pub(super) fn planted(scenario: &Scenario) -> Planted {
     #[cfg(feature = "defects")]
-    if let Some(defect) = scenario.defect {
-        return Planted::one(defect);
+    if let Some(flaw) = scenario.flaw {
+        return Planted::one(flaw);
     }
     let _ = scenario;
     Planted::NONE

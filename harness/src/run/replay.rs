@@ -102,10 +102,10 @@ impl Replayed {
 
 /// Runs a trace.
 pub fn replay(trace: &Trace) -> Result<Replayed, Unreplayable> {
-    if let Some(defect) = trace.scenario.defect
+    if let Some(flaw) = trace.scenario.flaw
         && !cfg!(feature = "defects")
     {
-        return Err(Unreplayable::NoDefects(defect.name()));
+        return Err(Unreplayable::NoDefects(flaw.name()));
     }
     catch(|| replay_caught(trace)).map_err(Unreplayable::Panic)?
 }

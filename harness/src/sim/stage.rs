@@ -33,6 +33,9 @@ use crate::workload::shape::{
 };
 use crate::workload::stamp::{SectorValue, Writer, identify, stamp_range, thin_stamp_range};
 
+/// An autoclear bit that no feature has.
+const UNKNOWN_AUTOCLEAR: u64 = 1 << 40;
+
 /// The disks as they are before a run.
 #[derive(Clone, Debug)]
 pub struct Stage {
@@ -244,6 +247,10 @@ fn new_image(shape: &ImageShape) -> Result<Stage, StageError> {
     if shape.abandoned {
         abandon(&mut image);
     }
+    if shape.unknown_autoclear {
+        let bits = word(&image, 88) | UNKNOWN_AUTOCLEAR;
+        image.write(88, &bits.to_be_bytes());
+    }
     Ok(Stage {
         image,
         data: data.map(|data| data.snapshot()),
@@ -451,16 +458,19 @@ fn mem_len(bytes: u64) -> usize {
 /// What is left of an image whose dirty bit reached the disk, and no refcount after it.
 /// Specification: "Header", bytes 48 to 59 (refcount table) and 72 to 79 (incompatible features).
 fn abandon(image: &mut PageImage) {
-    let word = |offset| {
-        let mut bytes = [0; 8];
-        image.read(offset, &mut bytes);
-        u64::from_be_bytes(bytes)
-    };
+    let word = |offset| word(image, offset);
     let (table, clusters) = (word(48), word(52) & 0xffff_ffff);
     let cluster_bytes = 1 << (word(16) >> 24 & 0xff);
     let incompatible = word(72) | incompatible::DIRTY;
     image.write(72, &incompatible.to_be_bytes());
     image.write_zeroes(table, clusters * cluster_bytes);
+}
+
+/// The number of 64 bits at an offset of the header.
+fn word(image: &PageImage, offset: u64) -> u64 {
+    let mut bytes = [0; 8];
+    image.read(offset, &mut bytes);
+    u64::from_be_bytes(bytes)
 }
 
 /// The files beneath an image.

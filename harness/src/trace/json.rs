@@ -9,7 +9,7 @@ use blkdebug::contract::Contract;
 use blkdebug::disks::Disk;
 use blkdebug::mask::{SectorMask, Shape};
 use blkdebug::rule::{Fault, Repeat, Rule, State, Tear};
-use engine::defect::Defect;
+use engine::defect::Flaw;
 use engine::device::{Cause, Event, OpKind};
 use engine::preallocation::Preallocation;
 use engine::qcow2::compress::Compression;
@@ -144,6 +144,8 @@ struct NewJson {
     snapshots: u32,
     #[serde(default, skip_serializing_if = "is_off")]
     terse_snapshots: bool,
+    #[serde(default, skip_serializing_if = "is_off")]
+    unknown_autoclear: bool,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     bitmaps: Vec<String>,
 }
@@ -297,7 +299,7 @@ pub(super) fn write(trace: &Trace) -> String {
         choices: text::choices_text(&trace.choices),
         contract: scenario.contract.name().into(),
         faults: scenario.faults.iter().map(write_fault).collect(),
-        defect: scenario.defect.map(|defect| defect.name().into()),
+        defect: scenario.flaw.map(|flaw| flaw.name().into()),
         crash: trace.crash.as_ref().map(write_crash),
         digest: trace.digest.map(|digest| format!("{digest:032x}")),
     };
@@ -411,6 +413,7 @@ fn write_shape(shape: &ImageShape) -> NewJson {
         },
         snapshots: shape.snapshots,
         terse_snapshots: shape.terse_snapshots,
+        unknown_autoclear: shape.unknown_autoclear,
         bitmaps: shape
             .bitmaps
             .iter()
@@ -563,8 +566,8 @@ fn read_scenario(json: &TraceJson, loader: Loader<'_>) -> Result<Scenario, BadTr
         },
         contract: known("contract", &json.contract, Contract::from_name)?,
         faults,
-        defect: match &json.defect {
-            Some(name) => Some(known("defect", name, Defect::from_name)?),
+        flaw: match &json.defect {
+            Some(name) => Some(known("defect", name, Flaw::from_name)?),
             None => None,
         },
     })
@@ -627,6 +630,7 @@ fn read_shape(json: &NewJson) -> Result<ImageShape, BadTrace> {
         },
         snapshots: json.snapshots,
         terse_snapshots: json.terse_snapshots,
+        unknown_autoclear: json.unknown_autoclear,
         bitmaps,
     })
 }

@@ -3,7 +3,8 @@ use std::sync::Arc;
 use blkdebug::contract::Contract;
 use blkdebug::mask::{SectorMask, Shape};
 use blkdebug::rule::{Fault, Repeat, Rule, State, Tear};
-use engine::defect::Defect;
+use engine::barrier::Barrier;
+use engine::defect::{Defect, Flaw};
 use engine::device::Cause;
 use proptest::prelude::*;
 
@@ -105,6 +106,12 @@ fn rule() -> impl Strategy<Value = Rule> {
         })
 }
 
+fn flaw() -> impl Strategy<Value = Flaw> {
+    let defects = Defect::ALL.iter().copied().map(Flaw::Defect);
+    let barriers = Barrier::ALL.iter().copied().map(Flaw::Without);
+    prop::sample::select(defects.chain(barriers).collect::<Vec<Flaw>>())
+}
+
 prop_compose! {
     fn trace()(
         seed: u64,
@@ -112,7 +119,7 @@ prop_compose! {
         crash in prop::option::of(crash()),
         faults in prop::collection::vec(rule(), 0..3),
         contract in prop::sample::select(Contract::ALL.to_vec()),
-        defect in prop::option::of(prop::sample::select(Defect::ALL.to_vec())),
+        flaw in prop::option::of(flaw()),
         class in prop::option::of(".*"),
         choices in prop::collection::vec(0u32..9, 0..50),
         digest: Option<u128>,
@@ -124,7 +131,7 @@ prop_compose! {
         }
         Trace {
             about,
-            scenario: Scenario { contract, faults, defect, ..drawn },
+            scenario: Scenario { contract, faults, flaw, ..drawn },
             choices,
             crash,
             expected: class.map_or(Expected::Survived, Expected::Violated),

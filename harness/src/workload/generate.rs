@@ -84,6 +84,7 @@ pub fn scenario(prng: &Prng, pins: &Pins) -> Scenario {
     if chained {
         chain::add(prng, &pins, &mut shape, &mut operations);
     }
+    shape.unknown_autoclear = shape.version == 3 && prng.fork("unknown autoclear").chance(1, 8);
     if let Some(count) = pins.operations {
         // What was added takes the place of others, and one reopening may follow.
         operations.truncate(count + 1);
@@ -119,7 +120,7 @@ fn around(prng: &Prng, pins: &Pins, image: Start, mut operations: Vec<Operation>
         management: management(&mut prng.fork("management"), pins),
         contract: Contract::default(),
         faults: Vec::new(),
-        defect: None,
+        flaw: None,
     }
 }
 
@@ -168,6 +169,7 @@ fn image(draw: &mut Prng, pins: &Pins) -> ImageShape {
         preallocation: Preallocation::Off,
         snapshots: 0,
         terse_snapshots: false,
+        unknown_autoclear: false,
         bitmaps,
     }
 }
@@ -430,6 +432,7 @@ fn tight_image(draw: &mut Prng, pins: &Pins, room: Room) -> ImageShape {
         preallocation: Preallocation::Off,
         snapshots: 0,
         terse_snapshots: false,
+        unknown_autoclear: false,
         bitmaps: bitmaps(draw, 3, virtual_bytes, pins),
     }
 }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use blkdebug::contract::Contract;
 use blkdebug::disks::Disk;
 use blkdebug::rule::Rule;
-use engine::defect::Defect;
+use engine::defect::Flaw;
 use engine::device::PageImage;
 use engine::luks::{Algorithm, CipherSpec, Mode, SLOTS, Vector};
 use engine::manage::RawPromise;
@@ -47,8 +47,8 @@ pub struct Scenario {
     pub contract: Contract,
     /// Which requests of the image's disk go wrong.
     pub faults: Vec<Rule>,
-    /// The defect planted in the engine, if any.
-    pub defect: Option<Defect>,
+    /// What is wrong in the engine on purpose, if anything.
+    pub flaw: Option<Flaw>,
 }
 
 /// How operations on the image as a whole go with those of the guest.
@@ -81,6 +81,10 @@ pub struct Given {
 }
 
 /// An image as it is before a run.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is told apart by its name, and most are off"
+)]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ImageShape {
     /// 2 or 3.
@@ -118,6 +122,8 @@ pub struct ImageShape {
     /// Whether the entries of those leave out the size of their disk, as entries of version 2 do. Only where
     /// it was abandoned: nothing but a repair makes up for that.
     pub terse_snapshots: bool,
+    /// Whether its header has an autoclear bit of a feature that nobody knows. Version 3 only.
+    pub unknown_autoclear: bool,
     /// How much of it had its place before it was filled. With a backing file it takes extended L2
     /// entries, and under a cipher version 3.
     pub preallocation: Preallocation,
@@ -388,8 +394,9 @@ impl ImageShape {
                 || (self.geometry.refcount_order() == 4
                     && !self.geometry.has_subclusters()
                     && !self.lazy_refcounts
-                    && !self.abandoned),
-            "an image of version 2 has refcounts of 16 bits, no extended L2 entries and no dirty bit"
+                    && !self.abandoned
+                    && !self.unknown_autoclear),
+            "an image of version 2 has refcounts of 16 bits, no extended L2 entries, no dirty bit and no autoclear bits"
                 .into(),
         )?;
         require(

@@ -5,12 +5,13 @@
 //! the header is rewritten as [`crate::qcow2::rewrite`] does it: before or after, too.
 
 use super::directory::{EXTENSION_LEN, Pointer};
+use crate::barrier::Barrier;
 use crate::device::{Event, SECTOR_BYTES};
 use crate::error::{Error, Refused};
 use crate::qcow2::extension::BITMAPS;
 use crate::qcow2::header::{Extension, Header, HeaderSector, autoclear};
 use crate::qcow2::metadata::Metadata;
-use crate::qcow2::order::{Rule, Stamp};
+use crate::qcow2::order::Stamp;
 use crate::qcow2::unit::{HostOffset, byte_count, mem_len};
 
 const RECORD_BYTES: u64 = 8;
@@ -39,7 +40,7 @@ impl Metadata {
         content: Stamp,
     ) -> Result<Stamp, Error> {
         self.order
-            .barrier(Rule::BeforeBitmapSwitch, content)
+            .barrier(Barrier::BeforeBitmapSwitch, content)
             .await?;
         let mut header = self.load_header().await?;
         if let (Some(at), Some(pointer)) = (place(&header), pointer) {
@@ -61,7 +62,8 @@ impl Metadata {
             // Without its bit an extension says of itself that it is out of date.
             Err(Error::Refused(Refused::Option(_))) if pointer.is_none() => {
                 if header.autoclear != before {
-                    self.set_autoclear(header.autoclear).await?;
+                    self.set_autoclear(Barrier::AfterBitmapSwitch, header.autoclear)
+                        .await?;
                 }
             }
             result => result?,
@@ -96,7 +98,9 @@ impl Metadata {
         if start == 0 {
             self.sector0 = HeaderSector::new(&sector);
         }
-        self.order.barrier(Rule::AfterBitmapSwitch, written).await?;
+        self.order
+            .barrier(Barrier::AfterBitmapSwitch, written)
+            .await?;
         Ok(written)
     }
 }

@@ -7,6 +7,7 @@ use std::rc::Rc;
 use super::directory::{self, Pointer};
 use super::table::{Plan, entries_for};
 use super::{Bitmap, Content, Standing, Taken};
+use crate::barrier::Barrier;
 use crate::defect::Defect;
 use crate::device::{Event, SECTOR_BYTES};
 use crate::error::{Error, Refused};
@@ -14,7 +15,7 @@ use crate::qcow2::discards::Source;
 use crate::qcow2::free::Unlink;
 use crate::qcow2::header::{Header, autoclear};
 use crate::qcow2::metadata::Metadata;
-use crate::qcow2::order::{Rule, Stamp};
+use crate::qcow2::order::Stamp;
 use crate::qcow2::unit::{HostCluster, HostOffset, byte_count, mem_len};
 
 /// Clusters that stand together.
@@ -44,7 +45,8 @@ impl Metadata {
             0
         };
         if header.autoclear & !(keep | raw) != 0 {
-            self.set_autoclear(header.autoclear & (keep | raw)).await?;
+            self.set_autoclear(Barrier::ClearedAutoclear, header.autoclear & (keep | raw))
+                .await?;
         }
         let stale = keep == 0 && header.extension(super::extension::BITMAPS).is_some();
         if stale {
@@ -97,7 +99,7 @@ impl Metadata {
             }
         }
         let written = self.rewrite_directory().await?;
-        self.order.barrier(Rule::BeforeChange, written).await?;
+        self.order.barrier(Barrier::BeforeChange, written).await?;
         self.bitmaps.taken = which;
         Ok(())
     }

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 
 use super::counts::Counts;
 use super::survey::Survey;
-use crate::defect::Defect;
+use crate::barrier::Barrier;
 use crate::device::Event;
 use crate::error::{Error, Refused, Structure};
 use crate::qcow2::bounds::MAX_REFTABLE_BYTES;
@@ -77,15 +77,12 @@ impl Survey<'_> {
         }
         self.write_blocks(&blocks, table_offset, table.1 * cluster_bytes)
             .await?;
-        if !self.planted.has(Defect::RebuildSwitchesEarly) {
-            self.flush().await?;
-        }
+        self.flush(Barrier::RepairSwitch).await?;
         sector.set_reftable(table_offset, table.1);
         self.file
             .at(Event::RefblockAllocSwitchTable)
             .write(0, sector.bytes())
             .await?;
-        self.flush().await?;
         Ok(())
     }
 

@@ -2,7 +2,8 @@
 //!
 //! No byte that a guest can see changes. Power may fail at any request: every step leaves an image
 //! that the next repair can start from, because
-//! 1. what was read is made durable before anything that follows from it is written;
+//! 1. what was read is made durable before anything that follows from it is written, and cleared autoclear
+//!    bits of unknown features with it;
 //! 2. a file too short for its mappings grows first, while the dirty bit still explains it;
 //! 3. refcounts change in place only where nothing else lives in the block, and without the dirty bit
 //!    they are raised and flushed before any is lowered;
@@ -16,6 +17,7 @@
 use super::report::{CheckReport, Tally};
 use super::survey::Survey;
 use super::walk::is_unaligned_reserve;
+use crate::barrier::Barrier;
 use crate::defect::{Defect, Planted};
 use crate::device::{DeviceError, Event, Port, SECTOR_BYTES};
 use crate::error::Error;
@@ -110,23 +112,24 @@ pub(super) async fn repair_leaks(file: &Port, planted: Planted) -> Result<CheckR
         return Ok(survey.report);
     }
     forget_unknown(file, &header, &mut sector).await?;
-    survey.flush().await?;
+    survey.flush(Barrier::RepairRead).await?;
     for index in std::mem::take(&mut survey.wrong_blocks) {
         if let Some(mut change) = survey.change(index) {
             change.new = survey.merged(&change, u64::min);
             survey.apply(&change).await?;
         }
     }
-    survey.flush().await?;
     if found.corruptions == 0 && survey.copied_in_doubt {
+        survey.flush(Barrier::RepairCopied).await?;
         survey.correct_copied().await?;
-        survey.flush().await?;
     }
+    survey.flush(Barrier::RepairDone).await?;
     let remaining = Tally { leaks: 0, ..found };
     Ok(survey.report.repaired_to(remaining))
 }
 
-/// Clears the autoclear bits of what is not known here, before anything changes that it may be about.
+/// Clears the autoclear bits of what is not known here. Whatever changes that they may be about waits for the next
+/// flush, which every repair begins with.
 async fn forget_unknown(
     file: &Port,
     header: &Header,
@@ -136,9 +139,7 @@ async fn forget_unknown(
         return Ok(());
     }
     sector.set_autoclear(header.autoclear & autoclear::KNOWN);
-    file.at(Event::FlushToDisk).flush().await?;
-    file.at(Event::None).write(0, sector.bytes()).await?;
-    file.at(Event::FlushToDisk).flush().await
+    file.at(Event::None).write(0, sector.bytes()).await
 }
 
 impl Survey<'_> {
@@ -162,7 +163,7 @@ impl Survey<'_> {
     }
 
     async fn repair(&mut self, sector: &mut HeaderSector) -> Result<(), Error> {
-        self.flush().await?;
+        self.flush(Barrier::RepairRead).await?;
         let clears = self.is_marked() && self.is_curable();
         let too_early = self.planted.has(Defect::RepairCleansEarly);
         if clears && too_early {
@@ -175,14 +176,14 @@ impl Survey<'_> {
             self.correct_refcounts().await?;
         }
         if self.copied_in_doubt {
-            self.flush().await?;
+            self.flush(Barrier::RepairCopied).await?;
             self.correct_copied().await?;
         }
         if clears && !too_early {
-            self.flush().await?;
+            self.flush(Barrier::RepairMarks).await?;
             self.clear_marks(sector).await?;
         }
-        Ok(self.flush().await?)
+        Ok(self.flush(Barrier::RepairDone).await?)
     }
 
     fn is_marked(&self) -> bool {
@@ -194,7 +195,10 @@ impl Survey<'_> {
         self.complete && self.stuck == 0 && self.ill_said == 0 && self.report.check_errors == 0
     }
 
-    pub(super) async fn flush(&self) -> Result<(), DeviceError> {
+    pub(super) async fn flush(&self, barrier: Barrier) -> Result<(), DeviceError> {
+        if self.planted.lacks(barrier) {
+            return Ok(());
+        }
         self.file.at(Event::FlushToDisk).flush().await
     }
 
@@ -209,8 +213,7 @@ impl Survey<'_> {
             return Ok(());
         }
         let len_bytes = self.header.geometry.round_up(self.lost_end);
-        self.file.at(Event::None).set_len(len_bytes).await?;
-        self.flush().await
+        self.file.at(Event::None).set_len(len_bytes).await
     }
 
     /// Writes the counts into the blocks that are there.
@@ -227,7 +230,7 @@ impl Survey<'_> {
                 self.apply(change).await?;
                 change.old = std::mem::replace(&mut change.new, new);
             }
-            self.flush().await?;
+            self.flush(Barrier::RepairRaise).await?;
         }
         for change in &changes {
             self.apply(change).await?;
@@ -368,7 +371,7 @@ impl Survey<'_> {
     /// Turns entries that keep an unaligned cluster in reserve for zeroes into plain zeroes.
     async fn drop_unaligned_reserves(&mut self) -> Result<(), DeviceError> {
         let (geometry, version) = (self.header.geometry, self.header.version);
-        self.flush().await?;
+        self.flush(Barrier::RepairRead).await?;
         self.unaligned_reserves.dedup();
         for table in std::mem::take(&mut self.unaligned_reserves) {
             self.rewrite_l2(table, |entry| {
@@ -380,7 +383,7 @@ impl Survey<'_> {
             })
             .await?;
         }
-        self.flush().await
+        self.flush(Barrier::RepairDone).await
     }
 
     /// Passes every entry of an L2 table through `change`, and writes the sectors that differ.

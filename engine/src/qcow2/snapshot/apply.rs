@@ -5,6 +5,7 @@
 //! an L1 table claim COPIED for a table that the snapshot has too.
 
 use super::tree::Tree;
+use crate::barrier::Barrier;
 use crate::defect::Defect;
 use crate::device::Event;
 use crate::error::{Error, Refused, Structure};
@@ -13,7 +14,6 @@ use crate::qcow2::discards::Source;
 use crate::qcow2::entry::{L1Entry, L1Word};
 use crate::qcow2::image::Qcow2;
 use crate::qcow2::metadata::Metadata;
-use crate::qcow2::order::Rule;
 use crate::qcow2::unit::{byte_count, mem_len};
 use crate::sync::Mode;
 
@@ -52,9 +52,9 @@ impl Metadata {
         let (gained, lost) = (new.beyond(&old), old.beyond(&new));
         self.must_take_reference(&gained).await?;
         // Rule 16. An image from elsewhere may claim COPIED in a snapshot's tables.
-        self.clear_claims(&new).await?;
+        let cleared = self.clear_claims(&new).await?;
         self.order
-            .barrier(Rule::BeforeRaise, self.order.latest())
+            .barrier(Barrier::BeforeApplyRaise, cleared)
             .await?;
         if self.planted.has(Defect::ApplyKeepsCopied) {
             for word in l1.iter_mut().filter(|word| word.0 != 0) {
@@ -83,9 +83,9 @@ impl Metadata {
         let offset = self.geometry.offset_of(run.first);
         let entries = byte_count(l1.len());
         let needs = self.order.latest();
-        let rule = Rule::BeforeSnapshotSwitch;
+        let before = Barrier::BeforeApplySwitch;
         let switched = self
-            .switch(rule, Event::L1GrowActivateTable, needs, |sector0| {
+            .switch(before, Event::L1GrowActivateTable, needs, |sector0| {
                 sector0.set_l1(offset, entries);
                 sector0.set_virtual_bytes(virtual_bytes);
             })

@@ -2,6 +2,7 @@
 
 use super::table::{KnownExtra, Record};
 use super::tree::Tree;
+use crate::barrier::Barrier;
 use crate::defect::Defect;
 use crate::device::Event;
 use crate::error::{Error, Refused, Structure};
@@ -11,7 +12,7 @@ use crate::qcow2::entry::Mapping;
 use crate::qcow2::header::MAX_SNAPSHOTS;
 use crate::qcow2::image::Qcow2;
 use crate::qcow2::metadata::Metadata;
-use crate::qcow2::order::{Rule, Stamp};
+use crate::qcow2::order::Stamp;
 use crate::qcow2::unit::{GuestCluster, mem_len};
 use crate::sync::Mode;
 
@@ -90,7 +91,7 @@ impl Metadata {
             self.clear_claims(tree).await?;
         }
         self.order
-            .barrier(Rule::BeforeRaise, self.order.latest())
+            .barrier(Barrier::BeforeRaise, self.order.latest())
             .await
     }
 

@@ -1,11 +1,11 @@
 //! Deleting a snapshot: the table goes on without it, then its references go.
 
+use crate::barrier::Barrier;
 use crate::defect::Defect;
 use crate::error::Error;
 use crate::qcow2::discards::Source;
 use crate::qcow2::image::Qcow2;
 use crate::qcow2::metadata::Metadata;
-use crate::qcow2::order::Rule;
 use crate::sync::Mode;
 
 impl Qcow2 {
@@ -45,7 +45,7 @@ impl Metadata {
         // Rule 19: where one reference is left, writes in place are allowed again.
         self.write_refcounts().await?;
         self.order
-            .barrier(Rule::BeforeCopied, self.order.latest())
+            .barrier(Barrier::BeforeCopied, self.order.latest())
             .await?;
         self.renew_claims().await
     }

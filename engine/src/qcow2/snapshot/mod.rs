@@ -24,8 +24,9 @@ use super::entry::L1Word;
 use super::header::Header;
 use super::image::Qcow2;
 use super::metadata::Metadata;
-use super::order::{Order, Rule, Stamp};
+use super::order::{Order, Stamp};
 use super::unit::{HostCluster, HostOffset, byte_count, mem_len};
+use crate::barrier::Barrier;
 use crate::defect::Planted;
 use crate::device::{Event, Port};
 use crate::error::{BadImage, Error, Problem, Refused, Structure};
@@ -222,9 +223,14 @@ impl Metadata {
         let count = u32::try_from(records.len()).expect("the number of snapshots is bounded");
         let needs = self.order.latest();
         let switched = self
-            .switch(Rule::BeforeSnapshotSwitch, Event::None, needs, |sector0| {
-                sector0.set_snapshots(offset, count);
-            })
+            .switch(
+                Barrier::BeforeSnapshotSwitch,
+                Event::None,
+                needs,
+                |sector0| {
+                    sector0.set_snapshots(offset, count);
+                },
+            )
             .await?;
         let (old, old_bytes) = self.snapshots.table;
         let old_clusters = self.geometry.clusters_for(old_bytes);
@@ -248,7 +254,7 @@ impl Metadata {
     /// Rule 18: a switch is durable before anything that it unlinked goes, and before it is told.
     async fn after_snapshot_switch(&mut self, switched: Stamp) -> Result<(), Error> {
         self.order
-            .barrier(Rule::AfterSnapshotSwitch, switched)
+            .barrier(Barrier::AfterSnapshotSwitch, switched)
             .await?;
         self.reap().await
     }

@@ -8,13 +8,14 @@ use std::rc::Rc;
 
 use super::Snapshots;
 use super::table::Surplus;
+use crate::barrier::Barrier;
 use crate::defect::{Defect, Planted};
 use crate::device::Port;
 use crate::error::Error;
 use crate::qcow2::header::{Header, HeaderSector};
 use crate::qcow2::metadata::Metadata;
 use crate::qcow2::open::{self, OpenOptions};
-use crate::qcow2::order::{Order, Rule};
+use crate::qcow2::order::Order;
 
 /// Writes the snapshot table of an image anew whose refcounts are right, each entry with all that it
 /// must say, and no more than it may. Before or after, and durable on return.
@@ -31,15 +32,15 @@ pub(in crate::qcow2) async fn rewrite_table(
         ..OpenOptions::default()
     };
     let order = Rc::new(Order::new(file.clone(), None, planted));
-    order.barrier(Rule::BeforeUse, order.latest()).await?;
+    order
+        .barrier(Barrier::BeforeRestate, order.latest())
+        .await?;
     let snapshots = Snapshots::load_with(&order, header, Surplus::Dropped).await?;
     let mut metadata = open::load(order, header, sector0, (&options, snapshots)).await?;
     metadata.restate_snapshots().await?;
     metadata.write_refcounts().await?;
     let order = Rc::clone(&metadata.order);
-    order
-        .barrier(Rule::AfterSnapshotSwitch, order.latest())
-        .await
+    order.barrier(Barrier::AfterRestate, order.latest()).await
 }
 
 impl Metadata {

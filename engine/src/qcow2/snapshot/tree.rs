@@ -12,7 +12,7 @@ use crate::qcow2::discards::Source;
 use crate::qcow2::entry::{Copied, L1Entry, L1Word, L2Entry};
 use crate::qcow2::l2::host_clusters;
 use crate::qcow2::metadata::Metadata;
-use crate::qcow2::order::Rule;
+use crate::qcow2::order::Stamp;
 use crate::qcow2::unit::{HostCluster, HostOffset, byte_count, mem_len};
 
 const COPIED: u64 = 1 << 63;
@@ -62,12 +62,10 @@ impl Tree {
 }
 
 impl Metadata {
-    /// Writes every L2 table back, and lowers the counts of what was unlinked, so that the file has the
-    /// trees and the counts are exact. The dirty bit stays as it is.
+    /// Writes every L2 table back, so that the file has the trees, and frees what was unlinked durably. The
+    /// dirty bit stays as it is.
     pub(super) async fn catch_up(&mut self) -> Result<(), Error> {
         self.write_back_all().await?;
-        let latest = self.order.latest();
-        self.order.barrier(Rule::BeforeRaise, latest).await?;
         self.reap().await
     }
 
@@ -211,7 +209,8 @@ impl Metadata {
     }
 
     /// Clears COPIED in the L2 tables of a tree, in the file. The caller has written back every table.
-    pub(super) async fn clear_claims(&mut self, tree: &Tree) -> Result<(), Error> {
+    pub(super) async fn clear_claims(&mut self, tree: &Tree) -> Result<Stamp, Error> {
+        let mut cleared = Stamp::default();
         for table in &tree.claiming {
             let mut bytes = self.read_table(*table).await?;
             for index in 0..mem_len(self.geometry.l2_entries()) {
@@ -219,15 +218,14 @@ impl Metadata {
                 let word = entry.word & !COPIED;
                 L2Entry { word, ..entry }.write(&mut bytes, index, self.geometry);
             }
-            self.write_claims(*table, bytes).await?;
+            cleared = self.write_claims(*table, bytes).await?;
         }
-        Ok(())
+        Ok(cleared)
     }
 
-    async fn write_claims(&mut self, table: HostOffset, bytes: Vec<u8>) -> Result<(), Error> {
+    async fn write_claims(&mut self, table: HostOffset, bytes: Vec<u8>) -> Result<Stamp, Error> {
         self.l2.forget(table, self.geometry.cluster_bytes());
-        self.order.write(Event::L2Update, table, bytes).await?;
-        Ok(())
+        self.order.write(Event::L2Update, table, bytes).await
     }
 
     /// Clears COPIED in the active L1 table, in memory and in the file.

@@ -141,6 +141,11 @@ impl Layout {
         }
     }
 
+    /// Whether it has autoclear bits of features that are not known.
+    pub fn keeps_unknown(&self) -> bool {
+        self.autoclear & !(BITMAPS | RAW_DATA) != 0
+    }
+
     /// Whether the bitmaps extension is up to date.
     pub fn has_bitmaps(&self) -> bool {
         self.autoclear & BITMAPS != 0

@@ -1,0 +1,138 @@
+//! `mutants`: leaves out each barrier of the engine, and demands that it is missed.
+//!
+//! What comes of it is the barrier map: which rule asks for each, how soon its absence is seen, and the smallest
+//! trace that needs it. A barrier that nothing needs costs a flush for nothing, or hides what the harness cannot see.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+use engine::barrier::Barrier;
+use harness::campaign::Proceed;
+use harness::canary::{Hunt, hunt};
+
+use crate::terminal::{Display, Limit, parse_duration};
+use crate::{Ending, Refusal, source, violation};
+
+/// Leave out each barrier of the engine and demand that it is missed.
+#[derive(Args, Debug)]
+#[command(after_help = crate::EXIT_CODES)]
+pub(crate) struct Mutants {
+    /// Only the barrier of this name
+    #[arg(long, value_name = "NAME", value_parser = parse_barrier)]
+    only: Option<Barrier>,
+    /// The time that each may take to be missed
+    #[arg(long, value_name = "T", value_parser = parse_duration, default_value = "60s")]
+    budget: Duration,
+    /// Use so many threads
+    #[arg(long, value_name = "J", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    jobs: u16,
+    /// Where the minimised traces go
+    #[arg(long, value_name = "DIR", default_value = "reports/mutants")]
+    out: PathBuf,
+}
+
+fn parse_barrier(name: &str) -> Result<Barrier, String> {
+    let all = || Barrier::ALL.iter().copied();
+    all().find(|barrier| barrier.name() == name).ok_or_else(|| {
+        let names: Vec<&str> = all().map(Barrier::name).collect();
+        format!("expected one of {}", names.join(", "))
+    })
+}
+
+/// What becomes of an image whose engine leaves a barrier out.
+enum Fate {
+    /// It was missed, as it should be.
+    Killed,
+    /// It was missed, and something about how it was is not as it should be.
+    Complained,
+    /// It was not missed.
+    Survived,
+}
+
+impl Mutants {
+    pub(crate) fn run(&self) -> Result<Ending, Refusal> {
+        source::writable_directory(&self.out)?;
+        println!(
+            "| {:>2} | {:<24} | {:>4} | {:>7} | {:>6} | {:>7} | {:>3} | {:>5} | {:<32} |",
+            "no", "barrier", "rule", "seconds", "runs", "states", "ops", "bytes", "missed as"
+        );
+        println!(
+            "|{:->3}:|:{:-<25}|{:->5}:|{:->8}:|{:->7}:|{:->8}:|{:->4}:|{:->6}:|:{:-<33}|",
+            "", "", "", "", "", "", "", "", ""
+        );
+        let (mut killed, mut asked) = (0, 0);
+        let wanted = Barrier::ALL.iter().copied();
+        for barrier in wanted.filter(|barrier| self.only.is_none_or(|only| only == *barrier)) {
+            asked += 1;
+            if let Fate::Killed = self.leave_out(barrier)? {
+                killed += 1;
+            }
+        }
+        println!("\n{killed} of {asked} barriers are missed");
+        Ok(if killed == asked {
+            Ending::Clean
+        } else {
+            Ending::Unmeasured
+        })
+    }
+
+    fn leave_out(&self, barrier: Barrier) -> Result<Fate, Refusal> {
+        let display = Display::start(Limit::Time(self.budget));
+        let mut took = Duration::ZERO;
+        let mut between = |_: &_| {
+            took = display.elapsed();
+            if display.is_over() {
+                Proceed::Stop
+            } else {
+                Proceed::GoOn
+            }
+        };
+        let hunt = hunt(barrier.into(), self.jobs.into(), &mut between).map_err(Refusal::new)?;
+        display.finish();
+        let Hunt {
+            found: Some(reduced),
+            ..
+        } = &hunt
+        else {
+            let verdict = format!("NOT MISSED: {}", barrier.describe());
+            print_row(barrier, took, &hunt, ("-", "-"), &verdict);
+            return Ok(Fate::Survived);
+        };
+        let mut verdict = reduced.class.to_string();
+        let mut fate = Fate::Killed;
+        for (fine, complaint) in [
+            (took <= self.budget, "TOO LATE"),
+            (hunt.replays, "DOES NOT REPLAY"),
+            (hunt.passes_without, "FAILS WITH IT TOO"),
+        ] {
+            if !fine {
+                verdict = format!("{verdict}, {complaint}");
+                fate = Fate::Complained;
+            }
+        }
+        let operations = reduced.trace.scenario.operations.len().to_string();
+        let bytes = reduced.trace.to_json().len().to_string();
+        print_row(barrier, took, &hunt, (&operations, &bytes), &verdict);
+        violation::save(reduced, barrier.name(), "mutants", &self.out)?;
+        Ok(fate)
+    }
+}
+
+fn print_row(
+    barrier: Barrier,
+    took: Duration,
+    hunt: &Hunt,
+    (operations, bytes): (&str, &str),
+    verdict: &str,
+) {
+    println!(
+        "| {:>2} | {:<24} | {:>4} | {:>7.2} | {:>6} | {:>7} | {operations:>3} | {bytes:>5} | {verdict:<32} |",
+        barrier.number(),
+        barrier.name(),
+        barrier.rule(),
+        took.as_secs_f64(),
+        hunt.runs,
+        hunt.states,
+    );
+}
