@@ -10,7 +10,7 @@ use engine::defect::Defect;
 use harness::campaign::Proceed;
 use harness::canary::sight;
 
-use crate::canary::{not_hunted, parse_defect};
+use crate::canary::parse_defect;
 use crate::terminal::{Display, Limit, parse_duration};
 use crate::{Ending, Refusal};
 
@@ -53,9 +53,6 @@ impl Zoo {
         let mut all = Vec::new();
         let wanted = Defect::ALL.iter().copied();
         for defect in wanted.filter(|defect| self.only.is_none_or(|only| only == *defect)) {
-            if not_hunted(defect).is_some() {
-                continue;
-            }
             let looks = self.look_for(defect)?;
             print_row(defect.name(), &looks);
             all.extend(looks);

@@ -460,7 +460,7 @@ fn mem_len(bytes: u64) -> usize {
 fn abandon(image: &mut PageImage) {
     let word = |offset| word(image, offset);
     let (table, clusters) = (word(48), word(52) & 0xffff_ffff);
-    let cluster_bytes = 1 << (word(16) >> 24 & 0xff);
+    let cluster_bytes = 1 << (word(16) & 0xff);
     let incompatible = word(72) | incompatible::DIRTY;
     image.write(72, &incompatible.to_be_bytes());
     image.write_zeroes(table, clusters * cluster_bytes);
