@@ -102,6 +102,8 @@ barriers! {
     AfterEmptySwitch "after-empty-switch" 15 EmptyFreesEarly,
     /// Cleared COPIED before the second references of a new snapshot are counted.
     BeforeRaise "before-raise" 16 RaiseBeforeClaims,
+    /// L2 tables before what they gave up is freed, so that the counts are exact as snapshots change.
+    CatchUp "catch-up" 16 RaiseBeforeClaims,
     /// Cleared COPIED before the second references of a snapshot that is applied are counted.
     BeforeApplyRaise "before-apply-raise" 16 RaiseBeforeClaims,
     /// Counts and tables before the header lists a snapshot, or forgets one.

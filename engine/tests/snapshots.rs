@@ -639,6 +639,23 @@ fn going_back_needs_no_reference_more_than_it_leaves() {
 }
 
 #[test]
+fn going_back_counts_no_reference_that_was_given_up_and_not_flushed() {
+    let (ram, image) = new_image(3, 1);
+    run(image.write(0, vec![1; 4096])).unwrap();
+    for name in ["one", "two"] {
+        take(&image, name).unwrap();
+    }
+    // The disk and two snapshots: a count of two bits goes no further. The disk then leaves the cluster.
+    run(image.write(0, vec![2; 4096])).unwrap();
+    let snapshot = "one".into();
+    run(image.manage(Manage::SnapshotApply { snapshot })).unwrap();
+    assert_eq!(run(image.read(0, 4096)).unwrap(), [1; 4096]);
+    run(image.close()).unwrap();
+    let report = run(check(&ram.port, Repair::None, &CheckOptions::default())).unwrap();
+    assert!(report.is_clean(), "{:?}", report.findings);
+}
+
+#[test]
 fn repair_takes_back_a_compressed_claim_in_a_table_that_only_a_snapshot_has() {
     let (ram, image) = new_image(3, 4);
     run(image.write(0, vec![1; 512])).unwrap();

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeSet;
 
+use crate::barrier::Barrier;
 use crate::device::Event;
 use crate::error::{BadImage, Error, Problem, Refused, Structure};
 use crate::qcow2::discards::Source;
@@ -62,10 +63,13 @@ impl Tree {
 }
 
 impl Metadata {
-    /// Writes every L2 table back, so that the file has the trees, and frees what was unlinked durably. The
-    /// dirty bit stays as it is.
+    /// Writes every L2 table back, and lowers the counts of what was unlinked, so that the file has the
+    /// trees and the counts are exact: where they are narrow, a reference that is yet to go may leave no
+    /// room for one that comes. The dirty bit stays as it is.
     pub(super) async fn catch_up(&mut self) -> Result<(), Error> {
         self.write_back_all().await?;
+        let latest = self.order.latest();
+        self.order.barrier(Barrier::CatchUp, latest).await?;
         self.reap().await
     }
 
