@@ -157,6 +157,14 @@ barriers! {
 }
 
 impl Barrier {
+    /// The barrier of that name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL
+            .iter()
+            .copied()
+            .find(|barrier| barrier.name() == name)
+    }
+
     /// Its number, from 1 on.
     pub fn number(self) -> usize {
         Self::ALL

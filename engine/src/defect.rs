@@ -233,10 +233,10 @@ pub enum Flaw {
 impl Flaw {
     /// The flaw of that name: a defect's, or `without:` and a barrier's.
     pub fn from_name(name: &str) -> Option<Self> {
-        let barriers = || Barrier::ALL.iter().copied().map(Self::Without);
-        Defect::from_name(name)
-            .map(Self::Defect)
-            .or_else(|| barriers().find(|flaw| flaw.name() == name))
+        match name.strip_prefix("without:") {
+            Some(barrier) => Barrier::from_name(barrier).map(Self::Without),
+            None => Defect::from_name(name).map(Self::Defect),
+        }
     }
 
     /// The name used on command lines and in traces.
@@ -244,14 +244,6 @@ impl Flaw {
         match self {
             Self::Defect(defect) => defect.name(),
             Self::Without(barrier) => barrier.flaw_name(),
-        }
-    }
-
-    /// What is wrong, or what is not waited for, in one line.
-    pub fn describe(self) -> &'static str {
-        match self {
-            Self::Defect(defect) => defect.describe(),
-            Self::Without(barrier) => barrier.describe(),
         }
     }
 }

@@ -229,7 +229,7 @@ fn pins(defect: Defect) -> Pins {
 }
 
 /// What is fixed where a barrier is left out by itself, if not what is fixed for the defect that leaves it out.
-const FIXED_WITHOUT: [(Barrier, &str); 14] = [
+const FIXED_WITHOUT: [(Barrier, &str); 13] = [
     (Barrier::DirtyBit, "lazy_refcounts=on"),
     (Barrier::AfterClean, "lazy_refcounts=on"),
     (Barrier::AfterCompatible, "manage=amend"),
@@ -243,7 +243,6 @@ const FIXED_WITHOUT: [(Barrier, &str); 14] = [
         "shrink=on,cluster_size=512,refcount_bits=64",
     ),
     (Barrier::RepairRead, "abandoned=on"),
-    (Barrier::RepairSwitch, "abandoned=on"),
     (Barrier::RepairCopied, "abandoned=on"),
     (Barrier::RepairMarks, "abandoned=on"),
     (Barrier::RepairDone, "abandoned=on"),

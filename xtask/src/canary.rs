@@ -4,8 +4,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use engine::defect::Defect;
-use harness::campaign::Proceed;
+use engine::defect::{Defect, Flaw};
+use harness::canary::Hunt;
 
 use crate::terminal::{Display, Limit, default_jobs, parse_duration};
 use crate::{Ending, Refusal, source, violation};
@@ -38,6 +38,34 @@ pub(crate) fn parse_defect(name: &str) -> Result<Defect, String> {
     })
 }
 
+/// Hunts a flaw for so long at most; says how long it took.
+pub(crate) fn hunt_within(
+    budget: Duration,
+    flaw: Flaw,
+    jobs: usize,
+) -> Result<(Hunt, Duration), Refusal> {
+    let display = Display::start(Limit::Time(budget));
+    let mut took = Duration::ZERO;
+    let mut between = |_: &_| {
+        took = display.elapsed();
+        display.proceed()
+    };
+    let hunt = harness::canary::hunt(flaw, jobs, &mut between).map_err(Refusal::new)?;
+    display.finish();
+    Ok((hunt, took))
+}
+
+/// What is not as it should be about a flaw that was found.
+pub(crate) fn complaints(hunt: &Hunt, took: Duration, budget: Duration) -> Vec<&'static str> {
+    let checks = [
+        (took <= budget, "TOO LATE"),
+        (hunt.replays, "DOES NOT REPLAY"),
+        (hunt.passes_without, "FAILS WITHOUT IT"),
+    ];
+    let failed = checks.into_iter().filter(|(holds, _)| !holds);
+    failed.map(|(_, complaint)| complaint).collect()
+}
+
 impl Canary {
     pub(crate) fn run(&self) -> Result<Ending, Refusal> {
         source::writable_directory(&self.out)?;
@@ -67,46 +95,29 @@ impl Canary {
     /// Hunts one defect; says whether it was found as it should be.
     fn hunt(&self, defect: Defect) -> Result<bool, Refusal> {
         let jobs = self.jobs.map_or_else(default_jobs, usize::from);
-        let display = Display::start(Limit::Time(self.budget));
-        let mut found_after = Duration::ZERO;
-        let mut between = |_: &_| {
-            found_after = display.elapsed();
-            if display.is_over() {
-                Proceed::Stop
-            } else {
-                Proceed::GoOn
-            }
-        };
-        let hunt =
-            harness::canary::hunt(defect.into(), jobs, &mut between).map_err(Refusal::new)?;
-        display.finish();
-        let seconds = found_after.as_secs_f64();
+        let (hunt, took) = hunt_within(self.budget, defect.into(), jobs)?;
+        let seconds = took.as_secs_f64();
         let start = format!(
             "{:<26} {seconds:>7.2} {:>6} {:>8}",
             defect.name(),
             hunt.runs,
             hunt.states
         );
-        let Some(reduced) = hunt.found else {
+        let Some(reduced) = &hunt.found else {
             println!("{start}    -  NOT FOUND: {}", defect.describe());
             return Ok(false);
         };
         let operations = reduced.trace.scenario.operations.len();
-        let mut complaints = String::new();
-        if found_after > self.budget {
-            complaints.push_str("  TOO LATE");
-        }
+        let mut complaints = complaints(&hunt, took, self.budget);
         if operations > MOST_OPERATIONS {
-            complaints.push_str("  TOO LARGE");
+            complaints.push("TOO LARGE");
         }
-        if !hunt.replays {
-            complaints.push_str("  DOES NOT REPLAY");
-        }
-        if !hunt.passes_without {
-            complaints.push_str("  FAILS WITHOUT IT");
-        }
-        println!("{start} {operations:>4}  {}{complaints}", reduced.class);
-        violation::save(&reduced, defect.name(), "canary", &self.out)?;
+        let class = reduced.class.to_string();
+        let told: Vec<&str> = std::iter::once(&*class)
+            .chain(complaints.iter().copied())
+            .collect();
+        println!("{start} {operations:>4}  {}", told.join("  "));
+        violation::save(reduced, defect.name(), "canary", &self.out)?;
         Ok(complaints.is_empty())
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use blkdebug::contract::Contract;
 use clap::{Args, ValueEnum};
-use harness::campaign::{Campaign, Plan, Proceed, campaign};
+use harness::campaign::{Campaign, Plan, campaign};
 use harness::reduce::reduce;
 use harness::report::Summary;
 use harness::run::Effort;
@@ -95,11 +95,7 @@ impl Fuzz {
         let jobs = self.jobs.map_or_else(default_jobs, usize::from);
         let mut between = |progress: &_| {
             display.show(progress);
-            if display.is_over() {
-                Proceed::Stop
-            } else {
-                Proceed::GoOn
-            }
+            display.proceed()
         };
         let campaign = campaign(&plan, jobs, &mut between).map_err(Refusal::new)?;
         let mut summary = Summary::new(self.seed, &campaign, display.finish().as_secs_f64());

@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use clap::Args;
 use engine::barrier::Barrier;
-use harness::campaign::Proceed;
-use harness::canary::{Hunt, hunt};
+use harness::canary::Hunt;
 
-use crate::terminal::{Display, Limit, parse_duration};
+use crate::canary::{complaints, hunt_within};
+use crate::terminal::parse_duration;
 use crate::{Ending, Refusal, source, violation};
 
 /// Leave out each barrier of the engine and demand that it is missed.
@@ -33,21 +33,10 @@ pub(crate) struct Mutants {
 }
 
 fn parse_barrier(name: &str) -> Result<Barrier, String> {
-    let all = || Barrier::ALL.iter().copied();
-    all().find(|barrier| barrier.name() == name).ok_or_else(|| {
-        let names: Vec<&str> = all().map(Barrier::name).collect();
+    Barrier::from_name(name).ok_or_else(|| {
+        let names: Vec<&str> = Barrier::ALL.iter().map(|barrier| barrier.name()).collect();
         format!("expected one of {}", names.join(", "))
     })
-}
-
-/// What becomes of an image whose engine leaves a barrier out.
-enum Fate {
-    /// It was missed, as it should be.
-    Killed,
-    /// It was missed, and something about how it was is not as it should be.
-    Complained,
-    /// It was not missed.
-    Survived,
 }
 
 impl Mutants {
@@ -65,7 +54,7 @@ impl Mutants {
         let wanted = Barrier::ALL.iter().copied();
         for barrier in wanted.filter(|barrier| self.only.is_none_or(|only| only == *barrier)) {
             asked += 1;
-            if let Fate::Killed = self.leave_out(barrier)? {
+            if self.leave_out(barrier)? {
                 killed += 1;
             }
         }
@@ -77,45 +66,25 @@ impl Mutants {
         })
     }
 
-    fn leave_out(&self, barrier: Barrier) -> Result<Fate, Refusal> {
-        let display = Display::start(Limit::Time(self.budget));
-        let mut took = Duration::ZERO;
-        let mut between = |_: &_| {
-            took = display.elapsed();
-            if display.is_over() {
-                Proceed::Stop
-            } else {
-                Proceed::GoOn
-            }
-        };
-        let hunt = hunt(barrier.into(), self.jobs.into(), &mut between).map_err(Refusal::new)?;
-        display.finish();
-        let Hunt {
-            found: Some(reduced),
-            ..
-        } = &hunt
-        else {
+    /// Leaves out one barrier; says whether it was missed as it should be.
+    fn leave_out(&self, barrier: Barrier) -> Result<bool, Refusal> {
+        let (hunt, took) = hunt_within(self.budget, barrier.into(), self.jobs.into())?;
+        let Some(reduced) = &hunt.found else {
             let verdict = format!("NOT MISSED: {}", barrier.describe());
             print_row(barrier, took, &hunt, ("-", "-"), &verdict);
-            return Ok(Fate::Survived);
+            return Ok(false);
         };
-        let mut verdict = reduced.class.to_string();
-        let mut fate = Fate::Killed;
-        for (fine, complaint) in [
-            (took <= self.budget, "TOO LATE"),
-            (hunt.replays, "DOES NOT REPLAY"),
-            (hunt.passes_without, "FAILS WITH IT TOO"),
-        ] {
-            if !fine {
-                verdict = format!("{verdict}, {complaint}");
-                fate = Fate::Complained;
-            }
-        }
+        let complaints = complaints(&hunt, took, self.budget);
+        let class = reduced.class.to_string();
+        let told: Vec<&str> = std::iter::once(&*class)
+            .chain(complaints.iter().copied())
+            .collect();
+        let verdict = told.join(", ");
         let operations = reduced.trace.scenario.operations.len().to_string();
         let bytes = reduced.trace.to_json().len().to_string();
         print_row(barrier, took, &hunt, (&operations, &bytes), &verdict);
         violation::save(reduced, barrier.name(), "mutants", &self.out)?;
-        Ok(fate)
+        Ok(complaints.is_empty())
     }
 }
 

@@ -3,7 +3,7 @@
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
-use harness::campaign::Progress;
+use harness::campaign::{Proceed, Progress};
 use indicatif::{ProgressBar, ProgressStyle};
 
 /// Elsewhere than on a terminal there is a line of progress so often.
@@ -74,11 +74,11 @@ impl Display {
         }
     }
 
-    /// Whether the time that was given is over.
-    pub(crate) fn is_over(&self) -> bool {
+    /// Whether a campaign goes on: not when the time that was given is over.
+    pub(crate) fn proceed(&self) -> Proceed {
         match self.limit {
-            Limit::Runs(_) => false,
-            Limit::Time(time) => self.elapsed() >= time,
+            Limit::Time(time) if self.elapsed() >= time => Proceed::Stop,
+            Limit::Time(_) | Limit::Runs(_) => Proceed::GoOn,
         }
     }
 

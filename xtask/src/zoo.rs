@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use clap::Args;
 use engine::defect::Defect;
-use harness::campaign::Proceed;
 use harness::canary::sight;
 
 use crate::canary::parse_defect;
@@ -73,13 +72,7 @@ impl Zoo {
 
     fn look(&self, defect: Defect, seed: u64) -> Result<Look, Refusal> {
         let display = Display::start(Limit::Time(self.budget));
-        let mut between = |_: &_| {
-            if display.is_over() {
-                Proceed::Stop
-            } else {
-                Proceed::GoOn
-            }
-        };
+        let mut between = |_: &_| display.proceed();
         let sighting =
             sight(defect.into(), seed, self.jobs.into(), &mut between).map_err(Refusal::new)?;
         Ok(Look {

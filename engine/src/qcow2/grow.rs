@@ -7,7 +7,7 @@ use super::free::Unlink;
 use super::header::HeaderSector;
 use super::image::Qcow2;
 use super::metadata::Metadata;
-use super::unit::{GuestCluster, HostOffset, byte_count, mem_len};
+use super::unit::{GuestCluster, byte_count, mem_len};
 use crate::barrier::Barrier;
 use crate::defect::Defect;
 use crate::device::{Event, SECTOR_BYTES};
@@ -67,11 +67,8 @@ impl Qcow2 {
         self.order
             .barrier(Barrier::BeforeSize, self.order.latest())
             .await?;
-        let mut sector0 = metadata.sector0.clone();
-        sector0.set_virtual_bytes(virtual_bytes);
-        let bytes = sector0.bytes();
-        let written = self.order.write(Event::None, HostOffset(0), bytes).await?;
-        metadata.sector0 = sector0;
+        let change = |sector0: &mut HeaderSector| sector0.set_virtual_bytes(virtual_bytes);
+        let written = metadata.restate_sector0(Event::None, change).await?;
         metadata.virtual_bytes = virtual_bytes;
         // Something else may have stood there once.
         metadata.resize_bitmaps(old_bytes..virtual_bytes);

@@ -138,7 +138,6 @@ impl Metadata {
             self.write_refcounts().await?;
             needs = needs.max(self.refcounts_written);
         }
-        self.order.must_be_trusted()?;
         self.order.barrier(Barrier::BeforeLink, needs).await?;
         for offset in slices {
             let bytes = self.l2.slice(*offset).bytes.clone();
@@ -253,8 +252,8 @@ impl Metadata {
         changed
     }
 
-    /// Changes bits of sector 0 of which either value may be relied on until it succeeded.
-    async fn restate_sector0(
+    /// Changes numbers in sector 0 of which either value may be relied on until it succeeded.
+    pub(super) async fn restate_sector0(
         &mut self,
         event: Event,
         change: impl FnOnce(&mut HeaderSector),
