@@ -294,8 +294,9 @@ impl Survey<'_> {
     /// Sets COPIED in the guest's tables exactly where there is one reference.
     async fn correct_copied(&self) -> Result<(), DeviceError> {
         let header = self.header;
+        // What the end of the file leaves of its last entry counts, as it did when the table was walked.
         let within = self.file_bytes.saturating_sub(header.l1_offset.0);
-        let len_bytes = (header.l1_entries * 8).min(within);
+        let len_bytes = (header.l1_entries * 8).min(within.next_multiple_of(8));
         let mut tables = Vec::new();
         let change = |table: &mut [u8]| {
             for bytes in table.chunks_exact_mut(8) {
