@@ -268,10 +268,16 @@ impl History {
         self.initial = found.iter().map(Known::found).collect();
     }
 
-    /// How many promises about bitmaps have been made by then.
-    pub(super) fn promises(&self, cut: Moment) -> u64 {
+    /// How many promises about bitmaps have been made by then: that they are stored, and that they note what the disk
+    /// became as a whole, be it what it was.
+    pub(super) fn promises(&self, cut: Moment) -> [u64; 2] {
         let kept = self.stores.iter().filter(|(_, ended)| *ended <= cut);
-        u64::try_from(kept.count()).expect("a count fits 64 bits")
+        let noted = self.touches.iter().filter(|touch| {
+            let done = matches!(touch.completed, Some((at, Answer::Done)) if at <= cut);
+            touch.kind == Kind::Restored && done
+        });
+        [kept.count(), noted.count()]
+            .map(|count| u64::try_from(count).expect("a count fits 64 bits"))
     }
 
     fn lists(&self, cut: Moment) -> Vec<List> {

@@ -438,13 +438,14 @@ impl<'a> Expectation<'a> {
         let done = |sizing: &&Sizing| matches!(sizing.completed, Some((at, Answer::Done)) if at <= self.cut);
         let sizings = self.ledger.sizes.iter().filter(done).count();
         let counted = |count| u64::try_from(count).expect("a workload is short");
-        let promises = self.ledger.bitmaps.promises(self.cut);
+        let [stored, noted] = self.ledger.bitmaps.promises(self.cut);
         let commits = counted(self.ledger.chain.settled(self.cut));
         let words = [
             counted(turns),
             counted(sizings),
             settled_changes,
-            promises,
+            stored,
+            noted,
             commits,
         ];
         let words = words.into_iter().chain(floors);
