@@ -97,17 +97,22 @@ pub struct NoThreads {
     source: rayon::ThreadPoolBuildError,
 }
 
+/// So many threads, each with room for a run.
+pub(crate) fn threads(jobs: usize) -> Result<rayon::ThreadPool, NoThreads> {
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(jobs)
+        .stack_size(STACK_BYTES)
+        .build()
+        .map_err(|source| NoThreads { jobs, source })
+}
+
 /// Carries out a plan on `jobs` threads. After every batch `between` is told how far it is, and decides.
 pub fn campaign(
     plan: &Plan,
     jobs: usize,
     between: &mut dyn FnMut(&Progress) -> Proceed,
 ) -> Result<Campaign, NoThreads> {
-    let threads = rayon::ThreadPoolBuilder::new()
-        .num_threads(jobs)
-        .stack_size(STACK_BYTES)
-        .build()
-        .map_err(|source| NoThreads { jobs, source })?;
+    let threads = threads(jobs)?;
     let mut campaign = Campaign::default();
     let mut digest = Xxh3::new();
     let mut next = 0;

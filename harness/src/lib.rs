@@ -4,6 +4,7 @@ pub mod campaign;
 pub mod canary;
 pub mod caught;
 pub mod crash;
+pub mod exhaust;
 pub mod guest;
 pub mod malformed;
 pub mod minimise;

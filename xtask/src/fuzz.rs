@@ -57,7 +57,7 @@ pub(crate) struct Fuzz {
 
 /// The formats that can be tested.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Format {
+pub(crate) enum Format {
     Qcow2,
 }
 

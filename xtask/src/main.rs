@@ -12,6 +12,7 @@ mod block;
 mod canary;
 mod ci;
 mod differential;
+mod exhaust;
 mod fuzz;
 mod img;
 mod io;
@@ -51,6 +52,7 @@ Exit codes:
 #[derive(Debug, Subcommand)]
 enum Command {
     Fuzz(fuzz::Fuzz),
+    Exhaust(exhaust::Exhaust),
     Replay(replay::Replay),
     Minimise(minimise::Minimise),
     Canary(canary::Canary),
@@ -138,6 +140,7 @@ fn main() -> ExitCode {
     }
     let outcome = match Arguments::parse().command {
         Command::Fuzz(fuzz) => fuzz.run(),
+        Command::Exhaust(exhaust) => exhaust.run(),
         Command::Replay(replay) => replay.run(),
         Command::Minimise(minimise) => minimise.run(),
         Command::Canary(canary) => canary.run(),

@@ -56,15 +56,20 @@ impl Display {
 
     /// Shows how far a campaign is.
     pub(crate) fn show(&mut self, progress: &Progress) {
-        let elapsed = self.elapsed();
         let counts = progress.counts;
         let message = format!(
             "{} runs, {} states judged, {} violations",
             progress.runs, counts.states_judged, counts.violations
         );
+        self.show_at(progress.runs, message);
+    }
+
+    /// Shows how many runs are done, and what else there is to say.
+    pub(crate) fn show_at(&mut self, runs: u64, message: String) {
+        let elapsed = self.elapsed();
         if let Some(bar) = &self.bar {
             bar.set_position(match self.limit {
-                Limit::Runs(_) => progress.runs,
+                Limit::Runs(_) => runs,
                 Limit::Time(_) => elapsed.as_secs(),
             });
             bar.set_message(message);

@@ -2,7 +2,7 @@
 //!
 //! Nothing here runs engine code. A state is a function of the recording, the moment of the cut and
 //! which of the volatile requests survived; [`durability`] says which are volatile, [`state`] builds
-//! the content, [`explore`] chooses, [`dedupe`] knows what was seen, [`explain`] names the pair of
+//! the content, [`explore`] chooses, [`classes`] leaves nothing out, [`dedupe`] knows what was seen, [`explain`] names the pair of
 //! requests that a failing state has in the wrong order.
 //!
 //! The rules, and where they are enforced:
@@ -21,11 +21,13 @@
 //!    says nothing about another. ([`durability`])
 
 mod class;
+pub mod classes;
 mod cuts;
 pub mod dedupe;
 pub mod durability;
 pub mod explain;
 pub mod explore;
+pub mod footprint;
 mod forecast;
 mod recipe;
 #[cfg(test)]

@@ -12,8 +12,10 @@ use blkdebug::volatile::{Answering, VolatileDisk};
 use engine::device::{Cause, ContentHash, Device, Event, Op, OpKind, PageImage, Request};
 use proptest::prelude::*;
 
+use super::classes::{Classes, Task};
 use super::durability::{Frontier, Standing};
 use super::explore::{Budget, Explorer};
+use super::footprint::Footprint;
 use super::reference;
 use super::state::{CrashState, Fate, Length, Level, Part, Survivors};
 
@@ -512,6 +514,36 @@ fn both_hashes(state: &CrashState) -> [ContentHash; 2] {
     [Disk::Image, Disk::Backing].map(|disk| state.disks.get(disk).unwrap().content_hash())
 }
 
+/// Every choice of whole requests and lengths at a cut, of which there must not be many.
+fn every_survivors(recording: &Recording, cut: Tick) -> Vec<Survivors> {
+    let frontier = Frontier::at(recording, cut);
+    let mut all = vec![Vec::new()];
+    for tail in frontier.volatile() {
+        let contents = [Fate::Lost, Fate::Whole];
+        let lengths: &[Length] = if tail.has_length {
+            &[Length::Lost, Length::Kept]
+        } else {
+            &[Length::Untouched]
+        };
+        let parts = contents.iter().flat_map(|content| {
+            lengths.iter().map(|length| Part {
+                request: tail.request,
+                content: content.clone(),
+                length: *length,
+            })
+        });
+        let parts: Vec<Part> = parts.collect();
+        all = all
+            .iter()
+            .flat_map(|before: &Vec<Part>| {
+                let longer = |part: &Part| [before.clone(), vec![part.clone()]].concat();
+                parts.iter().map(longer)
+            })
+            .collect();
+    }
+    all.into_iter().map(Survivors::from_parts).collect()
+}
+
 /// A draw function that anyone can repeat.
 fn draws(mut seed: u64) -> impl FnMut(u64) -> u64 {
     move |bound| {
@@ -591,6 +623,79 @@ proptest! {
                     "{contract} at {cut:?}: {} of {} seen",
                     allowed.intersection(&seen).count(), allowed.len()
                 );
+            }
+        }
+    }
+
+    /// Where everything is read, each state is a class of its own, and none is left out.
+    #[test]
+    fn every_allowed_state_is_of_a_class_as_early_as_it_is_expected_to_be_legal(
+        script in script(), promises in prop::collection::vec((1_u64..20).prop_map(Tick), 0..3),
+    ) {
+        let recording = run(&script);
+        let mut classes = Classes::new(&recording, &promises, Tick(0), u64::MAX, |cut| key(&promises, cut));
+        let mut judged: Vec<(ContentHash, Tick)> = Vec::new();
+        while let Some(task) = classes.next() {
+            let Task::Judge(state) = task else {
+                panic!("a class of one state has no other to be looked at");
+            };
+            judged.push((state.hash, state.cut));
+            classes.learn(None);
+        }
+        for cut in (0..=recording.end().0).map(Tick) {
+            let now = key(&promises, cut);
+            let is_told = |at: &Tick| *at <= cut && key(&promises, *at) == now;
+            let told = judged.iter().filter(|(_, at)| is_told(at));
+            let seen: BTreeSet<ContentHash> = told.map(|(hash, _)| *hash).collect();
+            let allowed = reference::states(&recording, cut, Contract::Epoch);
+            prop_assert!(
+                allowed.is_subset(&seen),
+                "at {cut:?}: {} of {} seen",
+                allowed.intersection(&seen).count(), allowed.len()
+            );
+            if judged.iter().any(|(_, at)| *at == cut) {
+                let here = judged.iter().filter(|(_, at)| *at == cut);
+                prop_assert!(here.into_iter().all(|(hash, _)| allowed.contains(hash)));
+            }
+        }
+    }
+
+    /// A judge that reads one sector, and another only where the first says so, has seen one of each sort of states
+    /// that it can tell apart; and whatever else is of a class looks to it like the state that stands for it.
+    #[test]
+    fn a_state_stands_for_all_that_its_judge_cannot_tell_from_it(
+        script in script(), first in 0_u64..8, second in 0_u64..8,
+    ) {
+        let recording = run(&script);
+        let look = |image: &PageImage| {
+            let mut read = vec![first];
+            if image.stored_hash(first).is_multiple_of(2) {
+                read.push(second);
+            }
+            let seen: Vec<u128> = read.iter().map(|sector| image.stored_hash(*sector)).collect();
+            (read, (image.len(), seen))
+        };
+        let mut classes = Classes::new(&recording, &[], Tick(0), u64::MAX, |_| 0);
+        let mut judged = BTreeSet::new();
+        while let Some(task) = classes.next() {
+            match task {
+                Task::Judge(state) => {
+                    let (read, sort) = look(state.disks.image());
+                    judged.insert(sort);
+                    let sectors = read.iter().map(|sector| *sector..sector + 1);
+                    classes.learn(Some(Footprint::of(sectors.collect())));
+                }
+                Task::Audit(state) => {
+                    let (_, sort) = look(state.disks.image());
+                    prop_assert!(judged.contains(&sort));
+                }
+            }
+        }
+        for cut in (0..=recording.end().0).map(Tick) {
+            for parts in every_survivors(&recording, cut) {
+                let state = CrashState::build(&recording, cut, &parts).unwrap();
+                let (_, sort) = look(state.disks.image());
+                prop_assert!(judged.contains(&sort), "{}", parts.describe(&recording));
             }
         }
     }

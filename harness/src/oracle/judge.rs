@@ -12,7 +12,8 @@
 
 use std::ops::Range;
 
-use blkdebug::record::Recording;
+use blkdebug::disks::Disk;
+use blkdebug::record::{RecordedOp, Recording};
 use engine::device::PageImage;
 
 use super::explain;
@@ -20,6 +21,7 @@ use super::snapshots::{check_alternatives, check_snapshots, compare_snapshots};
 use super::structure::{StructureReport, walk};
 use super::verdict::{Oracle, Verdict, Violation};
 use super::view::{self, Backing, GuestView, merge};
+use crate::crash::footprint::Footprint;
 use crate::guest::{BitmapViolation, Checker, Expectation, Level, SectorViolation};
 use crate::subject::{Attempt, Repair, Subject};
 use crate::workload::stamp::SectorValue;
@@ -95,6 +97,8 @@ pub struct Judgement {
     pub recovered: Option<Witness>,
     /// The recordings of what wrote to the image in order to repair it.
     pub repairs: Vec<Recording>,
+    /// The sectors of the image that the subject read, in no order, and those that were looked at of what it left.
+    pub(crate) read: Vec<Range<u64>>,
 }
 
 impl Witness {
@@ -131,6 +135,7 @@ impl Judge<'_> {
             state: Witness::new(image),
             recovered: None,
             repairs: Vec::new(),
+            read: Vec::new(),
         };
         let verdict = match case.run(expectation, before) {
             Ok(()) => Verdict::Survived,
@@ -141,6 +146,7 @@ impl Judge<'_> {
             state: case.state,
             recovered: case.recovered,
             repairs: case.repairs,
+            read: case.read,
         }
     }
 
@@ -161,6 +167,14 @@ impl Judge<'_> {
 }
 
 impl Judgement {
+    /// Every sector of the image that this verdict hangs on. It is known of states that survived: a judgement that
+    /// ends early has not looked at everything that it names.
+    pub fn footprint(&self) -> Option<Footprint> {
+        let looked_at = self.state.report.referred.iter().chain(&self.read);
+        let known = self.verdict.survived();
+        known.then(|| Footprint::of(looked_at.cloned().collect()))
+    }
+
     /// The same, and nothing may differ from the image as it was before anybody opened it while the header has
     /// autoclear bits of unknown features: they would vouch for what their owner never saw.
     #[must_use]
@@ -218,6 +232,7 @@ struct Case<'a> {
     state: Witness,
     recovered: Option<Witness>,
     repairs: Vec<Recording>,
+    read: Vec<Range<u64>>,
 }
 
 impl Case<'_> {
@@ -299,6 +314,7 @@ impl Case<'_> {
     /// Notes what an attempt to repair left, walks it, and holds it against the guest bytes before.
     fn succeed<T>(&mut self, attempt: Attempt<T>, doing: &str) -> Result<T, Ended> {
         let wrote = writes(&attempt.recording) > 0;
+        self.read.extend(reads(&attempt.recording));
         if wrote {
             self.repairs.push(attempt.recording);
         }
@@ -314,6 +330,7 @@ impl Case<'_> {
         }
         self.judge.observer.begin(Stage::StructureAfter);
         let recovered = Witness::new(attempt.image);
+        self.read.extend_from_slice(&recovered.report.referred);
         check_structure_after(&recovered.report, doing)?;
         self.check_backing(&recovered.report, Oracle::Repair)?;
         self.judge.observer.begin(Stage::GuestAfter);
@@ -363,23 +380,27 @@ impl Case<'_> {
     }
 
     /// Recovers and checks once more what was repaired: nothing may be left to write.
-    fn again(&self) -> Result<(), Ended> {
+    fn again(&mut self) -> Result<(), Ended> {
         let Some(recovered) = &self.recovered else {
             return Ok(());
         };
         // Many crash states recover to one image, which need not prove itself each time.
         let hash = recovered.image.content_hash();
-        if self.judge.subject.is_settled(hash) {
+        if let Some(read) = self.judge.subject.is_settled(hash) {
+            self.read.extend_from_slice(&read);
             return Ok(());
         }
         let opened = self.judge.subject.recover(&recovered.image, &[]);
+        let mut read: Vec<Range<u64>> = reads(&opened.recording).collect();
         expect_idle(opened, "opening the repaired image again")?;
         let checked = self.judge.subject.check(&recovered.image, Repair::All);
+        read.extend(reads(&checked.recording));
         let tally = expect_idle(checked, "a second check with repair")?;
         if tally.errors > 0 || tally.leaks > 0 {
             return Err(explain::unfinished(tally).into());
         }
-        self.judge.subject.settle(hash);
+        self.read.extend_from_slice(&read);
+        self.judge.subject.settle(hash, read);
         Ok(())
     }
 }
@@ -392,6 +413,24 @@ fn expect_idle<T>(attempt: Attempt<T>, doing: &str) -> Result<T, Ended> {
         return Err(explain::not_idle(&attempt.recording, doing).into());
     }
     Ok(value)
+}
+
+/// The sectors of the image that were read.
+fn reads(recording: &Recording) -> impl Iterator<Item = Range<u64>> {
+    let image = recording
+        .entries
+        .iter()
+        .filter(|entry| entry.disk == Disk::Image);
+    image.filter_map(|entry| match entry.op {
+        RecordedOp::Read { offset, len_bytes } => {
+            Some(offset / 512..(offset + len_bytes).div_ceil(512))
+        }
+        RecordedOp::Write { .. }
+        | RecordedOp::WriteZeroes { .. }
+        | RecordedOp::Discard { .. }
+        | RecordedOp::Flush
+        | RecordedOp::SetLen { .. } => None,
+    })
 }
 
 /// How many requests there are that change content or length.

@@ -19,7 +19,7 @@ use crate::minimise::{End, Limits, Tried, minimise};
 use crate::oracle::verdict::NoFailureClass;
 use crate::oracle::{FailureClass, Violation};
 use crate::prng::Prng;
-use crate::run::{Case, Effort, Outcome, Schedule, find, live};
+use crate::run::{Case, Effort, From, Outcome, Reach, Schedule, find, live};
 use crate::trace::{Crash, Expected, Then, Trace};
 use crate::workload::shape::Scenario;
 
@@ -31,6 +31,9 @@ const LIMITS: Limits = Limits {
     attempts: 400,
     work: 100_000,
 };
+
+/// A case with more classes of states at a cut is not looked through.
+const MOST_CLASSES: u64 = 1 << 12;
 
 /// A violation, made small and explained.
 #[derive(Clone, Debug)]
@@ -92,7 +95,8 @@ pub fn reduce(found: &Found) -> Result<Reduced, Irreducible> {
     let start = Small::new(found.scenario.clone(), found.choices.clone());
     let class = &found.finding.violation.class;
     let crash = found.finding.crash.as_ref();
-    catch(|| Search::of(class, crash).reduce(start)).map_err(Irreducible::Panic)?
+    catch(|| Search::of(class, crash, found.scenario.contract).reduce(start))
+        .map_err(Irreducible::Panic)?
 }
 
 /// Makes the case of a trace small that shows what the trace expects.
@@ -102,7 +106,7 @@ pub fn reduce_trace(trace: &Trace) -> Result<Reduced, Irreducible> {
     };
     let class: FailureClass = class.parse()?;
     let start = Small::new(trace.scenario.clone(), trace.choices.clone());
-    let search = Search::of(&class, trace.crash.as_ref());
+    let search = Search::of(&class, trace.crash.as_ref(), trace.scenario.contract);
     catch(|| search.reduce(start)).map_err(Irreducible::Panic)?
 }
 
@@ -113,7 +117,7 @@ struct Search {
 }
 
 impl Search {
-    fn of(class: &FailureClass, crash: Option<&Crash>) -> Self {
+    fn of(class: &FailureClass, crash: Option<&Crash>, contract: Contract) -> Self {
         // What comes after the first power loss is looked at only if that is where the failure was:
         // otherwise a case without operations, that fails in the work after recovery, would do.
         let (repair_every, serve_every) = match crash.and_then(|crash| crash.then.as_ref()) {
@@ -121,7 +125,16 @@ impl Search {
             Some(Then::Repair { .. }) => (Some(1), None),
             Some(Then::Service { .. }) => (None, Some(1)),
         };
+        // What every state was tried for is not found again by trying some.
+        let reach = match contract {
+            Contract::Epoch => Reach::Classes {
+                from: From::Start,
+                most: MOST_CLASSES,
+            },
+            Contract::Perfect | Contract::Prefix | Contract::EpochTorn => Reach::Levels,
+        };
         let effort = Effort {
+            reach,
             repair_every,
             serve_every,
             ..Effort::minimise()

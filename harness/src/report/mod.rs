@@ -1,9 +1,13 @@
-//! The numbers of a campaign as programs read them: `summary.json`.
+//! The numbers of a campaign as programs read them: `summary.json`; and of an exhaustive search: its certificate.
+
+mod certificate;
 
 use serde::Serialize;
 
 use crate::campaign::Campaign;
 use crate::run::Counts;
+
+pub use certificate::{BadCertificate, Certificate, Circumstances};
 
 /// A campaign in numbers. The fields are the keys of `summary.json`; they are added to, and never
 /// change their meaning.
@@ -56,6 +60,9 @@ impl Summary {
             workloads,
             steps,
             cuts,
+            cuts_incomplete: _,
+            states_covered: _,
+            states_audited: _,
             states_generated,
             states_distinct,
             states_judged,

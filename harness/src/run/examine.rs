@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
+use blkdebug::contract::Contract;
 use blkdebug::disks::Disks;
 use blkdebug::record::{Recording, Tick};
 use engine::device::{ContentHash, PageImage};
@@ -11,8 +12,10 @@ use xxhash_rust::xxh3::Xxh3;
 
 use super::bench::{Bench, Judged};
 use super::live::{Life, live};
-use super::{Case, Counts, Effort, Finding, Outcome};
+use super::{Case, Counts, Effort, Finding, From, Outcome, Reach};
+use crate::crash::classes::{Classes, Covered, Task};
 use crate::crash::explore::{Budget, Explored, Explorer};
+use crate::crash::footprint::Footprint;
 use crate::crash::state::{CrashState, Survivors};
 use crate::guest::{Expectation, Ledger};
 use crate::oracle::{Oracle, Service, Verdict, Violation};
@@ -123,7 +126,12 @@ impl Examination<'_> {
             self.report(violation, None);
         }
         if !self.stopped {
-            self.explore();
+            match self.effort.reach {
+                Reach::Classes { from, most } if self.case.scenario.contract == Contract::Epoch => {
+                    self.cover(from, most);
+                }
+                Reach::Levels | Reach::Classes { .. } => self.explore(),
+            }
         }
         if !self.stopped && life.faults == 0 && life.ends_closed(&self.case.scenario.operations) {
             self.examine_closed();
@@ -184,7 +192,59 @@ impl Examination<'_> {
         self.outcome.counts.states_distinct += distinct;
     }
 
-    fn visit(&mut self, state: CrashState) {
+    /// Judges a state of each class.
+    fn cover(&mut self, from: From, most: u64) {
+        let life = self.life;
+        let last = life
+            .lived
+            .history
+            .last()
+            .filter(|_| from == From::LastOperation);
+        let from = last.map_or_else(Tick::default, |last| last.submitted);
+        let expectations = Expectations(Rc::clone(&self.expectations.0));
+        let key = move |cut| expectations.at(life, cut).key();
+        let mut classes = Classes::new(life.recording(), &promises(&life.ledger), from, most, key);
+        while !self.stopped
+            && let Some(task) = classes.next()
+        {
+            match task {
+                Task::Judge(state) => classes.learn(self.visit(state)),
+                Task::Audit(state) => self.audit(state),
+            }
+        }
+        let Covered {
+            cuts,
+            incomplete,
+            states,
+            classes,
+            judged,
+            audited,
+        } = classes.covered();
+        let counts = &mut self.outcome.counts;
+        counts.cuts += cuts;
+        counts.cuts_incomplete += incomplete;
+        counts.states_covered = counts.states_covered.saturating_add(states);
+        counts.states_audited += audited;
+        counts.states_generated += classes + audited;
+        counts.states_distinct += judged + audited;
+    }
+
+    /// Another state of a class that survived must survive.
+    fn audit(&mut self, state: CrashState) {
+        let (before, cut) = (self.outcome.counts.violations, state.cut);
+        self.visit(state);
+        if self.outcome.counts.violations > before {
+            let how = format!(
+                "at moment {} two crash states differ only in what the judgement of one did not read, and only one of \
+                 them survived",
+                cut.0
+            );
+            keep(&mut self.outcome.broken, how);
+        }
+    }
+
+    /// Judges a state, and says what its verdict hangs on, where that is known.
+    fn visit(&mut self, state: CrashState) -> Option<Footprint> {
         let life = self.life;
         let expectation = self.expectations.at(life, state.cut);
         let judged = self.bench.judge(state.disks, &expectation);
@@ -198,8 +258,9 @@ impl Examination<'_> {
         }
         self.outcome.counts.repairs += u64::from(repaired);
         if !survived {
-            return;
+            return None;
         }
+        let footprint = judged.image.footprint();
         self.outcome.counts.survived += 1;
         let interrupt = repaired && is_due(self.outcome.counts.repairs, self.effort.repair_every);
         let serve = is_due(self.outcome.counts.survived, self.effort.serve_every);
@@ -212,6 +273,7 @@ impl Examination<'_> {
                 serve,
             });
         }
+        footprint
     }
 
     /// What may come after the first power loss, once all states of the first are judged: whatever is

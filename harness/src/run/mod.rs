@@ -40,6 +40,8 @@ pub enum Schedule {
 /// How much of a run's crash states is judged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Effort {
+    /// Which states of the workload's recording are visited.
+    pub reach: Reach,
     /// How the states of the workload's recording are explored.
     pub states: Budget,
     /// How the states of a second power loss are explored: inside a repair, or in the work after it.
@@ -50,6 +52,31 @@ pub struct Effort {
     pub serve_every: Option<u64>,
     /// Exploring ends at the first violation.
     pub first_only: bool,
+}
+
+/// Which crash states of a workload are visited.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Reach {
+    /// Those worth visiting at every cut, level by level.
+    #[default]
+    Levels,
+    /// Under `epoch`, every subset of whole requests at each cut, a state for each class of them that no judgement
+    /// can tell apart; as [`Self::Levels`] under any other contract.
+    Classes {
+        /// Where the cuts begin.
+        from: From,
+        /// A cut with more classes is given up, and counted.
+        most: u64,
+    },
+}
+
+/// Where the cuts of a workload begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum From {
+    /// At the opening of the image.
+    Start,
+    /// At the submission of the last operation. The states before it are those of a shorter workload.
+    LastOperation,
 }
 
 /// What came of a run.
@@ -96,6 +123,12 @@ pub struct Counts {
     pub steps: u64,
     /// Moments at which the power was cut.
     pub cuts: u64,
+    /// Cuts of which every state was asked for, and which had too many.
+    pub cuts_incomplete: u64,
+    /// Crash states that those stand for which were judged as one of their class.
+    pub states_covered: u128,
+    /// Judged states that another of their class has stood for already.
+    pub states_audited: u64,
     /// Crash states that were generated, equal ones included.
     pub states_generated: u64,
     /// Crash states that differed, by content or by what may be expected of them.
@@ -122,6 +155,7 @@ impl Effort {
     /// What campaigns do.
     pub fn campaign() -> Self {
         Self {
+            reach: Reach::Levels,
             states: Budget {
                 states: 400,
                 every_parts: 4,
@@ -162,6 +196,9 @@ impl Counts {
             workloads,
             steps,
             cuts,
+            cuts_incomplete,
+            states_covered,
+            states_audited,
             states_generated,
             states_distinct,
             states_judged,
@@ -176,6 +213,9 @@ impl Counts {
         self.workloads += workloads;
         self.steps += steps;
         self.cuts += cuts;
+        self.cuts_incomplete += cuts_incomplete;
+        self.states_covered = self.states_covered.saturating_add(*states_covered);
+        self.states_audited += states_audited;
         self.states_generated += states_generated;
         self.states_distinct += states_distinct;
         self.states_judged += states_judged;

@@ -1,7 +1,7 @@
 //! The project's own engine as a subject.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::rc::Rc;
 
@@ -35,7 +35,7 @@ pub struct EngineSubject {
     /// material yields the same key, after thousands of hashes. Whatever differs is derived anew.
     keys: RefCell<BTreeMap<u128, VolumeKey>>,
     data: Option<PageImage>,
-    settled: RefCell<BTreeSet<ContentHash>>,
+    settled: RefCell<BTreeMap<ContentHash, Rc<[Range<u64>]>>>,
 }
 
 /// The disks of one attempt, on one clock.
@@ -171,12 +171,12 @@ impl Subject for EngineSubject {
         })
     }
 
-    fn is_settled(&self, image: ContentHash) -> bool {
-        self.settled.borrow().contains(&image)
+    fn is_settled(&self, image: ContentHash) -> Option<Rc<[Range<u64>]>> {
+        self.settled.borrow().get(&image).cloned()
     }
 
-    fn settle(&self, image: ContentHash) {
-        self.settled.borrow_mut().insert(image);
+    fn settle(&self, image: ContentHash, read: Vec<Range<u64>>) {
+        self.settled.borrow_mut().insert(image, read.into());
     }
 
     fn serve(

@@ -9,6 +9,7 @@ mod engine;
 mod metered;
 
 use std::ops::Range;
+use std::rc::Rc;
 
 use ::engine::device::{ContentHash, PageImage};
 use blkdebug::record::Recording;
@@ -82,14 +83,14 @@ pub trait Subject {
     /// Checks the image, and repairs it as far as `repair` says.
     fn check(&self, image: &PageImage, repair: Repair) -> Attempt<Tally>;
 
-    /// Whether [`Self::settle`] was told of this image.
-    fn is_settled(&self, _image: ContentHash) -> bool {
-        false
+    /// What [`Self::settle`] was told of this image.
+    fn is_settled(&self, _image: ContentHash) -> Option<Rc<[Range<u64>]>> {
+        None
     }
 
-    /// Takes note that the subject leaves this image as it is, when it is recovered and when it is repaired. A
-    /// subject that answers otherwise another time does not remember.
-    fn settle(&self, _image: ContentHash) {}
+    /// Takes note that the subject leaves this image as it is, when it is recovered and when it is repaired, having
+    /// read these sectors. A subject that answers otherwise another time does not remember.
+    fn settle(&self, _image: ContentHash, _read: Vec<Range<u64>>) {}
 
     /// Opens the image, carries out the operations one after the other, and closes it. Moments in
     /// the answer are those of the recording.

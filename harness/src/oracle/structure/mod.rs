@@ -18,6 +18,8 @@ mod refcounts;
 mod references;
 mod snapshots;
 
+use std::ops::Range;
+
 use engine::device::PageImage;
 
 pub use bitmaps::StoredBitmap;
@@ -103,6 +105,9 @@ pub struct StructureReport {
     pub snapshots: Vec<Snapshot>,
     /// The persistent bitmaps, in file order.
     pub bitmaps: Vec<StoredBitmap>,
+    /// The sectors of every cluster that anything refers to, ascending and disjoint: the walk reads no others, and
+    /// whoever reads the disk or a snapshot by what it found reads no others either.
+    pub referred: Vec<Range<u64>>,
 }
 
 impl StructureReport {
@@ -158,6 +163,7 @@ pub fn walk(image: &PageImage) -> StructureReport {
             let mut scan = Scan::new(image, layout, &mut report);
             let references = references::collect(&mut scan);
             refcounts::compare(&mut scan, &references);
+            scan.report.referred = references::sectors(&references, layout.cluster_sectors());
             if scan.sectors_left == 0 {
                 report.not_measured = Some("an image with more metadata than the oracle reads");
             }

@@ -1,6 +1,7 @@
 //! Who refers to which cluster of the file.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 
 use super::bounds::Bounded;
 use super::{Finding, Layout, Mapped, Mapping, Owner, Scan, Snapshot, Table, Word, Words};
@@ -73,6 +74,20 @@ pub(super) fn collect(scan: &mut Scan<'_>) -> Vec<Reference> {
     let by_cluster = |reference: &Reference| reference.cluster;
     collector.references.sort_by_key(by_cluster);
     collector.references
+}
+
+/// The sectors of the clusters that are referred to, as ascending disjoint ranges. `references` ascend by cluster.
+pub(super) fn sectors(references: &[Reference], cluster_sectors: u64) -> Vec<Range<u64>> {
+    let mut ranges: Vec<Range<u64>> = Vec::new();
+    for reference in references {
+        let start = reference.cluster.saturating_mul(cluster_sectors);
+        let end = start.saturating_add(cluster_sectors);
+        match ranges.last_mut() {
+            Some(last) if start <= last.end => last.end = last.end.max(end),
+            Some(_) | None => ranges.push(start..end),
+        }
+    }
+    ranges
 }
 
 pub(super) struct Collector {

@@ -1,0 +1,53 @@
+//! What a judgement looked at: the recovery-read filter.
+//!
+//! Whoever judges a crash state is a function of the bytes that it reads. Two states that are the same there have one
+//! verdict, however they differ elsewhere: in clusters that nothing refers to, above all, where most of what a power
+//! loss scatters ends up.
+
+use std::ops::Range;
+
+/// Sectors of the image's own disk, as ascending disjoint ranges.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Footprint(Vec<Range<u64>>);
+
+impl Footprint {
+    /// All sectors in any of the ranges.
+    pub fn of(mut ranges: Vec<Range<u64>>) -> Self {
+        ranges.sort_unstable_by_key(|range| range.start);
+        let mut merged: Vec<Range<u64>> = Vec::with_capacity(ranges.len());
+        for range in ranges {
+            match merged.last_mut() {
+                Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
+                Some(_) | None => merged.push(range),
+            }
+        }
+        Self(merged)
+    }
+
+    /// Whether any of `sectors` is among them.
+    pub fn meets(&self, sectors: &Range<u64>) -> bool {
+        let first = self.0.partition_point(|range| range.end <= sectors.start);
+        let next = self.0.get(first);
+        !sectors.is_empty() && next.is_some_and(|range| range.start < sectors.end)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_meet_where_they_share_a_sector() {
+        let footprint = Footprint::of(vec![8..9, 0..2, 1..4]);
+        for (sectors, meets) in [
+            (0..1, true),
+            (3..4, true),
+            (4..8, false),
+            (4..9, true),
+            (9..20, false),
+            (3..3, false),
+        ] {
+            assert_eq!(footprint.meets(&sectors), meets, "{sectors:?}");
+        }
+    }
+}

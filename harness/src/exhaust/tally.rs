@@ -1,0 +1,95 @@
+//! What workloads came to, as it adds up in any order.
+
+use xxhash_rust::xxh3::xxh3_128;
+
+use crate::run::{Counts, Outcome};
+
+/// What workloads came to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Workloads that were lived through.
+    pub workloads: u64,
+    /// Moments at which the power was cut.
+    pub cuts: u64,
+    /// Moments of which not every state was visited, since there were too many.
+    pub cuts_incomplete: u64,
+    /// The crash states of these moments: subsets of whole requests, times lengths.
+    pub states_covered: u128,
+    /// Classes of them that no judgement can tell apart, those known from an earlier moment included.
+    pub classes: u64,
+    /// Crash states that were judged.
+    pub states_judged: u64,
+    /// Judged states whose class was judged by another before: the audit of the classes.
+    pub states_audited: u64,
+    /// Judged states that recovery had to repair.
+    pub repairs: u64,
+    /// States that could not be judged.
+    pub not_measured: u64,
+    /// Violations.
+    pub violations: u64,
+    /// The sum of a hash of each workload's number and digest.
+    pub digest: u128,
+}
+
+impl Tally {
+    /// Adds a workload.
+    pub fn add_workload(&mut self, number: u64, outcome: &Outcome) {
+        let Counts {
+            workloads,
+            cuts,
+            cuts_incomplete,
+            states_covered,
+            states_generated,
+            states_judged,
+            states_audited,
+            repairs,
+            not_measured,
+            violations,
+            ..
+        } = outcome.counts;
+        let mut bytes = [0; 24];
+        bytes[..8].copy_from_slice(&number.to_le_bytes());
+        bytes[8..].copy_from_slice(&outcome.digest.to_le_bytes());
+        self.add(&Self {
+            workloads,
+            cuts,
+            cuts_incomplete,
+            states_covered,
+            classes: states_generated - states_audited,
+            states_judged,
+            states_audited,
+            repairs,
+            not_measured,
+            violations,
+            digest: xxh3_128(&bytes),
+        });
+    }
+
+    /// Adds what others came to.
+    pub fn add(&mut self, other: &Self) {
+        let Self {
+            workloads,
+            cuts,
+            cuts_incomplete,
+            states_covered,
+            classes,
+            states_judged,
+            states_audited,
+            repairs,
+            not_measured,
+            violations,
+            digest,
+        } = *other;
+        self.workloads += workloads;
+        self.cuts += cuts;
+        self.cuts_incomplete += cuts_incomplete;
+        self.states_covered = self.states_covered.saturating_add(states_covered);
+        self.classes += classes;
+        self.states_judged += states_judged;
+        self.states_audited += states_audited;
+        self.repairs += repairs;
+        self.not_measured += not_measured;
+        self.violations += violations;
+        self.digest = self.digest.wrapping_add(digest);
+    }
+}

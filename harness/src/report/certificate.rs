@@ -1,0 +1,286 @@
+//! What an exhaustive search has covered, for programs and for people.
+
+use serde::{Deserialize, Serialize};
+
+use super::rate;
+use crate::exhaust::{CONTRACT, Search, Shard, Space, Standing, Tally};
+use crate::trace::operation_text;
+
+/// What was covered, and what it came to. The fields are the keys of the file.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Certificate {
+    /// The same in a paragraph.
+    pub about: String,
+    /// The version of this form.
+    pub version: u32,
+    /// The image format under test.
+    pub format: String,
+    /// The set of images.
+    pub geometry: String,
+    /// The images, each with its operations.
+    pub images: Vec<Image>,
+    /// The most operations of a workload.
+    pub length: u32,
+    /// The storage contract.
+    pub contract: String,
+    /// Which blocks of workloads are covered: `number/of`.
+    pub shard: String,
+    /// Blocks that are done.
+    pub blocks: u64,
+    /// Blocks that the shard has.
+    pub blocks_in_shard: u64,
+    /// Workloads in all shards.
+    pub workloads_in_space: u64,
+    /// Workloads that were lived through.
+    pub workloads: u64,
+    /// Moments at which the power was cut.
+    pub cuts: u64,
+    /// Moments of which not every state was visited, since there were too many.
+    pub cuts_incomplete: u64,
+    /// The crash states of these moments: every subset of whole requests, times every length; in decimal, and 2^128 - 1
+    /// where there are more.
+    pub states_covered: String,
+    /// Classes of states that no judgement can tell apart, those known from an earlier moment included.
+    pub classes: u64,
+    /// Crash states that were judged.
+    pub states_judged: u64,
+    /// Judged states whose class was judged by another before: the audit of the classes.
+    pub states_audited: u64,
+    /// Judged states that recovery had to repair.
+    pub repairs: u64,
+    /// States that could not be judged.
+    pub not_measured: u64,
+    /// Violations.
+    pub violations: u64,
+    /// Sums up every step, every byte written and every verdict, in hexadecimal.
+    pub digest: String,
+    /// Hashes the sources of the engine, in hexadecimal.
+    pub engine: String,
+    /// How long it took, and with how many threads.
+    pub seconds: f64,
+    /// The threads.
+    pub jobs: usize,
+}
+
+/// Why a certificate cannot be gone on with.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct BadCertificate(String);
+
+/// An image of the space.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Image {
+    /// What it is like.
+    pub name: String,
+    /// The operations on it, as traces spell them.
+    pub operations: Vec<String>,
+}
+
+/// How a search was made.
+#[derive(Clone, Debug)]
+pub struct Circumstances {
+    /// Hashes the sources of the engine.
+    pub engine: String,
+    /// How long it took in seconds, all sessions of it.
+    pub seconds: f64,
+    /// The threads.
+    pub jobs: usize,
+}
+
+/// The version of the form that is written here.
+const VERSION: u32 = 1;
+
+impl Certificate {
+    /// That of a search of a shard of a space.
+    pub fn new(space: &Space, shard: Shard, search: &Search, made: Circumstances) -> Self {
+        let Tally {
+            workloads,
+            cuts,
+            cuts_incomplete,
+            states_covered,
+            classes,
+            states_judged,
+            states_audited,
+            repairs,
+            not_measured,
+            violations,
+            digest,
+        } = search.standing.tally;
+        let images = space.grounds().map(|(ground, operations)| Image {
+            name: ground.name.clone(),
+            operations: operations.iter().map(|it| operation_text(*it)).collect(),
+        });
+        let mut certificate = Self {
+            about: String::new(),
+            version: VERSION,
+            format: "qcow2".into(),
+            geometry: space.set().name().into(),
+            images: images.collect(),
+            length: space.length(),
+            contract: CONTRACT.name().into(),
+            shard: shard.to_string(),
+            blocks: search.standing.blocks_done,
+            blocks_in_shard: space.blocks_of(shard),
+            workloads_in_space: space.workloads(),
+            workloads,
+            cuts,
+            cuts_incomplete,
+            states_covered: states_covered.to_string(),
+            classes,
+            states_judged,
+            states_audited,
+            repairs,
+            not_measured,
+            violations,
+            digest: format!("{digest:032x}"),
+            engine: made.engine,
+            seconds: made.seconds,
+            jobs: made.jobs,
+        };
+        certificate.about = certificate.paragraph();
+        certificate
+    }
+
+    /// Reads a certificate.
+    pub fn from_json(text: &str) -> Result<Self, BadCertificate> {
+        serde_json::from_str(text).map_err(|error| BadCertificate(error.to_string()))
+    }
+
+    /// Where the search stood, for one that goes on with the same shard of the same space and the same engine.
+    pub fn standing(
+        &self,
+        space: &Space,
+        shard: Shard,
+        engine: &str,
+    ) -> Result<Standing, BadCertificate> {
+        let same = |what: &str, here: &str, there: &str| {
+            let text = || format!("it is of {what} {here}, not of {there}");
+            (here == there)
+                .then_some(())
+                .ok_or_else(|| BadCertificate(text()))
+        };
+        same(
+            "length",
+            &self.length.to_string(),
+            &space.length().to_string(),
+        )?;
+        same("geometry", &self.geometry, space.set().name())?;
+        same("contract", &self.contract, CONTRACT.name())?;
+        same("shard", &self.shard, &shard.to_string())?;
+        same("engine", &self.engine, engine)?;
+        same(
+            "a space of workloads numbering",
+            &self.workloads_in_space.to_string(),
+            &space.workloads().to_string(),
+        )?;
+        let digest = u128::from_str_radix(&self.digest, 16)
+            .map_err(|_| BadCertificate(format!("`{}` is no digest", self.digest)))?;
+        let states_covered = self.states_covered.parse();
+        let states_covered = states_covered
+            .map_err(|_| BadCertificate(format!("`{}` is no number", self.states_covered)))?;
+        Ok(Standing {
+            blocks_done: self.blocks.min(space.blocks_of(shard)),
+            tally: Tally {
+                workloads: self.workloads,
+                cuts: self.cuts,
+                cuts_incomplete: self.cuts_incomplete,
+                states_covered,
+                classes: self.classes,
+                states_judged: self.states_judged,
+                states_audited: self.states_audited,
+                repairs: self.repairs,
+                not_measured: self.not_measured,
+                violations: self.violations,
+                digest,
+            },
+        })
+    }
+
+    /// Whether every workload of the shard was covered, every state of each was judged, and nothing is wrong.
+    pub fn holds(&self) -> bool {
+        self.blocks == self.blocks_in_shard
+            && self.cuts_incomplete == 0
+            && self.not_measured == 0
+            && self.violations == 0
+    }
+
+    /// The certificate as text.
+    pub fn to_json(&self) -> String {
+        let mut text = serde_json::to_string_pretty(self).expect("numbers and texts are JSON");
+        text.push('\n');
+        text
+    }
+
+    fn paragraph(&self) -> String {
+        let part = match (self.blocks == self.blocks_in_shard, &*self.shard) {
+            (true, "1/1") => "Every workload".to_owned(),
+            (true, shard) => format!("Shard {shard} of the workloads"),
+            (false, shard) => format!(
+                "{} of the {} blocks in shard {shard} of the workloads",
+                self.blocks, self.blocks_in_shard
+            ),
+        };
+        let operations = self.images.iter().map(|image| image.operations.len());
+        let (least, most) = (operations.clone().min(), operations.max());
+        let missed = match self.cuts_incomplete {
+            0 => "at each of them".to_owned(),
+            cuts => format!("at all but {cuts} of them"),
+        };
+        let found = match (self.violations, self.not_measured) {
+            (0, 0) => "No violation was found.".to_owned(),
+            (violations, unjudged) => {
+                format!(
+                    "{violations} violations were found, {unjudged} states could not be judged."
+                )
+            }
+        };
+        format!(
+            "{part} of up to {} operations, out of {} to {} on each of {} images: {} workloads, under the contract \
+             {}. The power was cut at {} moments, and {missed} every subset of whole writes that were not durable may \
+             have survived, with every length of the file: {} states. They fall into {} classes that no judgement can \
+             tell apart; {} states were judged, {} of them to audit the classes, {} had to be repaired. {found} It took \
+             {:.0} seconds on {} threads, {:.0} states judged a second.",
+            self.length,
+            least.unwrap_or(0),
+            most.unwrap_or(0),
+            self.images.len(),
+            self.workloads,
+            self.contract,
+            self.cuts,
+            magnitude(&self.states_covered),
+            self.classes,
+            self.states_judged,
+            self.states_audited,
+            self.repairs,
+            self.seconds,
+            self.jobs,
+            rate(self.states_judged, self.seconds),
+        )
+    }
+}
+
+/// A number in decimal as people want to read it.
+fn magnitude(decimal: &str) -> String {
+    match decimal.split_at_checked(1) {
+        Some(_) if decimal == u128::MAX.to_string() => "more than 10^38".into(),
+        Some((first, rest)) if rest.len() > 12 => {
+            let second = rest.get(..1).unwrap_or_default();
+            format!("{first}.{second} x 10^{}", rest.len())
+        }
+        Some(_) | None => decimal.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn large_numbers_are_told_by_their_magnitude() {
+        assert_eq!(magnitude("1234567"), "1234567");
+        assert_eq!(magnitude("58614934899064380167913297440"), "5.8 x 10^28");
+        assert_eq!(magnitude(&u128::MAX.to_string()), "more than 10^38");
+    }
+}
