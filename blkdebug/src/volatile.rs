@@ -103,6 +103,13 @@ impl VolatileDisk {
             .collect()
     }
 
+    /// Tells of each request in flight, in submission order.
+    pub fn each_in_flight(&self, mut visit: impl FnMut(RequestId)) {
+        for waiting in &self.state.borrow().waiting {
+            visit(waiting.pending.id);
+        }
+    }
+
     /// How many requests are in flight.
     pub fn in_flight_count(&self) -> usize {
         self.state.borrow().waiting.len()

@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::Args;
 use engine::defect::Flaw;
 use harness::campaign::Proceed;
-use harness::exhaust::{CONTRACT, GeometrySet, Search, Shard, Space, Standing, search};
+use harness::exhaust::{CONTRACT, GeometrySet, Overlap, Search, Shard, Space, Standing, search};
 use harness::reduce::reduce;
 use harness::report::{Certificate, Circumstances};
 use xxhash_rust::xxh3::Xxh3;
@@ -35,6 +35,12 @@ pub(crate) struct Exhaust {
     /// The images to start from: small (six, each with lazy refcounts and without) or one (the first of them)
     #[arg(long, value_name = "SET", value_parser = parse_set, default_value = "small")]
     geometry: GeometrySet,
+    /// So many operations are in flight at once, at most
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=3))]
+    overlap: u16,
+    /// Where they overlap: how often a schedule deviates from the plainest at most, or `all` for every schedule
+    #[arg(long, value_name = "D", value_parser = parse_deviations, default_value = "2")]
+    deviations: u32,
     /// Only every N-th block of workloads, from the I-th on
     #[arg(long, value_name = "I/N", value_parser = parse_shard, default_value = "1/1")]
     shard: Shard,
@@ -63,6 +69,15 @@ fn parse_shard(text: &str) -> Result<Shard, String> {
     Shard::parse(text).ok_or_else(|| format!("`{text}` is no shard such as 2/8"))
 }
 
+fn parse_deviations(text: &str) -> Result<u32, String> {
+    match text {
+        "all" => Ok(Overlap::ALL),
+        number => number
+            .parse()
+            .map_err(|_| format!("`{text}` is neither a number nor `all`")),
+    }
+}
+
 fn parse_flaw(name: &str) -> Result<Flaw, String> {
     Flaw::from_name(name).ok_or_else(|| {
         format!("`{name}` is no defect, and no barrier after `without:`; `canary` and `mutants` list them")
@@ -73,7 +88,9 @@ impl Exhaust {
     pub(crate) fn run(&self) -> Result<Ending, Refusal> {
         let Format::Qcow2 = self.format;
         source::writable_directory(&self.out)?;
-        let space = Space::new(self.geometry, self.length).with_flaw(self.plant);
+        let space = Space::new(self.geometry, self.length)
+            .with_overlap(self.overlap())
+            .with_flaw(self.plant);
         let engine = engine_sources()?;
         let path = self.certificate();
         let (standing, before) = self.earlier(&path, &space, &engine)?;
@@ -127,6 +144,16 @@ impl Exhaust {
         self.close(&path, &search, &certificate)
     }
 
+    fn overlap(&self) -> Overlap {
+        match self.overlap {
+            1 => Overlap::NONE,
+            requests => Overlap {
+                requests: requests.into(),
+                deviations: self.deviations,
+            },
+        }
+    }
+
     fn certificate(&self) -> PathBuf {
         let Shard { number, of } = self.shard;
         let shard = if of > 1 {
@@ -135,7 +162,17 @@ impl Exhaust {
             String::new()
         };
         let (set, length) = (self.geometry.name(), self.length);
-        let name = format!("qcow2-{set}-{length}-{}{shard}.json", CONTRACT.name());
+        let overlap = match self.overlap() {
+            Overlap::NONE => String::new(),
+            Overlap {
+                requests,
+                deviations,
+            } => format!("-{requests}-at-once-{}", name_of(deviations)),
+        };
+        let name = format!(
+            "qcow2-{set}-{length}-{}{overlap}{shard}.json",
+            CONTRACT.name()
+        );
         self.out.join(name)
     }
 
@@ -249,4 +286,11 @@ fn engine_sources() -> Result<String, Refusal> {
         hash.update(&std::fs::read(&path).map_err(unreadable)?);
     }
     Ok(format!("{:032x}", hash.digest128()))
+}
+
+fn name_of(deviations: u32) -> String {
+    match deviations {
+        Overlap::ALL => "all".into(),
+        number => number.to_string(),
+    }
 }

@@ -11,6 +11,7 @@
 
 pub mod alphabet;
 mod ground;
+mod schedules;
 mod tally;
 
 use std::fmt;
@@ -25,6 +26,8 @@ use crate::workload::ops::Operation;
 use crate::workload::shape::{Management, Scenario, Start};
 
 pub use ground::{GeometrySet, Ground};
+pub use schedules::Overlap;
+use schedules::Schedules;
 pub use tally::Tally;
 
 /// So many workloads are done and counted together.
@@ -41,6 +44,7 @@ const TWICE_EVERY: u64 = 1000;
 pub struct Space {
     set: GeometrySet,
     length: u32,
+    overlap: Overlap,
     flaw: Option<Flaw>,
     lots: Vec<Lot>,
 }
@@ -122,9 +126,16 @@ impl Space {
         Self {
             set,
             length,
+            overlap: Overlap::NONE,
             flaw: None,
             lots: lots.collect(),
         }
+    }
+
+    /// The same with operations in flight beside each other.
+    #[must_use]
+    pub fn with_overlap(self, overlap: Overlap) -> Self {
+        Self { overlap, ..self }
     }
 
     /// The same with something wrong in the engine on purpose.
@@ -141,6 +152,11 @@ impl Space {
     /// How many operations a workload has at most.
     pub fn length(&self) -> u32 {
         self.length
+    }
+
+    /// How operations overlap.
+    pub fn overlap(&self) -> Overlap {
+        self.overlap
     }
 
     /// The images, each with the operations that workloads on it are made of.
@@ -181,8 +197,12 @@ impl Space {
             caches: lot.ground.caches,
             options: lot.ground.options,
             operations: alphabet::numbered(lot.sequence(rest), lot.ground.image.snapshots),
-            concurrency: 1,
-            management: Management::Alone,
+            concurrency: self.overlap.requests,
+            management: if self.overlap.requests > 1 {
+                Management::Overlapping
+            } else {
+                Management::Alone
+            },
             contract: CONTRACT,
             faults: Vec::new(),
             flaw: self.flaw,
@@ -286,41 +306,45 @@ impl Block {
             self.broken.push(format!("workload {number}: {bad}"));
             return;
         }
-        let case = Case {
-            scenario,
-            schedule: Schedule::Given(Vec::new()),
-        };
-        let effort = effort();
-        let outcome = match run(&case, &effort) {
-            Ok(outcome) => outcome,
-            Err(panic) => {
-                self.broken
-                    .push(format!("workload {number}: the harness {panic}"));
-                return;
+        let mut schedules = Schedules::of(space.overlap);
+        while let Some(begun) = schedules.next() {
+            let case = Case {
+                scenario: scenario.clone(),
+                schedule: Schedule::Given(begun.clone()),
+            };
+            let outcome = match run(&case, &effort()) {
+                Ok(outcome) => outcome,
+                Err(panic) => {
+                    self.broken
+                        .push(format!("workload {number}: the harness {panic}"));
+                    return;
+                }
+            };
+            let twice = begun.is_empty() && number % TWICE_EVERY == TWICE_EVERY / 2;
+            if twice && run(&case, &effort()).map(|again| again.digest) != Ok(outcome.digest) {
+                let how = "came to something else when it was done again";
+                self.broken.push(format!("workload {number} {how}"));
             }
-        };
-        let twice = number % TWICE_EVERY == TWICE_EVERY / 2;
-        if twice && run(&case, &effort).map(|again| again.digest) != Ok(outcome.digest) {
-            let how = "came to something else when it was done again";
-            self.broken.push(format!("workload {number} {how}"));
+            schedules.ran(&begun, &outcome.choices, &outcome.widths);
+            self.tally.add_schedule(number, &begun, &outcome);
+            self.note(number, &case.scenario, outcome);
         }
-        self.tally.add_workload(number, &outcome);
-        let Outcome {
-            findings,
-            not_measured,
-            broken,
-            choices,
-            ..
-        } = outcome;
+    }
+
+    /// Keeps what is to be told of a run.
+    fn note(&mut self, number: u64, scenario: &Scenario, outcome: Outcome) {
         let told = |text: String| format!("workload {number}: {text}");
-        self.not_measured.extend(not_measured.into_iter().map(told));
-        self.broken.extend(broken.into_iter().map(told));
-        self.found.extend(findings.into_iter().map(|finding| Found {
-            run: number,
-            scenario: case.scenario.clone(),
-            choices: choices.clone(),
-            finding,
-        }));
+        self.not_measured
+            .extend(outcome.not_measured.into_iter().map(told));
+        self.broken.extend(outcome.broken.into_iter().map(told));
+        let choices = outcome.choices;
+        self.found
+            .extend(outcome.findings.into_iter().map(|finding| Found {
+                run: number,
+                scenario: scenario.clone(),
+                choices: choices.clone(),
+                finding,
+            }));
     }
 }
 

@@ -9,6 +9,8 @@ use crate::run::{Counts, Outcome};
 pub struct Tally {
     /// Workloads that were lived through.
     pub workloads: u64,
+    /// Schedules of them.
+    pub schedules: u64,
     /// Moments at which the power was cut.
     pub cuts: u64,
     /// Moments of which not every state was visited, since there were too many.
@@ -27,15 +29,14 @@ pub struct Tally {
     pub not_measured: u64,
     /// Violations.
     pub violations: u64,
-    /// The sum of a hash of each workload's number and digest.
+    /// The sum of a hash of each workload's number, schedule and digest.
     pub digest: u128,
 }
 
 impl Tally {
-    /// Adds a workload.
-    pub fn add_workload(&mut self, number: u64, outcome: &Outcome) {
+    /// Adds a schedule of a workload, told by its first choices; the workload counts with the plainest.
+    pub fn add_schedule(&mut self, number: u64, begun: &[u32], outcome: &Outcome) {
         let Counts {
-            workloads,
             cuts,
             cuts_incomplete,
             states_covered,
@@ -47,11 +48,12 @@ impl Tally {
             violations,
             ..
         } = outcome.counts;
-        let mut bytes = [0; 24];
-        bytes[..8].copy_from_slice(&number.to_le_bytes());
-        bytes[8..].copy_from_slice(&outcome.digest.to_le_bytes());
+        let mut bytes = number.to_le_bytes().to_vec();
+        bytes.extend_from_slice(&outcome.digest.to_le_bytes());
+        bytes.extend(begun.iter().flat_map(|choice| choice.to_le_bytes()));
         self.add(&Self {
-            workloads,
+            workloads: u64::from(begun.is_empty()),
+            schedules: 1,
             cuts,
             cuts_incomplete,
             states_covered,
@@ -69,6 +71,7 @@ impl Tally {
     pub fn add(&mut self, other: &Self) {
         let Self {
             workloads,
+            schedules,
             cuts,
             cuts_incomplete,
             states_covered,
@@ -81,6 +84,7 @@ impl Tally {
             digest,
         } = *other;
         self.workloads += workloads;
+        self.schedules += schedules;
         self.cuts += cuts;
         self.cuts_incomplete += cuts_incomplete;
         self.states_covered = self.states_covered.saturating_add(states_covered);

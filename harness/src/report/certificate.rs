@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::rate;
-use crate::exhaust::{CONTRACT, Search, Shard, Space, Standing, Tally};
+use crate::exhaust::{CONTRACT, Overlap, Search, Shard, Space, Standing, Tally};
 use crate::trace::operation_text;
 
 /// What was covered, and what it came to. The fields are the keys of the file.
@@ -22,6 +22,10 @@ pub struct Certificate {
     pub images: Vec<Image>,
     /// The most operations of a workload.
     pub length: u32,
+    /// How many operations are in flight at most.
+    pub overlap: usize,
+    /// How often a schedule deviates from the plainest at most.
+    pub deviations: u32,
     /// The storage contract.
     pub contract: String,
     /// Which blocks of workloads are covered: `number/of`.
@@ -34,6 +38,8 @@ pub struct Certificate {
     pub workloads_in_space: u64,
     /// Workloads that were lived through.
     pub workloads: u64,
+    /// Schedules of them.
+    pub schedules: u64,
     /// Moments at which the power was cut.
     pub cuts: u64,
     /// Moments of which not every state was visited, since there were too many.
@@ -97,6 +103,7 @@ impl Certificate {
     pub fn new(space: &Space, shard: Shard, search: &Search, made: Circumstances) -> Self {
         let Tally {
             workloads,
+            schedules,
             cuts,
             cuts_incomplete,
             states_covered,
@@ -119,12 +126,15 @@ impl Certificate {
             geometry: space.set().name().into(),
             images: images.collect(),
             length: space.length(),
+            overlap: space.overlap().requests,
+            deviations: space.overlap().deviations,
             contract: CONTRACT.name().into(),
             shard: shard.to_string(),
             blocks: search.standing.blocks_done,
             blocks_in_shard: space.blocks_of(shard),
             workloads_in_space: space.workloads(),
             workloads,
+            schedules,
             cuts,
             cuts_incomplete,
             states_covered: states_covered.to_string(),
@@ -166,6 +176,17 @@ impl Certificate {
             &self.length.to_string(),
             &space.length().to_string(),
         )?;
+        let overlap = space.overlap();
+        same(
+            "overlapping operations numbering",
+            &self.overlap.to_string(),
+            &overlap.requests.to_string(),
+        )?;
+        same(
+            "deviations numbering",
+            &self.deviations.to_string(),
+            &overlap.deviations.to_string(),
+        )?;
         same("geometry", &self.geometry, space.set().name())?;
         same("contract", &self.contract, CONTRACT.name())?;
         same("shard", &self.shard, &shard.to_string())?;
@@ -184,6 +205,7 @@ impl Certificate {
             blocks_done: self.blocks.min(space.blocks_of(shard)),
             tally: Tally {
                 workloads: self.workloads,
+                schedules: self.schedules,
                 cuts: self.cuts,
                 cuts_incomplete: self.cuts_incomplete,
                 states_covered,
@@ -236,9 +258,21 @@ impl Certificate {
                 )
             }
         };
+        let beside = match (self.overlap, self.deviations) {
+            (1, _) => String::new(),
+            (overlap, Overlap::ALL) => format!(
+                ", up to {overlap} of them in flight at once, in every schedule: {} of them",
+                self.schedules
+            ),
+            (overlap, deviations) => format!(
+                ", up to {overlap} of them in flight at once, in every schedule that deviates from the plainest up to \
+                 {deviations} times: {} schedules",
+                self.schedules
+            ),
+        };
         format!(
-            "{part} of up to {} operations, out of {} to {} on each of {} images: {} workloads, under the contract \
-             {}. The power was cut at {} moments, and {missed} every subset of whole writes that were not durable may \
+            "{part} of up to {} operations, out of {} to {} on each of {} images: {} workloads{beside}, under the \
+             contract {}. The power was cut at {} moments, and {missed} every subset of whole writes that were not durable may \
              have survived, with every length of the file: {} states. They fall into {} classes that no judgement can \
              tell apart; {} states were judged, {} of them to audit the classes, {} had to be repaired. {found} It took \
              {:.0} seconds on {} threads, {:.0} states judged a second.",

@@ -58,6 +58,7 @@ pub(super) fn examine(
     } = examination;
     outcome.digest = digest.digest128();
     outcome.choices.clone_from(&life.lived.choices);
+    outcome.widths.clone_from(&life.lived.widths);
     outcome
 }
 

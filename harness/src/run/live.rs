@@ -15,8 +15,9 @@ use super::{Case, Schedule};
 use crate::guest::{File, Ledger};
 use crate::oracle::structure::{Layout, walk};
 use crate::oracle::{Oracle, Violation};
+use crate::prng::Prng;
 use crate::sim::Failure;
-use crate::sim::chooser::{Chooser, Random, Replay};
+use crate::sim::chooser::{Chooser, Pct, Random, Replay};
 use crate::sim::stage::{Stage, StageError, open_options};
 use crate::sim::world::{Ending, Lived, World};
 use crate::trace::operation_text;
@@ -70,7 +71,7 @@ pub fn live(case: &Case) -> Result<Life, StageError> {
     let mut disks_there = vec![Rc::clone(&file)];
     disks_there.extend(beneath.iter().chain(&data).map(Rc::clone));
     let mut chooser: Box<dyn Chooser> = match &case.schedule {
-        Schedule::Drawn(prng) => Box::new(Random::new((**prng).clone())),
+        Schedule::Drawn(prng) => drawn(prng),
         Schedule::Given(choices) => Box::new(Replay::new(choices.clone())),
     };
     let lived = World {
@@ -101,6 +102,17 @@ pub fn live(case: &Case) -> Result<Life, StageError> {
         stage,
         lived,
     })
+}
+
+/// A chooser of a kind that is drawn too.
+fn drawn(prng: &Prng) -> Box<dyn Chooser> {
+    let mut kind = prng.fork("chooser");
+    if kind.chance(1, 4) {
+        let depth = *kind.pick(&[1, 2, 3, 4]);
+        Box::new(Pct::new(prng.clone(), depth))
+    } else {
+        Box::new(Random::new(prng.clone()))
+    }
 }
 
 /// The history of the guest's disk, and of what the image says of itself.

@@ -92,6 +92,8 @@ pub struct Outcome {
     pub broken: Vec<String>,
     /// The choices that were made.
     pub choices: Vec<u32>,
+    /// How many steps there were to choose from, for each of them.
+    pub widths: Vec<u32>,
     /// Folds every step, every byte written, and every state with its verdict.
     pub digest: u128,
 }

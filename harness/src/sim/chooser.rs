@@ -1,5 +1,7 @@
 //! Who decides what happens next: the one source of nondeterminism of a run.
 
+use std::collections::BTreeMap;
+
 use super::executor::TaskId;
 use crate::prng::Prng;
 
@@ -8,10 +10,24 @@ use crate::prng::Prng;
 pub enum Step {
     /// A task that was woken goes on.
     Run(TaskId),
-    /// A device request in flight completes; its place among those in flight, oldest first.
-    Complete(usize),
+    /// A device request in flight completes.
+    Complete {
+        /// Its place among those in flight, oldest first.
+        place: usize,
+        /// Which it is, as long as it is in flight.
+        request: RequestKey,
+    },
     /// The next operation is handed to the image.
     Submit,
+}
+
+/// A request of one of the disks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct RequestKey {
+    /// The disk's place among the disks.
+    pub disk: usize,
+    /// The request's number on it.
+    pub request: usize,
 }
 
 /// Decides among the steps that are possible.
@@ -63,11 +79,88 @@ impl Chooser for Random {
             .iter()
             .map(|step| match step {
                 Step::Run(_) => self.run_weight,
-                Step::Complete(_) => self.complete_weight,
+                Step::Complete { .. } => self.complete_weight,
                 Step::Submit => self.submit_weight,
             })
             .collect();
         self.prng.weighted(&weights)
+    }
+}
+
+/// Probabilistic concurrency testing: everybody who can take a step has a priority, drawn when they are first seen, and
+/// the highest goes on; at a few moments, drawn too, whoever is the highest falls below everybody. A schedule that
+/// needs so many orderings to go wrong is met with a probability that does not vanish with the length of the run, which
+/// a walk of fair coins cannot say. (Burckhardt and others, "A Randomized Scheduler with Probabilistic Guarantees of
+/// Finding Bugs", ASPLOS 2010.)
+#[derive(Debug)]
+pub struct Pct {
+    prng: Prng,
+    priorities: BTreeMap<Actor, u64>,
+    /// The choices at which the highest falls, the last one first.
+    falls: Vec<u64>,
+    taken: u64,
+}
+
+/// Who takes a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Actor {
+    Task(TaskId),
+    Request(RequestKey),
+    Guest,
+}
+
+impl Actor {
+    fn of(step: Step) -> Self {
+        match step {
+            Step::Run(task) => Self::Task(task),
+            Step::Complete { request, .. } => Self::Request(request),
+            Step::Submit => Self::Guest,
+        }
+    }
+}
+
+impl Pct {
+    /// One step in so many, about, is a choice that a run has.
+    const SPANS: [u64; 4] = [8, 32, 128, 512];
+    /// Priorities that are drawn are above those of whoever has fallen.
+    const DRAWN: u64 = 1 << 32;
+
+    /// A chooser that draws from `prng`, for orderings of that depth: the number of falls and one.
+    pub fn new(mut prng: Prng, depth: u32) -> Self {
+        let span = *prng.pick(&Self::SPANS);
+        let mut falls: Vec<u64> = (1..depth).map(|_| prng.below(span)).collect();
+        falls.sort_unstable_by(|one, other| other.cmp(one));
+        Self {
+            prng,
+            priorities: BTreeMap::new(),
+            falls,
+            taken: 0,
+        }
+    }
+
+    fn highest(&mut self, enabled: &[Step]) -> usize {
+        let Self {
+            prng, priorities, ..
+        } = self;
+        let mut priority = |step: &Step| {
+            let drawn = priorities.entry(Actor::of(*step));
+            *drawn.or_insert_with(|| Self::DRAWN + prng.below(Self::DRAWN))
+        };
+        let highest = (0..enabled.len()).max_by_key(|index| priority(&enabled[*index]));
+        highest.expect("there are at least two steps to choose from")
+    }
+}
+
+impl Chooser for Pct {
+    fn choose(&mut self, enabled: &[Step]) -> usize {
+        while self.falls.last() == Some(&self.taken) {
+            self.falls.pop();
+            let fallen = Actor::of(enabled[self.highest(enabled)]);
+            let below = u64::try_from(self.falls.len()).expect("a few falls");
+            self.priorities.insert(fallen, below);
+        }
+        self.taken += 1;
+        self.highest(enabled)
     }
 }
 
@@ -102,10 +195,17 @@ impl Chooser for Replay {
 mod tests {
     use super::*;
 
+    const COMPLETE: Step = Step::Complete {
+        place: 0,
+        request: RequestKey {
+            disk: 0,
+            request: 0,
+        },
+    };
     const STEPS: [Step; 4] = [
         Step::Run(TaskId(0)),
         Step::Run(TaskId(3)),
-        Step::Complete(0),
+        COMPLETE,
         Step::Submit,
     ];
 
@@ -114,6 +214,35 @@ mod tests {
         let mut replay = Replay::new(vec![2, 7]);
         let taken: Vec<usize> = (0..4).map(|_| replay.choose(&STEPS)).collect();
         assert_eq!(taken, [2, 3, 0, 0]);
+    }
+
+    #[test]
+    fn pct_keeps_to_the_highest_until_it_falls() {
+        for seed in 0..64 {
+            let mut pct = Pct::new(Prng::from_seed(seed), 1);
+            let first = pct.choose(&STEPS);
+            assert!(
+                (0..100).all(|_| pct.choose(&STEPS) == first),
+                "nobody falls at depth 1"
+            );
+            let mut pct = Pct::new(Prng::from_seed(seed), 3);
+            let taken: Vec<usize> = (0..600).map(|_| pct.choose(&STEPS)).collect();
+            let changes = taken.windows(2).filter(|pair| pair[0] != pair[1]).count();
+            assert!(changes <= 2, "{changes} changes at depth 3");
+        }
+    }
+
+    #[test]
+    fn pct_reaches_every_step_and_every_order_of_two_falls() {
+        let mut orders = std::collections::BTreeSet::new();
+        for seed in 0..4000 {
+            let mut pct = Pct::new(Prng::from_seed(seed), 3);
+            let mut taken: Vec<usize> = (0..600).map(|_| pct.choose(&STEPS)).collect();
+            taken.dedup();
+            orders.insert(taken);
+        }
+        // Three of four steps in any order, two falls apart.
+        assert_eq!(orders.iter().filter(|order| order.len() == 3).count(), 24);
     }
 
     #[test]

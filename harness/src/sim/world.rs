@@ -11,7 +11,7 @@ use blkdebug::record::{Clock, RecordedOp, Recording};
 use blkdebug::volatile::VolatileDisk;
 use xxhash_rust::xxh3::Xxh3;
 
-use super::chooser::{Chooser, Step};
+use super::chooser::{Chooser, RequestKey, Step};
 use super::client::{Client, Failure, Log, Opener, Read};
 use super::executor::Executor;
 use crate::caught::{Panic, catch};
@@ -49,6 +49,8 @@ pub struct Lived {
     pub failures: Vec<Failure>,
     /// Which step was taken wherever there was more than one.
     pub choices: Vec<u32>,
+    /// How many steps there were to choose from, for each choice.
+    pub widths: Vec<u32>,
     /// How many steps were taken.
     pub steps: u64,
     /// How it ended.
@@ -86,6 +88,7 @@ impl World<'_> {
             management: self.management,
             submitted: 0,
             choices: Vec::new(),
+            widths: Vec::new(),
             steps: 0,
             digest: Xxh3::new(),
         };
@@ -106,6 +109,7 @@ struct Life<'a> {
     management: Management,
     submitted: usize,
     choices: Vec<u32>,
+    widths: Vec<u32>,
     steps: u64,
     digest: Xxh3,
 }
@@ -134,8 +138,17 @@ impl Life<'_> {
     fn list_enabled(&self, enabled: &mut Vec<Step>) {
         enabled.clear();
         enabled.extend(self.executor.runnable().map(Step::Run));
-        let in_flight: usize = self.disks.iter().map(|disk| disk.in_flight_count()).sum();
-        enabled.extend((0..in_flight).map(Step::Complete));
+        let mut place = 0;
+        for (disk, number) in self.disks.iter().zip(0..) {
+            disk.each_in_flight(|id| {
+                let request = RequestKey {
+                    disk: number,
+                    request: id.0,
+                };
+                enabled.push(Step::Complete { place, request });
+                place += 1;
+            });
+        }
         if self.may_submit() {
             enabled.push(Step::Submit);
         }
@@ -180,22 +193,23 @@ impl Life<'_> {
             return *only;
         }
         let index = chooser.choose(enabled);
-        self.choices
-            .push(u32::try_from(index).expect("few steps are possible at once"));
+        let small = |count: usize| u32::try_from(count).expect("few steps are possible at once");
+        self.choices.push(small(index));
+        self.widths.push(small(enabled.len()));
         enabled[index]
     }
 
     fn take(&mut self, step: Step) {
         let (kind, detail) = match step {
             Step::Run(id) => (0u64, id.0),
-            Step::Complete(at) => (1, at),
+            Step::Complete { place, .. } => (1, place),
             Step::Submit => (2, self.submitted),
         };
         fold(&mut self.digest, kind);
         fold(&mut self.digest, to_u64(detail));
         match step {
             Step::Run(id) => self.executor.poll(id),
-            Step::Complete(at) => self.complete(at),
+            Step::Complete { place, .. } => self.complete(place),
             Step::Submit => {
                 let operation = self.operations[self.submitted];
                 self.submitted += 1;
@@ -225,6 +239,7 @@ impl Life<'_> {
             executor,
             disks,
             choices,
+            widths,
             steps,
             mut digest,
             ..
@@ -251,6 +266,7 @@ impl Life<'_> {
             reads,
             failures,
             choices,
+            widths,
             steps,
             ending,
             digest: digest.digest128(),
