@@ -3,10 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use blkdebug::contract::Contract;
 use clap::Args;
 use engine::defect::Flaw;
 use harness::campaign::Proceed;
-use harness::exhaust::{CONTRACT, GeometrySet, Overlap, Search, Shard, Space, Standing, search};
+use harness::exhaust::{GeometrySet, Overlap, Search, Shard, Space, Standing, search};
 use harness::reduce::reduce;
 use harness::report::{Certificate, Circumstances};
 use xxhash_rust::xxh3::Xxh3;
@@ -35,6 +36,9 @@ pub(crate) struct Exhaust {
     /// The images to start from: small (six, each with lazy refcounts and without) or one (the first of them)
     #[arg(long, value_name = "SET", value_parser = parse_set, default_value = "small")]
     geometry: GeometrySet,
+    /// What the disk may do at power loss: epoch or epoch-torn
+    #[arg(long, value_name = "C", value_parser = parse_free, default_value = "epoch")]
+    contract: Contract,
     /// So many operations are in flight at once, at most
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=3))]
     overlap: u16,
@@ -69,6 +73,11 @@ fn parse_shard(text: &str) -> Result<Shard, String> {
     Shard::parse(text).ok_or_else(|| format!("`{text}` is no shard such as 2/8"))
 }
 
+fn parse_free(name: &str) -> Result<Contract, String> {
+    let free = Contract::from_name(name).filter(|contract| *contract >= Contract::Epoch);
+    free.ok_or_else(|| "expected epoch or epoch-torn: the others leave little open".into())
+}
+
 fn parse_deviations(text: &str) -> Result<u32, String> {
     match text {
         "all" => Ok(Overlap::ALL),
@@ -89,6 +98,7 @@ impl Exhaust {
         let Format::Qcow2 = self.format;
         source::writable_directory(&self.out)?;
         let space = Space::new(self.geometry, self.length)
+            .with_contract(self.contract)
             .with_overlap(self.overlap())
             .with_flaw(self.plant);
         let engine = engine_sources()?;
@@ -171,7 +181,7 @@ impl Exhaust {
         };
         let name = format!(
             "qcow2-{set}-{length}-{}{overlap}{shard}.json",
-            CONTRACT.name()
+            self.contract.name()
         );
         self.out.join(name)
     }

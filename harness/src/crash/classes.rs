@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::rc::Rc;
 
+use blkdebug::contract::Contract;
 use blkdebug::disks::Disk;
 use blkdebug::mask::SectorMask;
 use blkdebug::record::{Recording, Tick};
@@ -51,8 +52,10 @@ pub enum Task {
     Audit(CrashState),
 }
 
-/// The crash states of a recording on a disk that keeps any subset of whole requests, and of their changes of length.
+/// The crash states of a recording on a disk that keeps any subset of whole requests, or of their sectors, and of their
+/// changes of length.
 pub struct Classes<'a> {
+    tearing: Tearing,
     cuts: std::vec::IntoIter<Cut<'a>>,
     expectation: Box<dyn FnMut(Tick) -> u128 + 'a>,
     /// The most classes of a cut.
@@ -85,6 +88,13 @@ struct Current {
     audit: bool,
 }
 
+/// Whether requests survive as a whole or sector by sector.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Tearing {
+    Whole,
+    Torn,
+}
+
 /// Something that a power loss decides. The first answer is that what was asked has come to pass.
 #[derive(Clone, Debug)]
 struct Question {
@@ -97,7 +107,7 @@ struct Question {
 
 #[derive(Clone, Debug)]
 enum Of {
-    /// What became of the content of the request at this place: asked, lost, or garbage.
+    /// What became of these sectors of the request at this place: asked, lost, or garbage.
     Content(usize),
     /// What became of the request at this place that sets a length: kept or lost.
     SetLen(usize),
@@ -107,14 +117,17 @@ enum Of {
     Reach(Vec<u64>),
 }
 
+const ASKED: usize = 0;
 const LOST: usize = 1;
 const GARBAGE: usize = 2;
 
 impl<'a> Classes<'a> {
-    /// The states of the cuts from a moment on, at most so many classes a cut. `expectation` names what may be
-    /// expected at a cut, as [`super::dedupe::Visited`] wants it.
+    /// The states of the cuts from a moment on, at most so many classes a cut; under `epoch-torn` with torn requests, and
+    /// under any other contract as `epoch` has them. `expectation` names what may be expected at a cut, as
+    /// [`super::dedupe::Visited`] wants it.
     pub fn new(
         recording: &'a Recording,
+        contract: Contract,
         promises: &[Tick],
         from: Tick,
         most: u64,
@@ -124,7 +137,12 @@ impl<'a> Classes<'a> {
         cuts.retain(|cut| cut.frontier.cut() >= from && cut.scope != Scope::Shallow);
         // A state that was legal at one cut is legal at a later one with the same key.
         cuts.sort_by_key(|cut| cut.frontier.cut());
+        let tearing = match contract {
+            Contract::EpochTorn => Tearing::Torn,
+            Contract::Perfect | Contract::Prefix | Contract::Epoch => Tearing::Whole,
+        };
         Self {
+            tearing,
             cuts: cuts.into_iter(),
             expectation: Box::new(expectation),
             most,
@@ -162,7 +180,7 @@ impl<'a> Classes<'a> {
 
     fn open_cut(&mut self, cut: Cut<'a>) {
         let key = (self.expectation)(cut.frontier.cut());
-        let open = Open::new(cut, key, self.most);
+        let open = Open::new(cut, self.tearing, key, self.most);
         self.covered.cuts += 1;
         self.covered.states = self.covered.states.saturating_add(open.count());
         self.open = Some(open);
@@ -245,10 +263,10 @@ impl<'a> Classes<'a> {
 }
 
 impl<'a> Open<'a> {
-    fn new(cut: Cut<'a>, key: u128, most: u64) -> Self {
+    fn new(cut: Cut<'a>, tearing: Tearing, key: u128, most: u64) -> Self {
         let Cut { frontier, scope } = cut;
         let tails: Vec<&Tail> = frontier.volatile().collect();
-        let questions = questions(&frontier, &tails);
+        let questions = questions(&frontier, tearing, &tails);
         let free = vec![None; questions.len()];
         let todo = match scope {
             Scope::Newest(id) => {
@@ -290,10 +308,13 @@ impl<'a> Open<'a> {
     fn survivors(&self, answers: &[usize]) -> Survivors {
         let mut parts = self.whole.clone();
         let volatile = || self.frontier.volatile().zip(0usize..);
+        let mut contents: Vec<Vec<usize>> = volatile().map(|_| Vec::new()).collect();
         for (question, answer) in self.questions.iter().zip(answers) {
             match &question.of {
+                // The questions of a request are in the order of its sectors, and leave none out.
                 Of::Content(place) => {
-                    parts[*place].content = content(*answer, question.sectors.as_ref());
+                    let sectors = question.sectors.clone().unwrap_or_default();
+                    contents[*place].extend(sectors.map(|_| *answer));
                 }
                 Of::SetLen(place) if *answer == LOST => {
                     parts[*place].content = Fate::Lost;
@@ -311,6 +332,9 @@ impl<'a> Open<'a> {
                     }
                 }
             }
+        }
+        for (tail, place) in volatile().filter(|(_, place)| !contents[*place].is_empty()) {
+            parts[place].content = fate(&contents[place], tail);
         }
         Survivors::from_parts(parts)
     }
@@ -345,18 +369,21 @@ impl Question {
     }
 }
 
-fn content(answer: usize, sectors: Option<&Range<u64>>) -> Fate {
-    match answer {
-        LOST => Fate::Lost,
-        GARBAGE => {
-            let count = sectors.map_or(0, |sectors| sectors.end - sectors.start);
-            let count = usize::try_from(count).expect("a request's sectors can be counted");
-            Fate::Scattered {
-                zero: SectorMask::none(count),
-                garbage: SectorMask::from_fn(count, |_| true),
-            }
+/// What is left of a request of which this became of each sector.
+fn fate(sectors: &[usize], tail: &Tail) -> Fate {
+    let pick = |wanted: usize| SectorMask::from_fn(sectors.len(), |at| sectors[at] == wanted);
+    let all = |wanted: usize| sectors.iter().all(|answer| *answer == wanted);
+    if all(ASKED) {
+        Fate::Whole
+    } else if all(LOST) {
+        Fate::Lost
+    } else if tail.advisory {
+        Fate::Scattered {
+            zero: pick(ASKED),
+            garbage: pick(GARBAGE),
         }
-        _ => Fate::Whole,
+    } else {
+        Fate::Torn(pick(ASKED))
     }
 }
 
@@ -370,7 +397,7 @@ fn end_of(frontier: &Frontier<'_>, tail: &Tail) -> Option<u64> {
 }
 
 /// What a power loss decides at a cut. Where a length is set, the ends of the others are asked one by one.
-fn questions(frontier: &Frontier<'_>, tails: &[&Tail]) -> Vec<Question> {
+fn questions(frontier: &Frontier<'_>, tearing: Tearing, tails: &[&Tail]) -> Vec<Question> {
     let mut questions = Vec::new();
     for (place, tail) in tails.iter().enumerate() {
         if set_len(&frontier.entry(tail).op).is_some() {
@@ -381,12 +408,19 @@ fn questions(frontier: &Frontier<'_>, tails: &[&Tail]) -> Vec<Question> {
                 answers: 2,
             });
         } else {
-            questions.push(Question {
+            let asked = |sectors| Question {
                 of: Of::Content(place),
                 disk: tail.disk,
-                sectors: Some(tail.sectors.clone()),
+                sectors: Some(sectors),
                 answers: if tail.advisory { 3 } else { 2 },
-            });
+            };
+            match tearing {
+                Tearing::Whole => questions.push(asked(tail.sectors.clone())),
+                Tearing::Torn => {
+                    let each = tail.sectors.clone().map(|sector| sector..sector + 1);
+                    questions.extend(each.map(asked));
+                }
+            }
         }
     }
     for disk in Disk::ALL {
@@ -424,16 +458,24 @@ fn questions(frontier: &Frontier<'_>, tails: &[&Tail]) -> Vec<Question> {
 /// The classes of all states in which the request at a place left something: content, or the length of the file.
 fn with_newest(questions: &[Question], place: usize, end: Option<u64>) -> Vec<Vec<Option<usize>>> {
     let mut classes = Vec::new();
-    let disk = questions[place].disk;
-    let free = vec![None; questions.len()];
-    // The questions of contents come first, in the order of the requests.
-    for answer in (0..questions[place].answers).filter(|answer| *answer != LOST) {
-        let mut class = free.clone();
-        class[place] = Some(answer);
-        classes.push(class);
+    let is_of = |question: &Question| match question.of {
+        Of::Content(at) | Of::SetLen(at) => at == place,
+        Of::End(_) | Of::Reach(_) => false,
+    };
+    // Those before are lost, this one is not, and those behind may be.
+    let mut class = vec![None; questions.len()];
+    let mut disk = None;
+    for (index, question) in questions.iter().enumerate().filter(|(_, it)| is_of(it)) {
+        for answer in (0..question.answers).filter(|answer| *answer != LOST) {
+            let mut this = class.clone();
+            this[index] = Some(answer);
+            classes.push(this);
+        }
+        class[index] = Some(LOST);
+        disk = Some(question.disk);
     }
     let reach = |question: &Question| match (&question.of, end) {
-        (Of::Reach(ends), Some(end)) if question.disk == disk => {
+        (Of::Reach(ends), Some(end)) if Some(question.disk) == disk => {
             ends.iter().position(|it| *it == end)
         }
         (Of::End(other), Some(_)) if *other == place => Some(0),
@@ -441,10 +483,9 @@ fn with_newest(questions: &[Question], place: usize, end: Option<u64>) -> Vec<Ve
     };
     for (index, question) in questions.iter().enumerate() {
         if let Some(answer) = reach(question) {
-            let mut class = free.clone();
-            class[place] = Some(LOST);
-            class[index] = Some(answer);
-            classes.push(class);
+            let mut this = class.clone();
+            this[index] = Some(answer);
+            classes.push(this);
         }
     }
     classes

@@ -633,7 +633,8 @@ proptest! {
         script in script(), promises in prop::collection::vec((1_u64..20).prop_map(Tick), 0..3),
     ) {
         let recording = run(&script);
-        let mut classes = Classes::new(&recording, &promises, Tick(0), u64::MAX, |cut| key(&promises, cut));
+        for contract in [Contract::Epoch, Contract::EpochTorn] {
+        let mut classes = Classes::new(&recording, contract, &promises, Tick(0), u64::MAX, |cut| key(&promises, cut));
         let mut judged: Vec<(ContentHash, Tick)> = Vec::new();
         while let Some(task) = classes.next() {
             let Task::Judge(state) = task else {
@@ -647,16 +648,17 @@ proptest! {
             let is_told = |at: &Tick| *at <= cut && key(&promises, *at) == now;
             let told = judged.iter().filter(|(_, at)| is_told(at));
             let seen: BTreeSet<ContentHash> = told.map(|(hash, _)| *hash).collect();
-            let allowed = reference::states(&recording, cut, Contract::Epoch);
+            let allowed = reference::states(&recording, cut, contract);
             prop_assert!(
                 allowed.is_subset(&seen),
-                "at {cut:?}: {} of {} seen",
+                "{contract} at {cut:?}: {} of {} seen",
                 allowed.intersection(&seen).count(), allowed.len()
             );
             if judged.iter().any(|(_, at)| *at == cut) {
                 let here = judged.iter().filter(|(_, at)| *at == cut);
                 prop_assert!(here.into_iter().all(|(hash, _)| allowed.contains(hash)));
             }
+        }
         }
     }
 
@@ -675,7 +677,7 @@ proptest! {
             let seen: Vec<u128> = read.iter().map(|sector| image.stored_hash(*sector)).collect();
             (read, (image.len(), seen))
         };
-        let mut classes = Classes::new(&recording, &[], Tick(0), u64::MAX, |_| 0);
+        let mut classes = Classes::new(&recording, Contract::Epoch, &[], Tick(0), u64::MAX, |_| 0);
         let mut judged = BTreeSet::new();
         while let Some(task) = classes.next() {
             match task {

@@ -44,13 +44,11 @@ const TWICE_EVERY: u64 = 1000;
 pub struct Space {
     set: GeometrySet,
     length: u32,
+    contract: Contract,
     overlap: Overlap,
     flaw: Option<Flaw>,
     lots: Vec<Lot>,
 }
-
-/// What the disk may do: any subset of whole requests survives. Torn ones are too many to try them all.
-pub const CONTRACT: Contract = Contract::Epoch;
 
 /// A ground and the operations on it.
 #[derive(Clone, Debug)]
@@ -126,10 +124,17 @@ impl Space {
         Self {
             set,
             length,
+            contract: Contract::Epoch,
             overlap: Overlap::NONE,
             flaw: None,
             lots: lots.collect(),
         }
+    }
+
+    /// The same on a disk that may do this at a power loss; it is `epoch` otherwise.
+    #[must_use]
+    pub fn with_contract(self, contract: Contract) -> Self {
+        Self { contract, ..self }
     }
 
     /// The same with operations in flight beside each other.
@@ -152,6 +157,11 @@ impl Space {
     /// How many operations a workload has at most.
     pub fn length(&self) -> u32 {
         self.length
+    }
+
+    /// What the disk may do at a power loss.
+    pub fn contract(&self) -> Contract {
+        self.contract
     }
 
     /// How operations overlap.
@@ -203,7 +213,7 @@ impl Space {
             } else {
                 Management::Alone
             },
-            contract: CONTRACT,
+            contract: self.contract,
             faults: Vec::new(),
             flaw: self.flaw,
         }

@@ -95,8 +95,7 @@ pub fn reduce(found: &Found) -> Result<Reduced, Irreducible> {
     let start = Small::new(found.scenario.clone(), found.choices.clone());
     let class = &found.finding.violation.class;
     let crash = found.finding.crash.as_ref();
-    catch(|| Search::of(class, crash, found.scenario.contract).reduce(start))
-        .map_err(Irreducible::Panic)?
+    search(class, crash, &start)
 }
 
 /// Makes the case of a trace small that shows what the trace expects.
@@ -106,8 +105,28 @@ pub fn reduce_trace(trace: &Trace) -> Result<Reduced, Irreducible> {
     };
     let class: FailureClass = class.parse()?;
     let start = Small::new(trace.scenario.clone(), trace.choices.clone());
-    let search = Search::of(&class, trace.crash.as_ref(), trace.scenario.contract);
-    catch(|| search.reduce(start)).map_err(Irreducible::Panic)?
+    search(&class, trace.crash.as_ref(), &start)
+}
+
+/// Looks at the states that are worth it, and at all of them where the failure is in none of those: what it took every
+/// state to find is not found again by trying some.
+fn search(
+    class: &FailureClass,
+    crash: Option<&Crash>,
+    start: &Small,
+) -> Result<Reduced, Irreducible> {
+    let classes = Reach::Classes {
+        from: From::Start,
+        most: MOST_CLASSES,
+    };
+    let within = |reach| {
+        let search = Search::of(class, crash, reach);
+        catch(|| search.reduce(start.clone())).map_err(Irreducible::Panic)?
+    };
+    match within(Reach::Levels) {
+        Err(Irreducible::Vanished) => within(classes),
+        reduced => reduced,
+    }
 }
 
 /// The search for one class of failure.
@@ -117,21 +136,13 @@ struct Search {
 }
 
 impl Search {
-    fn of(class: &FailureClass, crash: Option<&Crash>, contract: Contract) -> Self {
+    fn of(class: &FailureClass, crash: Option<&Crash>, reach: Reach) -> Self {
         // What comes after the first power loss is looked at only if that is where the failure was:
         // otherwise a case without operations, that fails in the work after recovery, would do.
         let (repair_every, serve_every) = match crash.and_then(|crash| crash.then.as_ref()) {
             None => (None, None),
             Some(Then::Repair { .. }) => (Some(1), None),
             Some(Then::Service { .. }) => (None, Some(1)),
-        };
-        // What every state was tried for is not found again by trying some.
-        let reach = match contract {
-            Contract::Epoch => Reach::Classes {
-                from: From::Start,
-                most: MOST_CLASSES,
-            },
-            Contract::Perfect | Contract::Prefix | Contract::EpochTorn => Reach::Levels,
         };
         let effort = Effort {
             reach,

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::rate;
-use crate::exhaust::{CONTRACT, Overlap, Search, Shard, Space, Standing, Tally};
+use crate::exhaust::{Overlap, Search, Shard, Space, Standing, Tally};
 use crate::trace::operation_text;
 
 /// What was covered, and what it came to. The fields are the keys of the file.
@@ -128,7 +128,7 @@ impl Certificate {
             length: space.length(),
             overlap: space.overlap().requests,
             deviations: space.overlap().deviations,
-            contract: CONTRACT.name().into(),
+            contract: space.contract().name().into(),
             shard: shard.to_string(),
             blocks: search.standing.blocks_done,
             blocks_in_shard: space.blocks_of(shard),
@@ -188,7 +188,7 @@ impl Certificate {
             &overlap.deviations.to_string(),
         )?;
         same("geometry", &self.geometry, space.set().name())?;
-        same("contract", &self.contract, CONTRACT.name())?;
+        same("contract", &self.contract, space.contract().name())?;
         same("shard", &self.shard, &shard.to_string())?;
         same("engine", &self.engine, engine)?;
         same(
@@ -272,8 +272,8 @@ impl Certificate {
         };
         format!(
             "{part} of up to {} operations, out of {} to {} on each of {} images: {} workloads{beside}, under the \
-             contract {}. The power was cut at {} moments, and {missed} every subset of whole writes that were not durable may \
-             have survived, with every length of the file: {} states. They fall into {} classes that no judgement can \
+             contract {}. The power was cut at {} moments, and {missed} every subset of {} that were not durable may have \
+             survived, with every length of the file: {} states. They fall into {} classes that no judgement can \
              tell apart; {} states were judged, {} of them to audit the classes, {} had to be repaired. {found} It took \
              {:.0} seconds on {} threads, {:.0} states judged a second.",
             self.length,
@@ -283,6 +283,11 @@ impl Certificate {
             self.workloads,
             self.contract,
             self.cuts,
+            if self.contract == "epoch" {
+                "whole writes"
+            } else {
+                "written sectors"
+            },
             magnitude(&self.states_covered),
             self.classes,
             self.states_judged,

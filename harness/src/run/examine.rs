@@ -128,7 +128,7 @@ impl Examination<'_> {
         }
         if !self.stopped {
             match self.effort.reach {
-                Reach::Classes { from, most } if self.case.scenario.contract == Contract::Epoch => {
+                Reach::Classes { from, most } if self.case.scenario.contract >= Contract::Epoch => {
                     self.cover(from, most);
                 }
                 Reach::Levels | Reach::Classes { .. } => self.explore(),
@@ -204,7 +204,9 @@ impl Examination<'_> {
         let from = last.map_or_else(Tick::default, |last| last.submitted);
         let expectations = Expectations(Rc::clone(&self.expectations.0));
         let key = move |cut| expectations.at(life, cut).key();
-        let mut classes = Classes::new(life.recording(), &promises(&life.ledger), from, most, key);
+        let (recording, contract) = (life.recording(), self.case.scenario.contract);
+        let promises = promises(&life.ledger);
+        let mut classes = Classes::new(recording, contract, &promises, from, most, key);
         while !self.stopped
             && let Some(task) = classes.next()
         {

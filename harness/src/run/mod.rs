@@ -60,8 +60,8 @@ pub enum Reach {
     /// Those worth visiting at every cut, level by level.
     #[default]
     Levels,
-    /// Under `epoch`, every subset of whole requests at each cut, a state for each class of them that no judgement
-    /// can tell apart; as [`Self::Levels`] under any other contract.
+    /// Under `epoch`, every subset of whole requests at each cut, under `epoch-torn` of their sectors; a state for each
+    /// class of them that no judgement can tell apart. As [`Self::Levels`] under the contracts that leave less open.
     Classes {
         /// Where the cuts begin.
         from: From,
