@@ -7,7 +7,7 @@ use blkdebug::contract::Contract;
 use clap::Args;
 use engine::defect::Flaw;
 use harness::campaign::Proceed;
-use harness::exhaust::{GeometrySet, Overlap, Search, Shard, Space, Standing, search};
+use harness::exhaust::{GeometrySet, Overlap, Repairs, Search, Shard, Space, Standing, search};
 use harness::reduce::reduce;
 use harness::report::{Certificate, Circumstances};
 use xxhash_rust::xxh3::Xxh3;
@@ -45,6 +45,9 @@ pub(crate) struct Exhaust {
     /// Where they overlap: how often a schedule deviates from the plainest at most, or `all` for every schedule
     #[arg(long, value_name = "D", value_parser = parse_deviations, default_value = "2")]
     deviations: u32,
+    /// Lose power inside each repair too, and inside the repair of what that leaves, to depth 3
+    #[arg(long)]
+    repairs: bool,
     /// Only every N-th block of workloads, from the I-th on
     #[arg(long, value_name = "I/N", value_parser = parse_shard, default_value = "1/1")]
     shard: Shard,
@@ -99,6 +102,11 @@ impl Exhaust {
         source::writable_directory(&self.out)?;
         let space = Space::new(self.geometry, self.length)
             .with_contract(self.contract)
+            .with_repairs(if self.repairs {
+                Repairs::Interrupted
+            } else {
+                Repairs::Whole
+            })
             .with_overlap(self.overlap())
             .with_flaw(self.plant);
         let engine = engine_sources()?;

@@ -46,6 +46,7 @@ pub struct Space {
     length: u32,
     contract: Contract,
     overlap: Overlap,
+    repairs: Repairs,
     flaw: Option<Flaw>,
     lots: Vec<Lot>,
 }
@@ -57,6 +58,15 @@ struct Lot {
     operations: Vec<Operation>,
     /// How many workloads there are.
     workloads: u64,
+}
+
+/// What happens to repairs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Repairs {
+    /// They run to their end.
+    Whole,
+    /// Power is lost inside each, and inside the repair of what that leaves, and once more.
+    Interrupted,
 }
 
 /// A part of the blocks of a space.
@@ -126,6 +136,7 @@ impl Space {
             length,
             contract: Contract::Epoch,
             overlap: Overlap::NONE,
+            repairs: Repairs::Whole,
             flaw: None,
             lots: lots.collect(),
         }
@@ -135,6 +146,12 @@ impl Space {
     #[must_use]
     pub fn with_contract(self, contract: Contract) -> Self {
         Self { contract, ..self }
+    }
+
+    /// The same with power losses inside the repairs, or without.
+    #[must_use]
+    pub fn with_repairs(self, repairs: Repairs) -> Self {
+        Self { repairs, ..self }
     }
 
     /// The same with operations in flight beside each other.
@@ -162,6 +179,11 @@ impl Space {
     /// What the disk may do at a power loss.
     pub fn contract(&self) -> Contract {
         self.contract
+    }
+
+    /// What happens to repairs.
+    pub fn repairs(&self) -> Repairs {
+        self.repairs
     }
 
     /// How operations overlap.
@@ -244,14 +266,14 @@ impl Lot {
     }
 }
 
-/// What is judged of a workload: all that its last operation brings about, and nothing that comes after.
-fn effort() -> Effort {
+/// What is judged of a workload: all that its last operation brings about.
+fn effort(repairs: Repairs) -> Effort {
     Effort {
         reach: Reach::Classes {
             from: From::LastOperation,
             most: MOST_CLASSES,
         },
-        repair_every: None,
+        repair_every: (repairs == Repairs::Interrupted).then_some(1),
         serve_every: None,
         ..Effort::campaign()
     }
@@ -322,7 +344,7 @@ impl Block {
                 scenario: scenario.clone(),
                 schedule: Schedule::Given(begun.clone()),
             };
-            let outcome = match run(&case, &effort()) {
+            let outcome = match run(&case, &effort(space.repairs)) {
                 Ok(outcome) => outcome,
                 Err(panic) => {
                     self.broken
@@ -331,7 +353,10 @@ impl Block {
                 }
             };
             let twice = begun.is_empty() && number % TWICE_EVERY == TWICE_EVERY / 2;
-            if twice && run(&case, &effort()).map(|again| again.digest) != Ok(outcome.digest) {
+            if twice
+                && run(&case, &effort(space.repairs)).map(|again| again.digest)
+                    != Ok(outcome.digest)
+            {
                 let how = "came to something else when it was done again";
                 self.broken.push(format!("workload {number} {how}"));
             }

@@ -21,6 +21,8 @@ pub struct Tally {
     pub classes: u64,
     /// Crash states that were judged.
     pub states_judged: u64,
+    /// Judged states that a power loss inside a repair left.
+    pub states_nested: u64,
     /// Judged states whose class was judged by another before: the audit of the classes.
     pub states_audited: u64,
     /// Judged states that recovery had to repair.
@@ -42,6 +44,7 @@ impl Tally {
             states_covered,
             states_generated,
             states_judged,
+            states_nested,
             states_audited,
             repairs,
             not_measured,
@@ -59,6 +62,7 @@ impl Tally {
             states_covered,
             classes: states_generated - states_audited,
             states_judged,
+            states_nested,
             states_audited,
             repairs,
             not_measured,
@@ -77,6 +81,7 @@ impl Tally {
             states_covered,
             classes,
             states_judged,
+            states_nested,
             states_audited,
             repairs,
             not_measured,
@@ -90,6 +95,7 @@ impl Tally {
         self.states_covered = self.states_covered.saturating_add(states_covered);
         self.classes += classes;
         self.states_judged += states_judged;
+        self.states_nested += states_nested;
         self.states_audited += states_audited;
         self.repairs += repairs;
         self.not_measured += not_measured;

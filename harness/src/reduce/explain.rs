@@ -5,10 +5,11 @@ use blkdebug::record::{Recording, Tick};
 use engine::device::PageImage;
 
 use crate::crash::explain::{self, Explanation, Failing, Relation};
+use crate::crash::state::CrashState;
 use crate::guest::Ledger;
 use crate::oracle::{Verdict, Violation};
 use crate::run::{Bench, Case, Finding, Life};
-use crate::trace::{Crash, Then};
+use crate::trace::{Crash, Then, in_repairs};
 use crate::workload::ops::Moment;
 
 /// A failing state in which only what matters is lost.
@@ -57,31 +58,41 @@ fn tell(case: &Case, life: &Life, finding: &Finding) -> Option<Told> {
             violation: told.violation,
         });
     };
-    let state = crate::crash::state::CrashState::build(life.recording(), cut, &survivors).ok()?;
+    let state = CrashState::build(life.recording(), cut, &survivors).ok()?;
     let before = first(state.disks);
     match then {
-        Then::Repair {
-            disk,
-            attempt,
-            crash,
-        } => {
-            let inner = Varied {
-                recording: before.of(*disk)?.repairs.get(*attempt)?,
-                promises: Vec::new(),
-                crash,
-            };
-            let mut again = |disks: Disks<PageImage>, _| {
-                bench
-                    .judge_repair(&before, *disk, disks.into_image(), &expectation)
-                    .verdict
-            };
-            let (told, sentence) = vary(&inner, finding, &mut again)?;
-            let then = Then::Repair {
-                disk: *disk,
-                attempt: *attempt,
-                crash: Box::new(told.crash?),
-            };
-            Some(within(outer.crash, then, told.violation, sentence))
+        Then::Repair { disk, .. } => {
+            // The last of the power losses is the one that is varied.
+            let mut way = Vec::new();
+            let mut last = before.of(*disk)?.clone();
+            let mut next = then;
+            while let Then::Repair { attempt, crash, .. } = next {
+                let Some(deeper) = &crash.then else {
+                    let inner = Varied {
+                        recording: last.repairs.get(*attempt)?,
+                        promises: Vec::new(),
+                        crash,
+                    };
+                    let mut again = |disks: Disks<PageImage>, _| {
+                        let image = disks.into_image();
+                        bench
+                            .judge_repair(&before, *disk, image, &expectation)
+                            .verdict
+                    };
+                    let (told, sentence) = vary(&inner, finding, &mut again)?;
+                    way.push((*attempt, told.crash?));
+                    let then = in_repairs(*disk, way)?;
+                    return Some(within(outer.crash, then, told.violation, sentence));
+                };
+                let recording = last.repairs.get(*attempt)?;
+                let (cut, survivors) = crash.find(recording).ok()?;
+                let state = CrashState::build(recording, cut, &survivors).ok()?;
+                let image = state.disks.into_image();
+                last = bench.judge_repair(&before, *disk, image, &expectation);
+                way.push((*attempt, (**crash).clone()));
+                next = deeper;
+            }
+            None
         }
         Then::Service { crash: None } => None,
         Then::Service { crash: Some(crash) } => {

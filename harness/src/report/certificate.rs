@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::rate;
-use crate::exhaust::{Overlap, Search, Shard, Space, Standing, Tally};
+use crate::exhaust::{Overlap, Repairs, Search, Shard, Space, Standing, Tally};
 use crate::trace::operation_text;
 
 /// What was covered, and what it came to. The fields are the keys of the file.
@@ -26,6 +26,8 @@ pub struct Certificate {
     pub overlap: usize,
     /// How often a schedule deviates from the plainest at most.
     pub deviations: u32,
+    /// Whether power was lost inside repairs too, to depth 3.
+    pub repairs_interrupted: bool,
     /// The storage contract.
     pub contract: String,
     /// Which blocks of workloads are covered: `number/of`.
@@ -51,6 +53,8 @@ pub struct Certificate {
     pub classes: u64,
     /// Crash states that were judged.
     pub states_judged: u64,
+    /// Judged states that a power loss inside a repair left.
+    pub states_nested: u64,
     /// Judged states whose class was judged by another before: the audit of the classes.
     pub states_audited: u64,
     /// Judged states that recovery had to repair.
@@ -109,6 +113,7 @@ impl Certificate {
             states_covered,
             classes,
             states_judged,
+            states_nested,
             states_audited,
             repairs,
             not_measured,
@@ -128,6 +133,7 @@ impl Certificate {
             length: space.length(),
             overlap: space.overlap().requests,
             deviations: space.overlap().deviations,
+            repairs_interrupted: space.repairs() == Repairs::Interrupted,
             contract: space.contract().name().into(),
             shard: shard.to_string(),
             blocks: search.standing.blocks_done,
@@ -140,6 +146,7 @@ impl Certificate {
             states_covered: states_covered.to_string(),
             classes,
             states_judged,
+            states_nested,
             states_audited,
             repairs,
             not_measured,
@@ -187,6 +194,11 @@ impl Certificate {
             &self.deviations.to_string(),
             &overlap.deviations.to_string(),
         )?;
+        same(
+            "interrupted repairs being",
+            &self.repairs_interrupted.to_string(),
+            &(space.repairs() == Repairs::Interrupted).to_string(),
+        )?;
         same("geometry", &self.geometry, space.set().name())?;
         same("contract", &self.contract, space.contract().name())?;
         same("shard", &self.shard, &shard.to_string())?;
@@ -211,6 +223,7 @@ impl Certificate {
                 states_covered,
                 classes: self.classes,
                 states_judged: self.states_judged,
+                states_nested: self.states_nested,
                 states_audited: self.states_audited,
                 repairs: self.repairs,
                 not_measured: self.not_measured,
@@ -258,6 +271,12 @@ impl Certificate {
                 )
             }
         };
+        let nested = match (self.repairs_interrupted, self.states_nested) {
+            (false, _) => String::new(),
+            (true, states) => format!(
+                "{states} of them left by power losses inside repairs, up to three after one another, "
+            ),
+        };
         let beside = match (self.overlap, self.deviations) {
             (1, _) => String::new(),
             (overlap, Overlap::ALL) => format!(
@@ -274,7 +293,7 @@ impl Certificate {
             "{part} of up to {} operations, out of {} to {} on each of {} images: {} workloads{beside}, under the \
              contract {}. The power was cut at {} moments, and {missed} every subset of {} that were not durable may have \
              survived, with every length of the file: {} states. They fall into {} classes that no judgement can \
-             tell apart; {} states were judged, {} of them to audit the classes, {} had to be repaired. {found} It took \
+             tell apart; {} states were judged, {nested}{} of them to audit the classes, {} had to be repaired. {found} It took \
              {:.0} seconds on {} threads, {:.0} states judged a second.",
             self.length,
             least.unwrap_or(0),

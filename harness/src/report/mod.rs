@@ -67,6 +67,7 @@ impl Summary {
             states_distinct,
             states_judged,
             states_nested,
+            states_known: _,
             survived: _,
             repairs,
             served,

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use blkdebug::contract::Contract;
-use blkdebug::disks::Disks;
+use blkdebug::disks::{Disk, Disks};
 use blkdebug::record::{Recording, Tick};
 use engine::device::{ContentHash, PageImage};
 use xxhash_rust::xxh3::Xxh3;
@@ -20,7 +20,7 @@ use crate::crash::state::{CrashState, Survivors};
 use crate::guest::{Expectation, Ledger};
 use crate::oracle::{Oracle, Service, Verdict, Violation};
 use crate::prng::Prng;
-use crate::trace::{Crash, Then, operation_text};
+use crate::trace::{Crash, Then, in_repairs, operation_text};
 use crate::workload::ops::Moment;
 
 /// As many messages of a kind are kept.
@@ -183,14 +183,7 @@ impl Examination<'_> {
                 break;
             }
         }
-        let Explored {
-            cuts,
-            generated,
-            distinct,
-        } = explorer.explored();
-        self.outcome.counts.cuts += cuts;
-        self.outcome.counts.states_generated += generated;
-        self.outcome.counts.states_distinct += distinct;
+        self.count(explorer.explored());
     }
 
     /// Judges a state of each class.
@@ -212,9 +205,13 @@ impl Examination<'_> {
         {
             match task {
                 Task::Judge(state) => classes.learn(self.visit(state)),
-                Task::Audit(state) => self.audit(state),
+                Task::Audit(state) => self.audit(state, |this, state| drop(this.visit(state))),
             }
         }
+        self.count_classes(&classes.covered());
+    }
+
+    fn count_classes(&mut self, covered: &Covered) {
         let Covered {
             cuts,
             incomplete,
@@ -222,7 +219,7 @@ impl Examination<'_> {
             classes,
             judged,
             audited,
-        } = classes.covered();
+        } = *covered;
         let counts = &mut self.outcome.counts;
         counts.cuts += cuts;
         counts.cuts_incomplete += incomplete;
@@ -233,9 +230,9 @@ impl Examination<'_> {
     }
 
     /// Another state of a class that survived must survive.
-    fn audit(&mut self, state: CrashState) {
+    fn audit(&mut self, state: CrashState, judge: impl FnOnce(&mut Self, CrashState)) {
         let (before, cut) = (self.outcome.counts.violations, state.cut);
-        self.visit(state);
+        judge(self, state);
         if self.outcome.counts.violations > before {
             let how = format!(
                 "at moment {} two crash states differ only in what the judgement of one did not read, and only one of \
@@ -292,35 +289,106 @@ impl Examination<'_> {
         }
     }
 
-    /// Loses power inside the repair.
+    /// Loses power inside the repair, inside the repair of what that leaves, and so on.
     fn interrupt(&mut self, passed: &Passed<'_>) {
-        let bench = self.bench;
         for (disk, attempt, recording) in passed.judged.repairs() {
-            let judge = |disks: Disks<PageImage>, _| {
-                bench
-                    .judge_repair(
-                        &passed.judged,
-                        disk,
-                        disks.into_image(),
-                        &passed.expectation,
-                    )
-                    .verdict
+            let nest = Nest {
+                passed,
+                disk,
+                seen: RefCell::default(),
             };
-            let crash = |crash| {
-                passed.then(Then::Repair {
-                    disk,
-                    attempt,
-                    crash,
-                })
-            };
-            self.explore_inner(&Inner {
-                recording,
-                promises: &[],
-                key: &|_| 0,
-                judge: &judge,
-                crash: &crash,
-            });
+            self.nest(&nest, &[], attempt, recording);
         }
+    }
+
+    /// Loses power inside an attempt to repair what the earlier ones left, which `way` tells.
+    fn nest(
+        &mut self,
+        nest: &Nest<'_>,
+        way: &[(usize, Crash)],
+        attempt: usize,
+        recording: &Recording,
+    ) {
+        let contract = self.case.scenario.contract;
+        if let Reach::Classes { most, .. } = self.effort.reach
+            && contract >= Contract::Epoch
+        {
+            let mut classes = Classes::new(recording, contract, &[], Tick::default(), most, |_| 0);
+            while !self.stopped
+                && let Some(task) = classes.next()
+            {
+                match task {
+                    Task::Judge(state) => {
+                        let footprint = self.judge_nested(nest, way, attempt, recording, state);
+                        classes.learn(footprint);
+                    }
+                    Task::Audit(state) => self.audit(state, |this, state| {
+                        this.judge_nested(nest, way, attempt, recording, state);
+                    }),
+                }
+            }
+            self.count_classes(&classes.covered());
+            return;
+        }
+        let index = self.outcome.counts.states_judged;
+        let mut sampling = self.draw.fork_indexed("inner", index);
+        // The deeper, the fewer: what an inner power loss leaves is mostly what an outer one left.
+        let depth = u64::try_from(way.len()).expect("a few power losses");
+        let budget = Budget {
+            states: (self.effort.inner_states.states >> (2 * depth)).max(1),
+            ..self.effort.inner_states
+        };
+        let mut explorer = Explorer::new(recording, contract, budget, &[])
+            .with_draw(move |bound| sampling.below(bound));
+        for state in explorer.by_ref() {
+            if self.stopped {
+                break;
+            }
+            self.judge_nested(nest, way, attempt, recording, state);
+        }
+        self.count(explorer.explored());
+    }
+
+    /// Judges what a power loss inside a repair left, unless another way has come to the same; says what the verdict
+    /// hangs on.
+    fn judge_nested(
+        &mut self,
+        nest: &Nest<'_>,
+        way: &[(usize, Crash)],
+        attempt: usize,
+        recording: &Recording,
+        state: CrashState,
+    ) -> Option<Footprint> {
+        if let Some(known) = nest.seen.borrow().get(&state.hash) {
+            self.outcome.counts.states_known += 1;
+            return known.clone();
+        }
+        let Passed {
+            judged,
+            expectation,
+            ..
+        } = nest.passed;
+        let mut longer = way.to_vec();
+        longer.push((attempt, Crash::of(recording, state.cut, &state.survivors)));
+        let image = state.disks.into_image();
+        let again = self
+            .bench
+            .judge_repair(judged, nest.disk, image, expectation);
+        self.outcome.counts.states_nested += 1;
+        self.settle(state.hash, again.verdict.clone(), || nest.crash(&longer));
+        let footprint = again.footprint();
+        let mut seen = nest.seen.borrow_mut();
+        seen.insert(state.hash, footprint.clone());
+        drop(seen);
+        let deeper = u32::try_from(longer.len()).is_ok_and(|depth| depth < self.effort.depth);
+        if deeper && again.verdict.survived() {
+            for (attempt, recording) in again.repairs.iter().enumerate() {
+                if !self.stopped {
+                    self.nest(nest, &longer, attempt, recording);
+                }
+            }
+        }
+        footprint
     }
 
     /// Lets work go on after recovery, and loses power in that too.
@@ -376,10 +444,19 @@ impl Examination<'_> {
                 Some((inner.crash)(Box::new(crash)))
             });
         }
-        let explored = explorer.explored();
-        self.outcome.counts.cuts += explored.cuts;
-        self.outcome.counts.states_generated += explored.generated;
-        self.outcome.counts.states_distinct += explored.distinct;
+        self.count(explorer.explored());
+    }
+
+    fn count(&mut self, explored: Explored) {
+        let Explored {
+            cuts,
+            generated,
+            distinct,
+        } = explored;
+        let counts = &mut self.outcome.counts;
+        counts.cuts += cuts;
+        counts.states_generated += generated;
+        counts.states_distinct += distinct;
     }
 
     /// Counts and folds a verdict, and reports what is wrong.
@@ -448,6 +525,22 @@ impl Passed<'_> {
             then: Some(then),
             ..self.crash.clone()
         }
+    }
+}
+
+/// Power losses inside the repairs of one image of one state.
+struct Nest<'a> {
+    passed: &'a Passed<'a>,
+    disk: Disk,
+    /// What they left, whichever way, and what the verdict of each hangs on.
+    seen: RefCell<BTreeMap<ContentHash, Option<Footprint>>>,
+}
+
+impl Nest<'_> {
+    /// The first power loss, and those inside the repairs, each in an attempt.
+    fn crash(&self, way: &[(usize, Crash)]) -> Option<Crash> {
+        let then = in_repairs(self.disk, way.to_vec());
+        then.map(|then| self.passed.then(then))
     }
 }
 

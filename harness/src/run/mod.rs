@@ -48,6 +48,8 @@ pub struct Effort {
     pub inner_states: Budget,
     /// Of so many repaired states one has its repair interrupted, the first always; `None` for none.
     pub repair_every: Option<u64>,
+    /// So many power losses follow one another at most, each inside the repair of what the one before left.
+    pub depth: u32,
     /// Of so many surviving states one serves a guest afterwards, the first always; `None` for none.
     pub serve_every: Option<u64>,
     /// Exploring ends at the first violation.
@@ -139,6 +141,8 @@ pub struct Counts {
     pub states_judged: u64,
     /// Judged states that were left by a second power loss, inside a repair or in the work after it.
     pub states_nested: u64,
+    /// States of a power loss inside a repair to which another way had led already.
+    pub states_known: u64,
     /// Judged states of a first power loss that passed.
     pub survived: u64,
     /// Judged states that recovery had to repair.
@@ -171,6 +175,7 @@ impl Effort {
                 torn_masks: 1,
             },
             repair_every: Some(32),
+            depth: 3,
             serve_every: Some(64),
             first_only: false,
         }
@@ -205,6 +210,7 @@ impl Counts {
             states_distinct,
             states_judged,
             states_nested,
+            states_known,
             survived,
             repairs,
             served,
@@ -222,6 +228,7 @@ impl Counts {
         self.states_distinct += states_distinct;
         self.states_judged += states_judged;
         self.states_nested += states_nested;
+        self.states_known += states_known;
         self.survived += survived;
         self.repairs += repairs;
         self.served += served;

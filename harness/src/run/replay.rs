@@ -59,6 +59,9 @@ pub enum Unreplayable {
     /// The first power loss leaves nothing to repair any more.
     #[error("the trace no longer fits the engine: recovery makes no attempt {0} that writes")]
     NoRepair(usize),
+    /// Work goes on only after a repair that was not interrupted.
+    #[error("the trace lets work go on inside a repair")]
+    ServiceInRepair,
     /// This build has no defects to plant.
     #[error("the trace needs the defect {0} planted, and this build has none")]
     NoDefects(&'static str),
@@ -185,22 +188,24 @@ fn judge_crash(
     replayed.recovered = recovered(&judged.image);
     match &crash.then {
         None => {}
-        Some(Then::Repair {
-            disk,
-            attempt,
-            crash,
-        }) => {
-            let of_disk = judged.of(*disk);
-            let recording = of_disk.and_then(|judgement| judgement.repairs.get(*attempt));
-            let recording = recording.ok_or(Unreplayable::NoRepair(*attempt))?;
-            let image = replayed
-                .second(recording, crash, "repair")?
-                .disks
-                .into_image();
-            crashed.put(*disk, image.clone());
-            let again = bench.judge_repair(&judged, *disk, image, &expectation);
-            replayed.verdict = again.verdict;
-            replayed.recovered = again.recovered.map(|witness| witness.image);
+        Some(then @ Then::Repair { disk, .. }) => {
+            let mut last = judged.of(*disk).cloned();
+            let mut next = Some(then);
+            while let Some(then) = next {
+                let Then::Repair { attempt, crash, .. } = then else {
+                    return Err(Unreplayable::ServiceInRepair);
+                };
+                let of_last = last.as_ref().and_then(|last| last.repairs.get(*attempt));
+                let recording = of_last.ok_or(Unreplayable::NoRepair(*attempt))?;
+                let state = replayed.second(recording, crash, "repair")?;
+                let image = state.disks.into_image();
+                crashed.put(*disk, image.clone());
+                let again = bench.judge_repair(&judged, *disk, image, &expectation);
+                replayed.verdict = again.verdict.clone();
+                replayed.recovered = recovered(&again);
+                last = Some(again);
+                next = crash.then.as_ref();
+            }
         }
         Some(Then::Service { crash }) => {
             let service = bench.serve(&judged, &expectation);

@@ -82,6 +82,19 @@ pub enum Then {
     },
 }
 
+/// Power losses one after the other, each inside an attempt to repair what the one before left on a disk; `None` where
+/// there are none.
+pub fn in_repairs(disk: Disk, way: Vec<(usize, Crash)>) -> Option<Then> {
+    way.into_iter().rev().fold(None, |then, (attempt, crash)| {
+        let crash = Box::new(Crash { then, ..crash });
+        Some(Then::Repair {
+            disk,
+            attempt,
+            crash,
+        })
+    })
+}
+
 /// The moment of a power loss: just before something would have happened on the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cut {
