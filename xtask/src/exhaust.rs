@@ -187,10 +187,9 @@ impl Exhaust {
                 deviations,
             } => format!("-{requests}-at-once-{}", name_of(deviations)),
         };
-        let name = format!(
-            "qcow2-{set}-{length}-{}{overlap}{shard}.json",
-            self.contract.name()
-        );
+        let repairs = if self.repairs { "-repairs" } else { "" };
+        let contract = self.contract.name();
+        let name = format!("qcow2-{set}-{length}-{contract}{overlap}{repairs}{shard}.json");
         self.out.join(name)
     }
 
