@@ -48,7 +48,8 @@ pub struct Covered {
 pub enum Task {
     /// A state to be judged; [`Classes::learn`] wants to know what that read.
     Judge(CrashState),
-    /// Another state of the class that was judged last: it must come to the same.
+    /// Another state of the class that was judged last: it must come to the same, and [`Classes::confirms`] knows
+    /// whether what judging it read is the same.
     Audit(CrashState),
 }
 
@@ -229,6 +230,14 @@ impl<'a> Classes<'a> {
             current.audit = current.tag.is_multiple_of(AUDIT_EVERY);
         }
         open.branch(&footprint);
+    }
+
+    /// Whether judging the audited state that was handed out last read what judging the other of its class read. A judge
+    /// that reads elsewhere has read something that it did not tell of before.
+    pub fn confirms(&self, footprint: Option<&Footprint>) -> bool {
+        let current = self.open.as_ref().and_then(|open| open.current.as_ref());
+        let told = current.and_then(|current| self.known.get(&current.tag));
+        told.map(|told| &**told) == footprint
     }
 
     /// Another state of the class that was judged last, if it is to be looked at and has one.

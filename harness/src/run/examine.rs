@@ -205,7 +205,11 @@ impl Examination<'_> {
         {
             match task {
                 Task::Judge(state) => classes.learn(self.visit(state)),
-                Task::Audit(state) => self.audit(state, |this, state| drop(this.visit(state))),
+                Task::Audit(state) => {
+                    let cut = state.cut;
+                    let footprint = self.visit(state);
+                    self.audited(classes.confirms(footprint.as_ref()), cut);
+                }
             }
         }
         self.count_classes(&classes.covered());
@@ -229,14 +233,12 @@ impl Examination<'_> {
         counts.states_distinct += judged + audited;
     }
 
-    /// Another state of a class that survived must survive.
-    fn audit(&mut self, state: CrashState, judge: impl FnOnce(&mut Self, CrashState)) {
-        let (before, cut) = (self.outcome.counts.violations, state.cut);
-        judge(self, state);
-        if self.outcome.counts.violations > before {
+    /// Another state of a class that survived must survive, and be judged by the same sectors.
+    fn audited(&mut self, confirmed: bool, cut: Tick) {
+        if !confirmed {
             let how = format!(
-                "at moment {} two crash states differ only in what the judgement of one did not read, and only one of \
-                 them survived",
+                "at moment {} two crash states differ only in what the judgement of one did not read, and the other was \
+                 judged by other sectors",
                 cut.0
             );
             keep(&mut self.outcome.broken, how);
@@ -322,9 +324,11 @@ impl Examination<'_> {
                         let footprint = self.judge_nested(nest, way, attempt, recording, state);
                         classes.learn(footprint);
                     }
-                    Task::Audit(state) => self.audit(state, |this, state| {
-                        this.judge_nested(nest, way, attempt, recording, state);
-                    }),
+                    Task::Audit(state) => {
+                        let cut = state.cut;
+                        let footprint = self.judge_nested(nest, way, attempt, recording, state);
+                        self.audited(classes.confirms(footprint.as_ref()), cut);
+                    }
                 }
             }
             self.count_classes(&classes.covered());
