@@ -8,7 +8,6 @@ use clap::Args;
 use engine::defect::Flaw;
 use harness::campaign::Proceed;
 use harness::exhaust::{GeometrySet, Overlap, Repairs, Search, Shard, Space, Standing, search};
-use harness::reduce::reduce;
 use harness::report::{Certificate, Circumstances};
 use xxhash_rust::xxh3::Xxh3;
 
@@ -16,8 +15,6 @@ use crate::fuzz::Format;
 use crate::terminal::{Display, Limit, default_jobs, parse_duration};
 use crate::{Ending, Refusal, source, violation};
 
-/// So many violations of different classes are minimised; the others are counted.
-const MINIMISED: usize = 4;
 /// What is done by then is kept for a search that is begun again.
 const SAVE_EVERY: Duration = Duration::from_secs(30);
 
@@ -137,7 +134,7 @@ impl Exhaust {
             );
             display.show_at(standing.blocks_done, message);
             let elapsed = display.elapsed();
-            if self.plant.is_none() && tally.violations == 0 && elapsed >= saved + SAVE_EVERY {
+            if self.plant.is_none() && elapsed >= saved + SAVE_EVERY {
                 saved = elapsed;
                 let so_far = Search {
                     standing: standing.clone(),
@@ -226,8 +223,9 @@ impl Exhaust {
         search: &Search,
         certificate: &Certificate,
     ) -> Result<Ending, Refusal> {
-        self.tell_violations(search)?;
-        if self.plant.is_none() {
+        violation::tell_each(&search.found, "workload", "", &self.out)?;
+        let certifies = self.plant.is_none() && search.broken.is_empty();
+        if certifies {
             write(path, &certificate.to_json())?;
         }
         for text in &search.not_measured {
@@ -239,7 +237,7 @@ impl Exhaust {
         println!("{}", certificate.about);
         println!("digest       {}", certificate.digest);
         println!("engine       {}", certificate.engine);
-        if self.plant.is_none() {
+        if certifies {
             println!("certificate  {}", path.display());
         }
         println!("violations   {}", certificate.violations);
@@ -250,24 +248,6 @@ impl Exhaust {
         } else {
             Ending::Unmeasured
         })
-    }
-
-    /// Minimises the first violation of each class.
-    fn tell_violations(&self, search: &Search) -> Result<(), Refusal> {
-        let mut classes: Vec<String> = Vec::new();
-        for found in &search.found {
-            let class = found.finding.violation.class.to_string();
-            if classes.contains(&class) || classes.len() == MINIMISED {
-                continue;
-            }
-            let reduced = reduce(found)
-                .map_err(|error| Refusal(format!("workload {}: {error}", found.run)))?;
-            let origin = format!("workload-{}", found.run);
-            let trace = violation::save(&reduced, &class, &origin, &self.out)?;
-            violation::tell(&reduced, &trace);
-            classes.push(class);
-        }
-        Ok(())
     }
 }
 

@@ -6,7 +6,6 @@ use std::time::Duration;
 use blkdebug::contract::Contract;
 use clap::{Args, ValueEnum};
 use harness::campaign::{Campaign, Plan, campaign};
-use harness::reduce::reduce;
 use harness::report::Summary;
 use harness::run::Effort;
 use harness::workload::pin::{OPTIONS, Pins};
@@ -16,8 +15,6 @@ use crate::{Ending, Refusal, source, violation};
 
 /// Runs where nobody said how many: a few seconds on two cores.
 const DEFAULT_RUNS: u64 = 160;
-/// So many violations of different classes are minimised; the others are counted.
-const MINIMISED: usize = 4;
 
 /// Run drawn workloads, lose power at every moment worth it, and judge what is left.
 ///
@@ -99,29 +96,11 @@ impl Fuzz {
         };
         let campaign = campaign(&plan, jobs, &mut between).map_err(Refusal::new)?;
         let mut summary = Summary::new(self.seed, &campaign, display.finish().as_secs_f64());
-        self.tell_violations(&campaign, &mut summary)?;
+        let origin = format!("seed-{}-", self.seed);
+        let traces = violation::tell_each(&campaign.found, "run", &origin, &self.out)?;
+        let traces = traces.iter().map(|trace| trace.display().to_string());
+        summary.traces.extend(traces);
         self.close(&campaign, &summary)
-    }
-
-    /// Minimises the first violation of each class.
-    fn tell_violations(&self, campaign: &Campaign, summary: &mut Summary) -> Result<(), Refusal> {
-        for class in summary.classes.clone().iter().take(MINIMISED) {
-            let is_first = |found: &&harness::campaign::Found| {
-                found.finding.violation.class.to_string() == *class
-            };
-            let found = campaign
-                .found
-                .iter()
-                .find(is_first)
-                .expect("a class was found somewhere");
-            let reduced =
-                reduce(found).map_err(|error| Refusal(format!("run {}: {error}", found.run)))?;
-            let origin = format!("seed-{}-run-{}", self.seed, found.run);
-            let trace = violation::save(&reduced, class, &origin, &self.out)?;
-            violation::tell(&reduced, &trace);
-            summary.traces.push(trace.display().to_string());
-        }
-        Ok(())
     }
 
     /// The last lines, and the same numbers for programs.

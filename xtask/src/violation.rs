@@ -2,10 +2,39 @@
 
 use std::path::{Path, PathBuf};
 
+use harness::campaign::Found;
 use harness::minimise::End;
-use harness::reduce::Reduced;
+use harness::reduce::{Reduced, reduce};
 
 use crate::Refusal;
+
+/// So many violations of different classes are minimised; the others are counted.
+const MINIMISED: usize = 4;
+
+/// Minimises the first violation of each class, tells of it, and says where its trace is. `unit` is what is numbered where
+/// it was found, and `origin` what comes before that in the trace's name.
+pub(crate) fn tell_each(
+    found: &[Found],
+    unit: &str,
+    origin: &str,
+    directory: &Path,
+) -> Result<Vec<PathBuf>, Refusal> {
+    let mut classes: Vec<String> = Vec::new();
+    let mut traces = Vec::new();
+    for found in found {
+        let class = found.finding.violation.class.to_string();
+        if classes.contains(&class) || classes.len() == MINIMISED {
+            continue;
+        }
+        let place = format!("{unit} {}", found.run);
+        let reduced = reduce(found).map_err(|error| Refusal(format!("{place}: {error}")))?;
+        let trace = save(&reduced, &class, &format!("{origin}{place}"), directory)?;
+        tell(&reduced, &trace);
+        classes.push(class);
+        traces.push(trace);
+    }
+    Ok(traces)
+}
 
 /// Writes a trace into `directory`, under a name that tells what it is and where it came from.
 pub(crate) fn save(

@@ -306,8 +306,9 @@ pub fn search(
         for block in batch {
             search.fold(block);
         }
-        let proceed = between(&search.standing);
-        if !search.found.is_empty() || !search.broken.is_empty() || proceed == Proceed::Stop {
+        // Whoever goes on from what `between` is told must not go on behind what went wrong.
+        let wrong = !search.found.is_empty() || !search.broken.is_empty();
+        if wrong || between(&search.standing) == Proceed::Stop {
             break;
         }
     }
