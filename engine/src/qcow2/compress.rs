@@ -3,6 +3,8 @@
 //! Specification: "Compressed clusters", and byte 104 of the header. Nothing here knows of an image,
 //! so that a caller with threads can compress many clusters at once and hand in what came of it.
 
+use std::cell::RefCell;
+
 use flate2::{Compress, Compression as Level, Decompress, FlushCompress, FlushDecompress, Status};
 
 /// How the compressed clusters of an image are compressed.
@@ -46,6 +48,13 @@ impl Compression {
     }
 }
 
+// Contexts are memory without meaning, and to make one costs more than to inflate a small cluster.
+thread_local! {
+    static INFLATE: RefCell<Decompress> = RefCell::new(Decompress::new(false));
+    static ZSTD: RefCell<Option<zstd::bulk::Decompressor<'static>>> =
+        RefCell::new(zstd::bulk::Decompressor::new().ok());
+}
+
 /// Compresses a whole cluster. `None` where that takes no fewer bytes than the cluster itself.
 pub fn compress(kind: Compression, cluster: &[u8]) -> Option<Vec<u8>> {
     let room = cluster.len().checked_sub(1)?;
@@ -68,12 +77,12 @@ pub fn compress(kind: Compression, cluster: &[u8]) -> Option<Vec<u8>> {
 /// not fill the cluster.
 pub(crate) fn decompress(kind: Compression, packed: &[u8], cluster: &mut [u8]) -> Option<()> {
     match kind {
-        Compression::Zlib => {
-            let mut inflate = Decompress::new(false);
+        Compression::Zlib => INFLATE.with_borrow_mut(|inflate| {
+            inflate.reset(false);
             let outcome = inflate.decompress(packed, cluster, FlushDecompress::Finish);
             let full = u64::try_from(cluster.len()).ok()?;
             (outcome.is_ok() && inflate.total_out() == full).then_some(())
-        }
+        }),
         Compression::Zstd => decompress_frames(packed, cluster),
     }
 }
@@ -84,7 +93,11 @@ fn decompress_frames(mut packed: &[u8], cluster: &mut [u8]) -> Option<()> {
     while done < cluster.len() {
         let len = zstd::zstd_safe::find_frame_compressed_size(packed).ok()?;
         let frame = packed.get(..len)?;
-        done += zstd::bulk::decompress_to_buffer(frame, &mut cluster[done..]).ok()?;
+        let rest = &mut cluster[done..];
+        done += ZSTD.with_borrow_mut(|zstd| match zstd {
+            Some(context) => context.decompress_to_buffer(frame, rest).ok(),
+            None => zstd::bulk::decompress_to_buffer(frame, rest).ok(),
+        })?;
         packed = &packed[len..];
     }
     Some(())

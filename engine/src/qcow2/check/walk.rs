@@ -159,7 +159,13 @@ impl Survey<'_> {
         bytes.resize(bytes.len().next_multiple_of(len), 0);
         let mut rest = &bytes[..bytes.len().min(mem_len(entries) * len)];
         let mut index = 0;
-        while rest.len() >= len {
+        loop {
+            let empty = leading_zeroes(rest) / len;
+            index += byte_count(empty);
+            rest = &rest[empty * len..];
+            if rest.len() < len {
+                return;
+            }
             let place = Place {
                 structure,
                 offset: table.offset.0,
@@ -167,13 +173,11 @@ impl Survey<'_> {
             };
             let entry = L2Entry::read(rest, 0, geometry);
             let mut taken = 1;
-            if entry != L2Entry::default() {
-                if let Some(run) = self.run_of(rest) {
-                    self.follow_run(place, &mut table, run);
-                    taken = run.clusters;
-                } else {
-                    self.follow_l2(place, &mut table, entry);
-                }
+            if let Some(run) = self.run_of(rest) {
+                self.follow_run(place, &mut table, run);
+                taken = run.clusters;
+            } else {
+                self.follow_l2(place, &mut table, entry);
             }
             index += taken;
             rest = &rest[mem_len(taken) * len..];
@@ -332,9 +336,37 @@ impl Survey<'_> {
     }
 }
 
+/// How many bytes are zero before the first that is not, by whole blocks while they are: tables are mostly empty.
+fn leading_zeroes(bytes: &[u8]) -> usize {
+    const BLOCK: usize = 256;
+    let is_zero = |block: &&[u8; BLOCK]| block.iter().fold(0, |all, byte| all | byte) == 0;
+    let blocks = bytes.as_chunks::<BLOCK>().0.iter();
+    let skipped = blocks.take_while(is_zero).count() * BLOCK;
+    let rest = bytes[skipped..].iter();
+    skipped + rest.take_while(|byte| **byte == 0).count()
+}
+
 /// Whether an entry keeps an unaligned cluster in reserve and shows nothing of it: the one entry with a
 /// wrong offset whose meaning is not in doubt.
 pub(super) fn is_unaligned_reserve(entry: L2Entry, geometry: Geometry, version: u32) -> bool {
     matches!(entry.decode(geometry, version), Err(BadEntry::Unaligned(_)))
         && entry.shows_no_cluster(geometry, version)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn zeroes_are_counted_up_to_the_first_byte_that_is_none() {
+        for len in [0, 7, 255, 256, 257, 1000] {
+            let mut bytes = vec![0; len];
+            assert_eq!(leading_zeroes(&bytes), len);
+            for at in 0..len {
+                bytes[at] = 1;
+                assert_eq!(leading_zeroes(&bytes), at, "of {len}");
+                bytes[at] = 0;
+            }
+        }
+    }
 }
