@@ -147,6 +147,11 @@ impl VolatileDisk {
         self.state.borrow().recording.clone()
     }
 
+    /// What happened so far, without a copy: from here on the disk remembers nothing of it.
+    pub fn take_recording(&self) -> Recording {
+        std::mem::take(&mut self.state.borrow_mut().recording)
+    }
+
     /// What happened, without a copy.
     pub fn into_recording(self) -> Recording {
         self.state.into_inner().recording

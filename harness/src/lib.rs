@@ -9,6 +9,7 @@ pub mod guest;
 pub mod malformed;
 pub mod minimise;
 pub mod oracle;
+pub mod pace;
 pub mod prng;
 pub mod reduce;
 pub mod report;

@@ -20,6 +20,7 @@ mod iotests;
 mod malformed;
 mod minimise;
 mod mutants;
+mod pace;
 mod replay;
 mod source;
 mod terminal;
@@ -32,6 +33,10 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+
+// A judged crash state is hundreds of small allocations that live for microseconds.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Crash-consistency tests for virtual-disk images.
 #[derive(Debug, Parser)]
@@ -58,6 +63,7 @@ enum Command {
     Canary(canary::Canary),
     Mutants(mutants::Mutants),
     Zoo(zoo::Zoo),
+    Pace(pace::Pace),
     Malformed(malformed::Malformed),
     Bench(bench::Bench),
     Differential(differential::Differential),
@@ -146,6 +152,7 @@ fn main() -> ExitCode {
         Command::Canary(canary) => canary.run(),
         Command::Mutants(mutants) => mutants.run(),
         Command::Zoo(zoo) => zoo.run(),
+        Command::Pace(pace) => pace.run(),
         Command::Malformed(malformed) => malformed.run(),
         Command::Bench(bench) => bench.run(),
         Command::Differential(differential) => differential.run(),

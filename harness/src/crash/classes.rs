@@ -17,7 +17,7 @@ use blkdebug::record::{Recording, Tick};
 use engine::device::ContentHash;
 use xxhash_rust::xxh3::xxh3_128;
 
-use super::cuts::{self, Cut, Scope};
+use super::cuts::{Cut, Plan, Scope};
 use super::durability::{Frontier, Tail, set_len};
 use super::footprint::Footprint;
 use super::forecast::Forecast;
@@ -134,7 +134,7 @@ impl<'a> Classes<'a> {
         most: u64,
         expectation: impl FnMut(Tick) -> u128 + 'a,
     ) -> Self {
-        let mut cuts = cuts::plan(recording, promises);
+        let mut cuts = Plan::new(recording, promises).all();
         cuts.retain(|cut| cut.frontier.cut() >= from && cut.scope != Scope::Shallow);
         // A state that was legal at one cut is legal at a later one with the same key.
         cuts.sort_by_key(|cut| cut.frontier.cut());

@@ -31,31 +31,71 @@ pub(super) struct Cut<'a> {
     pub(super) scope: Scope,
 }
 
-/// The cuts of a recording: first those where the class of what is written changes and where the
-/// guest was promised something, then the others, each in order of time.
-pub(super) fn plan<'a>(recording: &'a Recording, promises: &[Tick]) -> Vec<Cut<'a>> {
-    let mut frontier = Frontier::start(recording);
-    let (mut first, mut later) = (Vec::new(), Vec::new());
-    let mut class = None;
-    for (tick, scope) in moments(recording, promises) {
-        frontier.advance(tick);
-        let early = match scope {
-            Scope::Newest(id) => {
-                let entry = &recording.entries[id.0];
-                let this = Some((entry.disk, Class::of(entry)));
-                std::mem::replace(&mut class, this) != this
-            }
-            Scope::Shallow => false,
-            Scope::Full => true,
-        };
-        let cut = Cut {
-            frontier: frontier.clone(),
-            scope,
-        };
-        if early { &mut first } else { &mut later }.push(cut);
+/// The cuts of a recording: first those where the class of what is written changes and where the guest was promised
+/// something, then the others, each in order of time. What is volatile at a cut is found out when it is asked for:
+/// most searches end before the last cut.
+pub(super) struct Plan<'a> {
+    start: Frontier<'a>,
+    /// Where it was last asked for.
+    moving: Frontier<'a>,
+    moments: Vec<(Tick, Scope)>,
+    cuts: Vec<Option<Cut<'a>>>,
+}
+
+impl<'a> Plan<'a> {
+    /// The cuts of a recording. `promises` are the moments at which the guest was promised something.
+    pub(super) fn new(recording: &'a Recording, promises: &[Tick]) -> Self {
+        let (mut first, mut later) = (Vec::new(), Vec::new());
+        let mut class = None;
+        for (tick, scope) in moments(recording, promises) {
+            let early = match scope {
+                Scope::Newest(id) => {
+                    let entry = &recording.entries[id.0];
+                    let this = Some((entry.disk, Class::of(entry)));
+                    std::mem::replace(&mut class, this) != this
+                }
+                Scope::Shallow => false,
+                Scope::Full => true,
+            };
+            if early { &mut first } else { &mut later }.push((tick, scope));
+        }
+        first.append(&mut later);
+        let start = Frontier::start(recording);
+        Self {
+            moving: start.clone(),
+            start,
+            cuts: first.iter().map(|_| None).collect(),
+            moments: first,
+        }
     }
-    first.append(&mut later);
-    first
+
+    /// How many cuts there are.
+    pub(super) fn len(&self) -> usize {
+        self.moments.len()
+    }
+
+    /// The cut at a place in the order.
+    pub(super) fn at(&mut self, index: usize) -> &Cut<'a> {
+        let (tick, scope) = self.moments[index];
+        self.cuts[index].get_or_insert_with(|| {
+            if tick < self.moving.cut() {
+                self.moving = self.start.clone();
+            }
+            self.moving.advance(tick);
+            Cut {
+                frontier: self.moving.clone(),
+                scope,
+            }
+        })
+    }
+
+    /// All of them.
+    pub(super) fn all(mut self) -> Vec<Cut<'a>> {
+        for index in 0..self.len() {
+            self.at(index);
+        }
+        self.cuts.into_iter().flatten().collect()
+    }
 }
 
 /// The moments in order of time.
@@ -99,15 +139,15 @@ fn reorders(recording: &Recording, entry: &Entry, answered: Tick) -> bool {
     let sets_length = |entry: &Entry| matches!(entry.op, RecordedOp::SetLen { .. });
     let sectors = entry.op.sectors();
     let disturbs = |other: &Entry| {
-        let others = other.op.sectors();
+        // What is cheap to tell comes first: every request is held against every other.
         let in_flight =
             other.submitted < answered && other.answered().is_none_or(|tick| tick > answered);
+        if !in_flight || other.id == entry.id || other.disk != entry.disk {
+            return false;
+        }
+        let others = other.op.sectors();
         let overlap = others.start < sectors.end && sectors.start < others.end;
-        other.id != entry.id
-            && other.disk == entry.disk
-            && other.changes_content()
-            && in_flight
-            && (overlap || sets_length(other) || sets_length(entry))
+        other.changes_content() && (overlap || sets_length(other) || sets_length(entry))
     };
     entry.op.is_fua() || recording.entries.iter().any(disturbs)
 }

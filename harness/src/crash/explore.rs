@@ -3,10 +3,12 @@
 //! First every cut is visited by prefixes and single requests. Then the costlier levels take turns,
 //! so that a budget that ends early has seen something of each.
 
+use std::rc::Rc;
+
 use blkdebug::contract::Contract;
 use blkdebug::record::{Recording, Tick};
 
-use super::cuts::{self, Cut};
+use super::cuts::Plan;
 use super::dedupe::Visited;
 use super::forecast::Forecast;
 use super::recipe::{Draw, Kitchen, Recipe};
@@ -51,7 +53,9 @@ pub struct Explored {
 pub struct Explorer<'a> {
     contract: Contract,
     budget: Budget,
-    cuts: Vec<Cut<'a>>,
+    cuts: Plan<'a>,
+    /// What is known of each cut that was opened: every level comes by.
+    known: Vec<Option<Rc<Known>>>,
     keys: Vec<Option<u128>>,
     visited: Visited,
     draw: Option<Box<Draw<'a>>>,
@@ -72,10 +76,15 @@ struct Pass {
 /// A cut while a pass is at it.
 struct Open {
     cut: usize,
-    kitchen: Kitchen,
-    forecast: Forecast,
+    known: Rc<Known>,
     plan: std::vec::IntoIter<(Level, Recipe)>,
     survivors: Survivors,
+}
+
+/// What is known of a cut before any of its states is built.
+struct Known {
+    kitchen: Kitchen,
+    forecast: Forecast,
 }
 
 const FIRST: &[Level] = &[Level::Prefix, Level::Single];
@@ -95,10 +104,11 @@ impl<'a> Explorer<'a> {
         budget: Budget,
         promises: &[Tick],
     ) -> Self {
-        let cuts = cuts::plan(recording, promises);
+        let cuts = Plan::new(recording, promises);
         Self {
             contract,
             budget,
+            known: vec![None; cuts.len()],
             keys: vec![None; cuts.len()],
             cuts,
             visited: Visited::default(),
@@ -151,14 +161,19 @@ impl<'a> Explorer<'a> {
     }
 
     /// Opens the next cut that has anything for a pass.
-    fn open(&self, pass: &mut Pass) -> Option<Open> {
+    fn open(&mut self, pass: &mut Pass) -> Option<Open> {
         while pass.next < self.cuts.len() {
             let index = pass.next;
-            let cut = &self.cuts[index];
             pass.next += 1;
-            let kitchen = Kitchen::new(cut, self.contract);
+            let known = Rc::clone(self.known[index].get_or_insert_with(|| {
+                let cut = self.cuts.at(index);
+                Rc::new(Known {
+                    kitchen: Kitchen::new(cut, self.contract),
+                    forecast: Forecast::of(&cut.frontier),
+                })
+            }));
             let recipes = |level: Level| {
-                let plan = kitchen.plan(level, &self.budget, self.draw.is_some());
+                let plan = known.kitchen.plan(level, &self.budget, self.draw.is_some());
                 plan.into_iter().map(move |recipe| (level, recipe))
             };
             let plan: Vec<(Level, Recipe)> =
@@ -166,10 +181,9 @@ impl<'a> Explorer<'a> {
             if !plan.is_empty() {
                 return Some(Open {
                     cut: index,
-                    forecast: Forecast::of(&cut.frontier),
                     plan: plan.into_iter(),
                     survivors: Survivors::default(),
-                    kitchen,
+                    known,
                 });
             }
         }
@@ -178,7 +192,7 @@ impl<'a> Explorer<'a> {
 
     /// The next new state at an open cut.
     fn next_at(&mut self, open: &mut Open) -> Option<CrashState> {
-        let frontier = &self.cuts[open.cut].frontier;
+        let frontier = &self.cuts.at(open.cut).frontier;
         let cut = frontier.cut();
         let key = *self.keys[open.cut].get_or_insert_with(|| (self.expectation)(cut));
         let mut undrawn = |_: u64| unreachable!("without a draw function nothing is sampled");
@@ -187,10 +201,14 @@ impl<'a> Explorer<'a> {
                 Some(draw) => &mut **draw,
                 None => &mut undrawn,
             };
-            if !open.kitchen.prepare(recipe, &mut open.survivors, draw) {
+            if !open
+                .known
+                .kitchen
+                .prepare(recipe, &mut open.survivors, draw)
+            {
                 continue;
             }
-            let hash = open.forecast.hash(frontier, &open.survivors);
+            let hash = open.known.forecast.hash(frontier, &open.survivors);
             if self.visited.first_visit(hash, key, cut) {
                 let state = CrashState::at(frontier, open.survivors.clone(), level);
                 debug_assert_eq!(state.hash, hash, "the forecast is of this state");

@@ -23,40 +23,9 @@ use super::verdict::{Oracle, Verdict, Violation};
 use super::view::{self, Backing, GuestView, merge};
 use crate::crash::footprint::Footprint;
 use crate::guest::{BitmapViolation, Checker, Expectation, Level, SectorViolation};
+use crate::pace::{Observer, Stage};
 use crate::subject::{Attempt, Repair, Subject};
 use crate::workload::stamp::SectorValue;
-
-/// The stages of a judgement, for whoever counts or times them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Stage {
-    /// The structures before recovery.
-    StructureBefore,
-    /// The guest's sectors before recovery.
-    GuestBefore,
-    /// Recovery by the subject.
-    Recover,
-    /// The structures after recovery.
-    StructureAfter,
-    /// The guest's sectors after recovery.
-    GuestAfter,
-    /// A check with repair of everything.
-    Check,
-    /// Recovery and check once more.
-    Again,
-    /// Work after recovery.
-    Serve,
-}
-
-/// Told where a judgement stands.
-pub trait Observer {
-    /// The stage begins; the one before has ended.
-    fn begin(&self, stage: Stage);
-}
-
-/// One who does not care.
-impl Observer for () {
-    fn begin(&self, _stage: Stage) {}
-}
 
 /// What judges the crash states of one image under test.
 #[derive(Clone, Copy)]
@@ -194,6 +163,16 @@ impl Judgement {
         let lines = vec![line.to_owned()];
         let verdict = Violation::new(Oracle::Structure, "autoclear-kept", "header", lines).into();
         Self { verdict, ..self }
+    }
+
+    /// How much work the judgement was: sectors that were read, and a few more for each request. It goes along with the
+    /// time that it took, and is the same on every machine.
+    pub fn work(&self) -> u64 {
+        const A_REQUEST: u64 = 8;
+        let requests = self.read.iter();
+        requests.fold(0, |work, sectors| {
+            work.saturating_add(sectors.end - sectors.start + A_REQUEST)
+        })
     }
 }
 
@@ -522,17 +501,24 @@ pub(super) fn check_guest(
                 misses.zeroes(&mut checker, run.sectors);
                 continue;
             }
-            if checker.is_untouched(&run.sectors)
-                && base.is_some_and(|base| shows_the_same(view, base, &run.sectors))
-            {
+            let as_before = |sectors: &Range<u64>, checker: &mut Checker<'_>| {
+                checker.is_untouched(sectors)
+                    && base.is_some_and(|base| shows_the_same(view, base, sectors))
+            };
+            if as_before(&run.sectors, &mut checker) {
                 continue;
             }
-            for sector in run.sectors.clone() {
-                let content = run.content(sector);
-                if content != view::Content::Zeroes {
-                    append(&mut written, sector);
+            for piece in run.pieces(view.cluster_sectors()) {
+                if piece != run.sectors && as_before(&piece, &mut checker) {
+                    continue;
                 }
-                misses.extend(checker.check(sector, content.value()));
+                for sector in piece {
+                    let content = run.content(sector);
+                    if content != view::Content::Zeroes {
+                        append(&mut written, sector);
+                    }
+                    misses.extend(checker.check(sector, content.value()));
+                }
             }
         }
         if misses.count >= Misses::ENOUGH {

@@ -17,7 +17,7 @@ pub mod structure;
 pub mod verdict;
 pub mod view;
 
-pub use judge::{Judge, Judgement, Observer, Stage, Witness};
+pub use judge::{Judge, Judgement, Witness};
 pub(crate) use key_slots::fingerprint;
 pub use raw::judge_raw;
 pub use service::Service;

@@ -12,12 +12,13 @@ use engine::image::Unmap;
 
 use super::explain;
 use super::judge::{
-    Ended, Judge, Judgement, Stage, Witness, check_bitmaps, check_guest, check_structure, interest,
+    Ended, Judge, Judgement, Witness, check_bitmaps, check_guest, check_structure, interest,
 };
 use super::snapshots::check_snapshots;
 use super::verdict::{Oracle, Verdict, Violation};
 use super::view::GuestView;
 use crate::guest::{Content, Expectation, Ledger, Past};
+use crate::pace::Stage;
 use crate::workload::ops::{Happening, Operation, OperationId, SnapshotChange, SnapshotOperation};
 
 /// What came of work after recovery.

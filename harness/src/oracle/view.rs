@@ -70,7 +70,7 @@ impl Backing {
         }
     }
 
-    fn run_from(&self, sector: u64) -> Run<'_> {
+    fn run_from(&self, sector: u64, until: u64) -> Run<'_> {
         let (view, sectors) = match &self.format {
             Format::Raw => (None, self.image.len().div_ceil(512)),
             Format::Qcow2 { report, below } => {
@@ -89,7 +89,7 @@ impl Backing {
         match view {
             Some(view) => {
                 // What lies beneath may be longer than this image, which hides the rest.
-                let mut run = view.run_from(sector);
+                let mut run = view.run_from(sector, until);
                 run.sectors.end = run.sectors.end.min(sectors);
                 run
             }
@@ -271,7 +271,7 @@ impl<'a> GuestView<'a> {
             if at >= sectors.end {
                 return None;
             }
-            let mut run = view.run_from(at);
+            let mut run = view.run_from(at, sectors.end);
             run.sectors.end = run.sectors.end.min(sectors.end);
             at = run.sectors.end;
             Some(run)
@@ -292,7 +292,8 @@ impl<'a> GuestView<'a> {
     pub fn difference(&self, other: &GuestView<'_>, sectors: Range<u64>) -> Option<Difference> {
         let mut at = sectors.start;
         while at < sectors.end {
-            let (mut one, mut two) = (self.run_from(at), other.run_from(at));
+            let until = sectors.end;
+            let (mut one, mut two) = (self.run_from(at, until), other.run_from(at, until));
             let end = one.sectors.end.min(two.sectors.end).min(sectors.end);
             (one.sectors.end, two.sectors.end) = (end, end);
             if let Some(sector) = one.difference(&two, at..end) {
@@ -323,7 +324,8 @@ impl<'a> GuestView<'a> {
         None
     }
 
-    fn run_from(&self, sector: u64) -> Run<'a> {
+    /// What the disk shows at `sector`, and from there on as far as that goes on. Beyond `until` nobody looks.
+    fn run_from(&self, sector: u64, until: u64) -> Run<'a> {
         let cluster_sectors = self.layout.cluster_sectors();
         let cluster = sector / cluster_sectors;
         let index = self
@@ -337,13 +339,37 @@ impl<'a> GuestView<'a> {
             return match mapping {
                 Some(mapping) => {
                     let source = self.source(mapping, sector, sector % cluster_sectors);
-                    Run::new(sectors, source)
+                    let end = self.contiguous_end(index, sectors.end, until);
+                    Run::new(sector..end, source)
                 }
-                None => self.unmapped(sector, sectors.end),
+                None => self.unmapped(sector, sectors.end, until),
             };
         }
         let end = next.map_or(u64::MAX, |next| next.guest_cluster * cluster_sectors);
-        self.unmapped(sector, end)
+        self.unmapped(sector, end, until)
+    }
+
+    /// Where the clusters end that follow one another, on the disk and in the file, from the mapped cluster at `index`
+    /// on, whose part in question ends at `end`.
+    fn contiguous_end(&self, index: usize, end: u64, until: u64) -> u64 {
+        /// So far ahead one looks: two disks that go on in different ways are compared run by run.
+        const MOST_CLUSTERS: usize = 64;
+        let cluster_sectors = self.layout.cluster_sectors();
+        let Mapping::Data(mut last) = self.mapped[index].mapping else {
+            return end;
+        };
+        if self.layout.encryption != 0 {
+            return end;
+        }
+        let pairs = self.mapped[index..].windows(2).take(MOST_CLUSTERS);
+        let following = pairs.take_while(|pair| {
+            let goes_on = pair[1].guest_cluster == pair[0].guest_cluster + 1
+                && pair[1].guest_cluster * cluster_sectors < until
+                && pair[1].mapping == Mapping::Data(last + self.layout.cluster_bytes());
+            last += self.layout.cluster_bytes();
+            goes_on
+        });
+        end + u64::try_from(following.count()).expect("a count fits 64 bits") * cluster_sectors
     }
 
     /// What a mapped cluster shows at `sector`, and from there on to where it shows something else;
@@ -371,11 +397,11 @@ impl<'a> GuestView<'a> {
     }
 
     /// What lies beneath, from `sector` up to `end` at most.
-    fn unmapped(&self, sector: u64, end: u64) -> Run<'a> {
+    fn unmapped(&self, sector: u64, end: u64, until: u64) -> Run<'a> {
         match self.backing {
             None => Run::new(sector..end, Source::Zeroes),
             Some(backing) => {
-                let mut run = backing.run_from(sector);
+                let mut run = backing.run_from(sector, until.min(end));
                 run.sectors.end = run.sectors.end.min(end);
                 run
             }
@@ -478,6 +504,17 @@ impl<'a> Run<'a> {
     /// Whether all of it reads zero because nothing is mapped to it.
     pub fn is_zeroes(&self) -> bool {
         matches!(self.source, Source::Zeroes)
+    }
+
+    /// The run in pieces that end where multiples of so many sectors do.
+    pub fn pieces(&self, sectors: u64) -> impl Iterator<Item = Range<u64>> + use<> {
+        let whole = self.sectors.clone();
+        let mut at = whole.start;
+        std::iter::from_fn(move || {
+            let start = at;
+            at = (start + 1).next_multiple_of(sectors).min(whole.end);
+            (start < whole.end).then_some(start..at)
+        })
     }
 
     /// What `sector`, one of the run's, holds.

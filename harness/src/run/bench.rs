@@ -19,15 +19,16 @@ use super::live::{Life, planted};
 use crate::guest::Expectation;
 use crate::oracle::view::Backing;
 use crate::oracle::{Judge, Judgement, Service, Verdict, Witness, judge_raw};
+use crate::pace::Observer;
 use crate::sim::stage::{Stage, open_options};
 use crate::subject::EngineSubject;
 use crate::workload::ops::Moment;
 
 /// Judges the crash states of one life.
-#[derive(Debug)]
 pub struct Bench<'a> {
     stage: &'a Stage,
     options: OpenOptions,
+    observer: &'a dyn Observer,
     /// The image before the workload.
     base: Witness,
     /// Where the files beneath never change: what the image is always judged with.
@@ -69,6 +70,12 @@ impl Judged {
         found.map(|(_, judgement)| judgement)
     }
 
+    /// How much work it was, as [`Judgement::work`] counts it.
+    pub fn work(&self) -> u64 {
+        let beneath = self.beneath.iter().map(|(_, judgement)| judgement.work());
+        beneath.fold(self.image.work(), u64::saturating_add)
+    }
+
     /// What wrote to an image in order to repair it: on which disk, and as which attempt on it.
     pub fn repairs(&self) -> impl Iterator<Item = (Disk, usize, &Recording)> {
         let image = std::iter::once((Disk::Image, &self.image));
@@ -87,14 +94,14 @@ impl Judged {
 }
 
 impl Tools {
-    fn judge<'a>(&'a self, base: Option<&'a Witness>) -> Judge<'a> {
+    fn judge<'a>(&'a self, base: Option<&'a Witness>, observer: &'a dyn Observer) -> Judge<'a> {
         Judge {
             subject: &self.subject,
             backing: self.backing.as_ref(),
             data: self.data.as_ref(),
             base,
             accept: None,
-            observer: &(),
+            observer,
         }
     }
 }
@@ -102,11 +109,17 @@ impl Tools {
 impl<'a> Bench<'a> {
     /// That of this life.
     pub fn of(case: &Case, life: &'a Life) -> Self {
+        Self::watched(case, life, &())
+    }
+
+    /// The same, which tells somebody where it stands.
+    pub fn watched(case: &Case, life: &'a Life, observer: &'a dyn Observer) -> Self {
         let stage = &life.stage;
         let options = open_options(&case.scenario, planted(&case.scenario));
         let mut bench = Self {
             stage,
             options,
+            observer,
             base: Witness::new(stage.image.clone()),
             always: None,
             passed: RefCell::default(),
@@ -145,7 +158,7 @@ impl<'a> Bench<'a> {
     /// Judges what a power loss left on the disks that were written to.
     pub fn judge(&self, disks: Disks<PageImage>, expectation: &Expectation<'_>) -> Judged {
         let tools = self.tools(Disk::Image, &disks);
-        let judge = tools.judge(self.base());
+        let judge = tools.judge(self.base(), self.observer);
         let image = judge.judge(disks.image().clone(), expectation, None);
         let image = image.with_autoclear_of(&self.base.image);
         let judged = Judged {
@@ -161,7 +174,7 @@ impl<'a> Bench<'a> {
     /// could improve.
     pub fn judge_closed(&self, disks: Disks<PageImage>, expectation: &Expectation<'_>) -> Judged {
         let tools = self.tools(Disk::Image, &disks);
-        let judge = tools.judge(self.base());
+        let judge = tools.judge(self.base(), self.observer);
         let image = judge.judge_closed(disks.image().clone(), expectation);
         let judged = Judged {
             verdict: image.verdict.clone(),
@@ -219,7 +232,7 @@ impl<'a> Bench<'a> {
             BackingFormat::Raw => judge_raw(content, &expected),
             BackingFormat::Qcow2 => {
                 let tools = self.tools(disk, &judged.disks);
-                let judge = tools.judge(None);
+                let judge = tools.judge(None, self.observer);
                 let judgement = match ending {
                     Ending::PowerLoss => judge.judge(content.clone(), &expected, None),
                     Ending::Closed => judge.judge_closed(content.clone(), &expected),
@@ -253,13 +266,15 @@ impl<'a> Bench<'a> {
         let before = Some(&before.state);
         let tools = self.tools(disk, &judged.disks);
         if disk == Disk::Image {
-            let judge = tools.judge(self.base());
+            let judge = tools.judge(self.base(), self.observer);
             let again = judge.judge(image, expectation, before);
             return again.with_autoclear_of(&self.base.image);
         }
         let expected = expectation.of_file(disk);
         let expected = expected.expect("what was judged is in the history");
-        let again = tools.judge(None).judge(image, &expected, before);
+        let again = tools
+            .judge(None, self.observer)
+            .judge(image, &expected, before);
         Judgement {
             verdict: in_file(again.verdict, disk),
             ..again
@@ -269,7 +284,7 @@ impl<'a> Bench<'a> {
     /// Lets work go on with the recovered image.
     pub fn serve(&self, judged: &Judged, expectation: &Expectation<'_>) -> Service {
         let tools = self.tools(Disk::Image, &judged.disks);
-        let judge = tools.judge(self.base());
+        let judge = tools.judge(self.base(), self.observer);
         judge.judge_service(judged.recovered(), expectation)
     }
 
@@ -285,7 +300,7 @@ impl<'a> Bench<'a> {
             disks.put(disk, content.clone());
         }
         let tools = self.tools(Disk::Image, &disks);
-        let judge = tools.judge(self.base());
+        let judge = tools.judge(self.base(), self.observer);
         judge.judge_in_service(judged.recovered(), left.into_image(), expectation)
     }
 }

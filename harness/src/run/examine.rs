@@ -12,13 +12,14 @@ use xxhash_rust::xxh3::Xxh3;
 
 use super::bench::{Bench, Judged};
 use super::live::{Life, live};
-use super::{Case, Counts, Effort, Finding, From, Outcome, Reach};
+use super::{Case, Counts, Effort, FEWEST_STATES, Finding, From, Outcome, Reach};
 use crate::crash::classes::{Classes, Covered, Task};
 use crate::crash::explore::{Budget, Explored, Explorer};
 use crate::crash::footprint::Footprint;
 use crate::crash::state::{CrashState, Survivors};
 use crate::guest::{Expectation, Ledger};
-use crate::oracle::{Oracle, Service, Verdict, Violation};
+use crate::oracle::{Judgement, Oracle, Service, Verdict, Violation};
+use crate::pace::{Observer, Stage};
 use crate::prng::Prng;
 use crate::trace::{Crash, Then, in_repairs, operation_text};
 use crate::workload::ops::Moment;
@@ -30,27 +31,33 @@ const KEPT: usize = 4;
 pub(super) fn examine(
     case: &Case,
     effort: &Effort,
+    observer: &dyn Observer,
     stop: &mut dyn FnMut(&Violation) -> bool,
 ) -> Outcome {
+    observer.begin(Stage::Live);
     let life = match live(case) {
         Ok(life) => life,
         Err(error) => return unprepared(&error.to_string()),
     };
-    let bench = Bench::of(case, &life);
+    let bench = Bench::watched(case, &life, observer);
     let mut examination = Examination {
         case,
         effort,
         life: &life,
         bench: &bench,
+        observer,
         draw: draw_for(case),
         expectations: Expectations::default(),
         passed: Vec::new(),
         outcome: Outcome::default(),
+        work: 0,
         digest: Xxh3::new(),
         stop,
         stopped: false,
     };
+    observer.begin(Stage::Explore);
     examination.run();
+    observer.begin(Stage::Account);
     let Examination {
         mut outcome,
         digest,
@@ -107,10 +114,13 @@ struct Examination<'a> {
     effort: &'a Effort,
     life: &'a Life,
     bench: &'a Bench<'a>,
+    observer: &'a dyn Observer,
     draw: Prng,
     expectations: Expectations<'a>,
     passed: Vec<Passed<'a>>,
     outcome: Outcome,
+    /// How much work judging has been.
+    work: u64,
     digest: Xxh3,
     stop: &'a mut dyn FnMut(&Violation) -> bool,
     stopped: bool,
@@ -173,13 +183,15 @@ impl Examination<'_> {
         let promises = promises(&life.ledger);
         let mut sampling = self.draw.fork("crash");
         let expectations = Expectations(Rc::clone(&self.expectations.0));
-        let budget = affordable(self.effort.states, life.last.image().len());
-        let mut explorer = Explorer::new(life.recording(), contract, budget, &promises)
+        let mut allowance = Allowance::new(self.effort.work, FEWEST_STATES);
+        let mut explorer = Explorer::new(life.recording(), contract, self.effort.states, &promises)
             .with_draw(move |bound| sampling.below(bound))
             .with_expectation(move |cut| expectations.at(life, cut).key());
         for state in explorer.by_ref() {
+            let before = self.work;
             self.visit(state);
-            if self.stopped {
+            self.observer.begin(Stage::Explore);
+            if self.stopped || !allowance.pay(self.work - before) {
                 break;
             }
         }
@@ -211,6 +223,7 @@ impl Examination<'_> {
                     self.audited(classes.confirms(footprint.as_ref()), cut);
                 }
             }
+            self.observer.begin(Stage::Explore);
         }
         self.count_classes(&classes.covered());
     }
@@ -250,6 +263,7 @@ impl Examination<'_> {
         let life = self.life;
         let expectation = self.expectations.at(life, state.cut);
         let judged = self.bench.judge(state.disks, &expectation);
+        self.work += judged.work();
         let crash = || Crash::of(life.recording(), state.cut, &state.survivors);
         let survived = judged.verdict.survived();
         let repaired = judged.repairs().next().is_some();
@@ -262,7 +276,7 @@ impl Examination<'_> {
         if !survived {
             return None;
         }
-        let footprint = judged.image.footprint();
+        let footprint = self.footprint(&judged.image);
         self.outcome.counts.survived += 1;
         let interrupt = repaired && is_due(self.outcome.counts.repairs, self.effort.repair_every);
         let serve = is_due(self.outcome.counts.survived, self.effort.serve_every);
@@ -276,6 +290,14 @@ impl Examination<'_> {
             });
         }
         footprint
+    }
+
+    /// What a verdict hangs on, where somebody wants to know.
+    fn footprint(&self, judgement: &Judgement) -> Option<Footprint> {
+        match self.effort.reach {
+            Reach::Classes { .. } => judgement.footprint(),
+            Reach::Levels => None,
+        }
     }
 
     /// What may come after the first power loss, once all states of the first are judged: whatever is
@@ -330,6 +352,7 @@ impl Examination<'_> {
                         self.audited(classes.confirms(footprint.as_ref()), cut);
                     }
                 }
+                self.observer.begin(Stage::Explore);
             }
             self.count_classes(&classes.covered());
             return;
@@ -342,13 +365,16 @@ impl Examination<'_> {
             states: (self.effort.inner_states.states >> (2 * depth)).max(1),
             ..self.effort.inner_states
         };
+        let mut allowance = Allowance::inner(self.effort);
         let mut explorer = Explorer::new(recording, contract, budget, &[])
             .with_draw(move |bound| sampling.below(bound));
         for state in explorer.by_ref() {
-            if self.stopped {
+            let before = self.work;
+            self.judge_nested(nest, way, attempt, recording, state);
+            self.observer.begin(Stage::Explore);
+            if self.stopped || !allowance.pay(self.work - before) {
                 break;
             }
-            self.judge_nested(nest, way, attempt, recording, state);
         }
         self.count(explorer.explored());
     }
@@ -378,9 +404,10 @@ impl Examination<'_> {
         let again = self
             .bench
             .judge_repair(judged, nest.disk, image, expectation);
+        self.work += again.work();
         self.outcome.counts.states_nested += 1;
         self.settle(state.hash, again.verdict.clone(), || nest.crash(&longer));
-        let footprint = again.footprint();
+        let footprint = self.footprint(&again);
         let mut seen = nest.seen.borrow_mut();
         seen.insert(state.hash, footprint.clone());
         drop(seen);
@@ -414,9 +441,7 @@ impl Examination<'_> {
         };
         let judge = |disks, cut: Tick| {
             let expectation = ledger.expect(Moment(cut.0));
-            bench
-                .judge_in_service(&passed.judged, disks, &expectation)
-                .verdict
+            bench.judge_in_service(&passed.judged, disks, &expectation)
         };
         let crash = |crash| passed.then(Then::Service { crash: Some(crash) });
         self.explore_inner(&Inner {
@@ -434,6 +459,7 @@ impl Examination<'_> {
         let mut sampling = self.draw.fork_indexed("inner", index);
         let contract = self.case.scenario.contract;
         let budget = self.effort.inner_states;
+        let mut allowance = Allowance::inner(self.effort);
         let mut explorer = Explorer::new(inner.recording, contract, budget, inner.promises)
             .with_draw(move |bound| sampling.below(bound))
             .with_expectation(inner.key);
@@ -441,12 +467,18 @@ impl Examination<'_> {
             if self.stopped {
                 break;
             }
-            let verdict = (inner.judge)(state.disks, state.cut);
+            let judgement = (inner.judge)(state.disks, state.cut);
+            let work = judgement.work();
+            self.work += work;
             self.outcome.counts.states_nested += 1;
-            self.settle(state.hash, verdict, || {
+            self.settle(state.hash, judgement.verdict, || {
                 let crash = Crash::of(inner.recording, state.cut, &state.survivors);
                 Some((inner.crash)(Box::new(crash)))
             });
+            self.observer.begin(Stage::Explore);
+            if !allowance.pay(work) {
+                break;
+            }
         }
         self.count(explorer.explored());
     }
@@ -470,6 +502,7 @@ impl Examination<'_> {
         verdict: Verdict,
         crash: impl FnOnce() -> Option<Crash>,
     ) {
+        self.observer.begin(Stage::Account);
         self.outcome.counts.states_judged += 1;
         self.digest.update(&hash.0.to_le_bytes());
         match verdict {
@@ -502,14 +535,29 @@ impl Examination<'_> {
     }
 }
 
-/// Fewer states of a large image: each is walked, read and recovered whole.
-fn affordable(budget: Budget, image_bytes: u64) -> Budget {
-    const CHEAP_BYTES: u64 = 256 << 10;
-    const FEWEST: u64 = 64;
-    let share = budget.states.saturating_mul(CHEAP_BYTES) / image_bytes.max(CHEAP_BYTES);
-    Budget {
-        states: share.max(FEWEST).min(budget.states),
-        ..budget
+/// How much work a search may still be.
+struct Allowance {
+    work: u64,
+    /// So many more states are visited whatever work they are.
+    free: u64,
+}
+
+impl Allowance {
+    fn new(work: u64, free: u64) -> Self {
+        Self { work, free }
+    }
+
+    /// That of a second power loss, of which there are many for a workload.
+    fn inner(effort: &Effort) -> Self {
+        const SHARE: u64 = 16;
+        Self::new(effort.work / SHARE, FEWEST_STATES / 4)
+    }
+
+    /// Whether anything is left once a state was so much work.
+    fn pay(&mut self, work: u64) -> bool {
+        self.work = self.work.saturating_sub(work);
+        self.free = self.free.saturating_sub(1);
+        self.work > 0 || self.free > 0
     }
 }
 
@@ -554,7 +602,7 @@ struct Inner<'a> {
     promises: &'a [Tick],
     /// Names what may be expected at a cut: a loss may have the bytes of an earlier, legal state.
     key: &'a dyn Fn(Tick) -> u128,
-    judge: &'a dyn Fn(Disks<PageImage>, Tick) -> Verdict,
+    judge: &'a dyn Fn(Disks<PageImage>, Tick) -> Judgement,
     crash: &'a dyn Fn(Box<Crash>) -> Crash,
 }
 

@@ -11,6 +11,7 @@ mod replay;
 use crate::caught::Panic;
 use crate::crash::explore::Budget;
 use crate::oracle::Violation;
+use crate::pace::Observer;
 use crate::prng::Prng;
 use crate::trace::Crash;
 use crate::workload::shape::Scenario;
@@ -44,6 +45,10 @@ pub struct Effort {
     pub reach: Reach,
     /// How the states of the workload's recording are explored.
     pub states: Budget,
+    /// Of a workload's own states no more are visited once judging them has been so much work, as
+    /// [`crate::oracle::Judgement::work`] counts it, and a second power loss gets a share of that: a state of a large image
+    /// tells no more than one of a small image, and costs a hundred times as much. At least [`FEWEST_STATES`] are visited.
+    pub work: u64,
     /// How the states of a second power loss are explored: inside a repair, or in the work after it.
     pub inner_states: Budget,
     /// Of so many repaired states one has its repair interrupted, the first always; `None` for none.
@@ -55,6 +60,9 @@ pub struct Effort {
     /// Exploring ends at the first violation.
     pub first_only: bool,
 }
+
+/// However much work they are, so many states are visited.
+pub const FEWEST_STATES: u64 = 16;
 
 /// Which crash states of a workload are visited.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -168,6 +176,7 @@ impl Effort {
                 samples: 4,
                 torn_masks: 1,
             },
+            work: 160_000,
             inner_states: Budget {
                 states: 24,
                 every_parts: 3,
@@ -190,6 +199,7 @@ impl Effort {
                 samples: 8,
                 torn_masks: 1,
             },
+            work: 20_000_000,
             repair_every: Some(4),
             ..Self::campaign()
         }
@@ -240,7 +250,17 @@ impl Counts {
 
 /// Runs a case. A panic of the harness itself comes back as one.
 pub fn run(case: &Case, effort: &Effort) -> Result<Outcome, Panic> {
-    crate::caught::catch(|| examine::examine(case, effort, &mut |_| effort.first_only))
+    run_watched(case, effort, &())
+}
+
+/// The same, which tells somebody where it stands.
+pub fn run_watched(
+    case: &Case,
+    effort: &Effort,
+    observer: &dyn Observer,
+) -> Result<Outcome, Panic> {
+    let mut stop = |_: &Violation| effort.first_only;
+    crate::caught::catch(|| examine::examine(case, effort, observer, &mut stop))
 }
 
 /// Runs a case until a violation is found that `wanted` recognises.
@@ -249,7 +269,7 @@ pub fn find(
     effort: &Effort,
     wanted: &mut dyn FnMut(&Violation) -> bool,
 ) -> Result<Outcome, Panic> {
-    crate::caught::catch(|| examine::examine(case, effort, wanted))
+    crate::caught::catch(|| examine::examine(case, effort, &(), wanted))
 }
 
 #[cfg(test)]

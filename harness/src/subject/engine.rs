@@ -46,9 +46,9 @@ struct Devices {
 
 impl Devices {
     /// What happened on them: as on one disk where nothing happened on the other.
-    fn recording(&self) -> Recording {
-        let mut parts = Disks::one(self.image.recording());
-        let data = self.data.as_ref().map(|data| data.recording());
+    fn take_recording(&self) -> Recording {
+        let mut parts = Disks::one(self.image.take_recording());
+        let data = self.data.as_ref().map(|data| data.take_recording());
         if let Some(data) = data.filter(Recording::changes) {
             parts.put(Disk::Data, data);
         }
@@ -121,18 +121,20 @@ impl EngineSubject {
             data: data.map(|data| Metered::on(image.clock().clone(), data)),
             image,
         });
-        let result = match catch(|| drive(work(Rc::clone(&devices)))) {
+        let outcome = catch(|| drive(work(Rc::clone(&devices))));
+        let recording = devices.take_recording();
+        let result = match outcome {
             Ok(Some(Ok(value))) => Ok(value),
             Ok(Some(Err(error))) => Err(failure(&error)),
             Ok(None) => Err(Failure::Hang {
-                requests: u64::try_from(devices.recording().entries.len())
+                requests: u64::try_from(recording.entries.len())
                     .expect("a count of requests fits 64 bits"),
             }),
             Err(panic) => Err(Failure::Panic(panic)),
         };
         Attempt {
             result,
-            recording: devices.recording(),
+            recording,
             image: devices.image.current(),
             data: devices.data.as_ref().map(|data| data.current()),
         }

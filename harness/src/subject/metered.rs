@@ -45,8 +45,9 @@ impl Metered {
         self.disk.current()
     }
 
-    pub(crate) fn recording(&self) -> Recording {
-        self.disk.recording()
+    /// What happened; nothing is asked of the disk after that.
+    pub(crate) fn take_recording(&self) -> Recording {
+        self.disk.take_recording()
     }
 }
 

@@ -174,3 +174,38 @@ fn an_image_beneath_hides_what_lies_behind_its_end() {
         .collect();
     assert_eq!(firsts(&Sample::new().image, Some(&backing)), expected);
 }
+
+#[test]
+fn clusters_that_follow_one_another_are_one_run_and_no_others() {
+    let mut sample = Sample::new();
+    let first = sample.map(1, 1);
+    let (second, third) = (sample.map(2, 2), sample.map(3, 3));
+    assert_eq!((second, third), (first + 1, first + 2));
+    sample.map(5, 5);
+    let runs = |sample: &Sample| {
+        let report = walk(&sample.image);
+        let view = GuestView::new(&sample.image, &report, None).unwrap();
+        let runs = view.runs(0..64).filter(|run| !run.is_zeroes());
+        runs.map(|run| run.sectors).collect::<Vec<_>>()
+    };
+    assert_eq!(runs(&sample), [8..32, 40..48]);
+    assert_eq!(
+        firsts(&sample.image, None),
+        clusters([0, 1, 2, 3, 0, 5, 0, 0])
+    );
+    // The second and the third in the other order.
+    sample.entry(2, sample.offset(third) | COPIED);
+    sample.entry(3, sample.offset(second) | COPIED);
+    assert_eq!(runs(&sample), [8..16, 16..24, 24..32, 40..48]);
+    assert_eq!(
+        firsts(&sample.image, None),
+        clusters([0, 1, 3, 2, 0, 5, 0, 0])
+    );
+}
+
+#[test]
+fn pieces_end_where_clusters_do() {
+    let run = Run::new(6..21, Source::Zeroes);
+    assert_eq!(run.pieces(8).collect::<Vec<_>>(), [6..8, 8..16, 16..21]);
+    assert_eq!(run.pieces(64).count(), 1);
+}
