@@ -117,6 +117,7 @@ fn effort() -> Effort {
         ..Effort::campaign()
     };
     effort.states.states = 150;
+    effort.work = 400_000;
     effort
 }
 
@@ -125,6 +126,9 @@ fn pins(defect: Defect) -> Pins {
     match defect {
         Defect::ReftableBeforeBlocks | Defect::UseBeforeSwitch => Pins {
             room: Some(Room::Table),
+            // What shows the use of a table that the header does not name yet is a lost length, which only the dirty bit
+            // lets come to that.
+            lazy_refcounts: (defect == Defect::UseBeforeSwitch).then_some(true),
             // Such an image is large; nothing else shall make it slow.
             compression: Some(None),
             encryption: Some(None),

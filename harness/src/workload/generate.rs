@@ -401,13 +401,16 @@ fn tight_image(draw: &mut Prng, pins: &Pins, room: Room) -> ImageShape {
         Room::Table => cluster / 8,
         Room::Any | Room::Block => 1 + draw.below(2),
     };
-    // Header, refcount table, one cluster of L1 table, and the L2 tables: one per `l2_entries`.
-    let taken = 3 + blocks + draw.below(8);
+    // Header, refcount table, one cluster of L1 table, the refcount blocks, and what is left free.
+    let taken = 3 + blocks + draw.below(4);
     let left = (blocks * per_block).saturating_sub(taken);
-    let data = (left * geometry.l2_entries() / (geometry.l2_entries() + 1)).max(1);
+    // Workloads come back to the start of a disk more than to its end, so that is where there often is room.
+    let gap = if draw.chance(1, 2) { 16 } else { 0 };
+    // The L2 tables, one per `l2_entries`, are what is left beside the data.
+    let fits = |data: &u64| data + (gap + data).div_ceil(geometry.l2_entries()) <= left;
+    let data = (1..=left).rev().find(fits).unwrap_or(1);
     let drawn_lazy = draw.chance(1, 2);
-    let fill = data * cluster;
-    let virtual_bytes = fill + draw.between(8, 64) * cluster;
+    let virtual_bytes = (gap + data + draw.between(8, 64)) * cluster;
     let backing = match room {
         Room::Table => None,
         Room::Any | Room::Block => backing(draw, virtual_bytes, geometry, pins),
@@ -422,8 +425,8 @@ fn tight_image(draw: &mut Prng, pins: &Pins, room: Room) -> ImageShape {
         data_file: pins.data_file.flatten(),
         unmapped: Vec::new(),
         filled: vec![Extent {
-            offset: 0,
-            len_bytes: fill,
+            offset: gap * cluster,
+            len_bytes: data * cluster,
         }],
         encryption: pins.encryption.flatten(),
         compression: compression(draw, 3, pins),
