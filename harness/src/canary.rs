@@ -5,7 +5,7 @@ use engine::defect::{Defect, Flaw};
 use engine::preallocation::Preallocation;
 use engine::qcow2::create::BackingFormat;
 
-use crate::campaign::{NoThreads, Plan, Proceed, Progress, campaign};
+use crate::campaign::{Found, NoThreads, Plan, Proceed, Progress, campaign};
 use crate::reduce::{Reduced, reduce};
 use crate::run::{Case, Effort, Schedule, replay, run};
 use crate::trace::Trace;
@@ -71,10 +71,10 @@ fn passes_without(trace: &Trace) -> bool {
 }
 
 /// What came of looking for a planted defect with one seed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Sighting {
-    /// Whether it was seen.
-    pub seen: bool,
+    /// What gave it away; a violation with one power loss where there is one.
+    pub found: Option<Found>,
     /// How many crash states were judged until then.
     pub states: u64,
 }
@@ -87,9 +87,10 @@ pub fn sight(
     jobs: usize,
     between: &mut dyn FnMut(&Progress) -> Proceed,
 ) -> Result<Sighting, NoThreads> {
-    let campaign = campaign(&plan(flaw, seed), jobs, between)?;
+    let mut campaign = campaign(&plan(flaw, seed), jobs, between)?;
+    campaign.found.sort_by_key(|found| found.finding.is_late());
     Ok(Sighting {
-        seen: !campaign.found.is_empty(),
+        found: campaign.found.into_iter().next(),
         states: campaign.progress.counts.states_judged,
     })
 }

@@ -25,12 +25,14 @@ use crate::workload::shape::Scenario;
 
 use case::Small;
 
-/// How long a search for a smaller case may go on. Work is counted in crash states judged, since a case may
-/// have a few of them or thousands; this much is half a minute, give or take.
+/// How long a search for a smaller case may go on. Work is what judging the crash states of a case is, since a case may
+/// have a few of them or thousands, and so much for each case that is tried; this much is some seconds.
 const LIMITS: Limits = Limits {
     attempts: 400,
-    work: 100_000,
+    work: 12_000_000,
 };
+/// What it is to live through a case, in the same unit.
+const A_LIFE: u64 = 2_000;
 
 /// A case with more classes of states at a cut is not looked through.
 const MOST_CLASSES: u64 = 1 << 12;
@@ -144,11 +146,22 @@ impl Search {
             Some(Then::Repair { .. }) => (Some(1), None),
             Some(Then::Service { .. }) => (None, Some(1)),
         };
+        let late = repair_every.is_some() || serve_every.is_some();
+        let base = if late && reach == Reach::Levels {
+            // What comes later is looked at once all states of the first power loss are judged, of which there should
+            // then be no more than it took.
+            Effort {
+                first_only: false,
+                ..Effort::campaign()
+            }
+        } else {
+            Effort::minimise()
+        };
         let effort = Effort {
             reach,
             repair_every,
             serve_every,
-            ..Effort::minimise()
+            ..base
         };
         Self {
             class: class.clone(),
@@ -156,7 +169,8 @@ impl Search {
         }
     }
 
-    fn reduce(&self, start: Small) -> Result<Reduced, Irreducible> {
+    fn reduce(mut self, start: Small) -> Result<Reduced, Irreducible> {
+        self.learn_effort(&start)?;
         let minimised = minimise(start, LIMITS, &mut |variants: &[Small]| {
             self.attempt(variants)
         });
@@ -165,6 +179,20 @@ impl Search {
             end: minimised.end,
             ..self.explain(minimised.input)?
         })
+    }
+
+    /// A variant gets twice the work that it took to come upon the failure in the case that is to be made small: those in
+    /// which it is not are most of what there is to do.
+    fn learn_effort(&mut self, start: &Small) -> Result<(), Irreducible> {
+        const LEAST: u64 = 200_000;
+        let case = Case {
+            scenario: start.scenario.clone(),
+            schedule: Schedule::Given(start.choices.clone()),
+        };
+        let outcome = self.find(&case).ok_or(Irreducible::Vanished)?;
+        let twice = outcome.counts.work.saturating_mul(2);
+        self.effort.work = self.effort.work.min(twice.max(LEAST));
+        Ok(())
     }
 
     /// Tries variants side by side. Only what those up to the first that fails took is counted: whether others
@@ -196,7 +224,7 @@ impl Search {
                 schedule,
             };
             let outcome = self.explore(&case)?;
-            work.fetch_add(outcome.counts.states_judged, Ordering::Relaxed);
+            work.fetch_add(outcome.counts.work + A_LIFE, Ordering::Relaxed);
             self.shows(&outcome)
                 .then(|| Small::new(case.scenario, outcome.choices))
         })

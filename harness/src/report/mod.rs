@@ -74,6 +74,7 @@ impl Summary {
             not_measured,
             faults,
             violations,
+            work: _,
         } = campaign.progress.counts;
         let mut classes: Vec<String> = Vec::new();
         for found in &campaign.found {

@@ -50,7 +50,6 @@ pub(super) fn examine(
         expectations: Expectations::default(),
         passed: Vec::new(),
         outcome: Outcome::default(),
-        work: 0,
         digest: Xxh3::new(),
         stop,
         stopped: false,
@@ -119,8 +118,6 @@ struct Examination<'a> {
     expectations: Expectations<'a>,
     passed: Vec<Passed<'a>>,
     outcome: Outcome,
-    /// How much work judging has been.
-    work: u64,
     digest: Xxh3,
     stop: &'a mut dyn FnMut(&Violation) -> bool,
     stopped: bool,
@@ -188,10 +185,10 @@ impl Examination<'_> {
             .with_draw(move |bound| sampling.below(bound))
             .with_expectation(move |cut| expectations.at(life, cut).key());
         for state in explorer.by_ref() {
-            let before = self.work;
+            let before = self.outcome.counts.work;
             self.visit(state);
             self.observer.begin(Stage::Explore);
-            if self.stopped || !allowance.pay(self.work - before) {
+            if self.stopped || !allowance.pay(self.outcome.counts.work - before) {
                 break;
             }
         }
@@ -263,7 +260,7 @@ impl Examination<'_> {
         let life = self.life;
         let expectation = self.expectations.at(life, state.cut);
         let judged = self.bench.judge(state.disks, &expectation);
-        self.work += judged.work();
+        self.outcome.counts.work += judged.work();
         let crash = || Crash::of(life.recording(), state.cut, &state.survivors);
         let survived = judged.verdict.survived();
         let repaired = judged.repairs().next().is_some();
@@ -304,13 +301,24 @@ impl Examination<'_> {
     /// found with one power loss is told with one.
     fn go_on(&mut self) {
         for passed in std::mem::take(&mut self.passed) {
-            if passed.interrupt && !self.stopped {
+            if self.stopped || self.has_done_enough() {
+                break;
+            }
+            if passed.interrupt {
                 self.interrupt(&passed);
             }
             if passed.serve && !self.stopped {
                 self.serve(&passed);
             }
         }
+    }
+
+    /// Whether the second power losses of a workload were more work than its own, by far. Where every state is asked for
+    /// there is no such limit.
+    fn has_done_enough(&self) -> bool {
+        const SECOND: u64 = 3;
+        let most = self.effort.work.saturating_mul(1 + SECOND);
+        self.effort.reach == Reach::Levels && self.outcome.counts.work > most
     }
 
     /// Loses power inside the repair, inside the repair of what that leaves, and so on.
@@ -369,10 +377,10 @@ impl Examination<'_> {
         let mut explorer = Explorer::new(recording, contract, budget, &[])
             .with_draw(move |bound| sampling.below(bound));
         for state in explorer.by_ref() {
-            let before = self.work;
+            let before = self.outcome.counts.work;
             self.judge_nested(nest, way, attempt, recording, state);
             self.observer.begin(Stage::Explore);
-            if self.stopped || !allowance.pay(self.work - before) {
+            if self.stopped || !allowance.pay(self.outcome.counts.work - before) {
                 break;
             }
         }
@@ -404,7 +412,7 @@ impl Examination<'_> {
         let again = self
             .bench
             .judge_repair(judged, nest.disk, image, expectation);
-        self.work += again.work();
+        self.outcome.counts.work += again.work();
         self.outcome.counts.states_nested += 1;
         self.settle(state.hash, again.verdict.clone(), || nest.crash(&longer));
         let footprint = self.footprint(&again);
@@ -469,7 +477,7 @@ impl Examination<'_> {
             }
             let judgement = (inner.judge)(state.disks, state.cut);
             let work = judgement.work();
-            self.work += work;
+            self.outcome.counts.work += work;
             self.outcome.counts.states_nested += 1;
             self.settle(state.hash, judgement.verdict, || {
                 let crash = Crash::of(inner.recording, state.cut, &state.survivors);

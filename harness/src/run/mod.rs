@@ -163,6 +163,8 @@ pub struct Counts {
     pub faults: u64,
     /// Violations, those of a class already reported included.
     pub violations: u64,
+    /// How much work judging was, as [`crate::oracle::Judgement::work`] counts it.
+    pub work: u64,
 }
 
 impl Effort {
@@ -227,6 +229,7 @@ impl Counts {
             not_measured,
             faults,
             violations,
+            work,
         } = other;
         self.workloads += workloads;
         self.steps += steps;
@@ -245,6 +248,7 @@ impl Counts {
         self.not_measured += not_measured;
         self.faults += faults;
         self.violations += violations;
+        self.work = self.work.saturating_add(*work);
     }
 }
 

@@ -29,6 +29,8 @@ pub struct Replayed {
     pub steps: Vec<Step>,
     /// What became of each volatile request, one line each.
     pub survivors: String,
+    /// How many volatile requests did not survive whole, at all power losses together.
+    pub lost: usize,
     /// What the power loss left, on each disk that was written to.
     pub crashed: Option<Disks<PageImage>>,
     /// What recovery made of that.
@@ -84,6 +86,38 @@ impl Replayed {
 }
 
 impl Replayed {
+    /// Whether nothing at all is different.
+    pub fn is_same_as(&self, other: &Self) -> bool {
+        let crashed = |of: &Self| {
+            of.crashed
+                .as_ref()
+                .map(|disks| disks.map(|_, it| it.content_hash()))
+        };
+        self.verdict == other.verdict
+            && (self.digest, self.same_run) == (other.digest, other.same_run)
+            && self.steps == other.steps
+            && (self.lost, &self.survivors) == (other.lost, &other.survivors)
+            && crashed(self) == crashed(other)
+            && self.recovered == other.recovered
+    }
+
+    /// Says what became of the volatile requests of one more power loss.
+    fn tell_survivors(
+        &mut self,
+        recording: &Recording,
+        cut: Tick,
+        survivors: &Survivors,
+    ) -> Result<(), Unreplayable> {
+        let survivors = survivors.fit(&Frontier::at(recording, cut))?;
+        self.lost += survivors
+            .parts()
+            .iter()
+            .filter(|part| !part.is_whole())
+            .count();
+        self.survivors = survivors.describe(recording);
+        Ok(())
+    }
+
     /// The state of a second power loss, with its steps behind those of the first.
     fn second(
         &mut self,
@@ -98,7 +132,7 @@ impl Replayed {
             ..step
         });
         self.steps.extend(sorted(named, cut));
-        self.survivors = describe(recording, cut, &survivors)?;
+        self.tell_survivors(recording, cut, &survivors)?;
         Ok(CrashState::build(recording, cut, &survivors)?)
     }
 }
@@ -125,6 +159,7 @@ fn replay_caught(trace: &Trace) -> Result<Replayed, Unreplayable> {
         digest: life.lived.digest,
         steps: Vec::new(),
         survivors: String::new(),
+        lost: 0,
         crashed: None,
         recovered: None,
     };
@@ -177,7 +212,7 @@ fn judge_crash(
     let expectation = life.ledger.expect(Moment(cut.0));
     let state = CrashState::build(life.recording(), cut, &survivors)?;
     replayed.steps = steps(life, cut);
-    replayed.survivors = describe(life.recording(), cut, &survivors)?;
+    replayed.tell_survivors(life.recording(), cut, &survivors)?;
     let judged = bench.judge(state.disks, &expectation);
     let mut crashed = judged.disks.clone();
     let recovered = |judgement: &Judgement| {
@@ -224,15 +259,6 @@ fn judge_crash(
     }
     replayed.crashed = Some(crashed);
     Ok(())
-}
-
-fn describe(
-    recording: &Recording,
-    cut: Tick,
-    survivors: &Survivors,
-) -> Result<String, Unreplayable> {
-    let frontier = Frontier::at(recording, cut);
-    Ok(survivors.fit(&frontier)?.describe(recording))
 }
 
 /// What happened up to `cut`, in order.
