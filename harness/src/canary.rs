@@ -229,12 +229,16 @@ fn pins(defect: Defect) -> Pins {
 }
 
 /// What is fixed where a barrier is left out by itself, if not what is fixed for the defect that leaves it out.
-const FIXED_WITHOUT: [(Barrier, &str); 13] = [
+const FIXED_WITHOUT: [(Barrier, &str); 14] = [
     (Barrier::DirtyBit, "lazy_refcounts=on"),
     (Barrier::AfterClean, "lazy_refcounts=on"),
     (Barrier::AfterCompatible, "manage=amend"),
     (Barrier::AfterWidthSwitch, "manage=amend"),
-    (Barrier::BeforeRestate, "abandoned=on,snapshots=on"),
+    (Barrier::BeforeUse, "kill=on"),
+    (
+        Barrier::BeforeRestate,
+        "abandoned=on,snapshots=on,kill=on,cluster_size=512,operations=3",
+    ),
     (Barrier::AfterRestate, "abandoned=on,snapshots=on"),
     (Barrier::ClearedAutoclear, "version=3"),
     (Barrier::BeforeCut, "shrink=on"),

@@ -29,6 +29,7 @@ use std::ops::Range;
 
 use crate::workload::ops::{Answer, DiskChange, Happening, Moment, Operation, OperationId};
 use crate::workload::shape::Extent;
+use crate::workload::stamp::{SectorValue, Writer};
 
 pub use bitmaps::BitmapViolation;
 pub use chain::File;
@@ -64,6 +65,8 @@ pub struct Ledger {
     submissions: Vec<(OperationId, Moment)>,
     /// What the header said at the start, where that is known, and what changed it.
     facts: Option<(Facts, Vec<Happening>)>,
+    /// What the disk held before each process that had the image open earlier, and was killed.
+    earlier: Vec<Content>,
 }
 
 #[derive(Clone, Debug)]
@@ -178,6 +181,7 @@ impl Ledger {
             chain,
             submissions: history.iter().map(|h| (h.id, h.submitted)).collect(),
             facts: None,
+            earlier: Vec::new(),
         };
         ledger.submissions.sort_unstable();
         let mut effects: Vec<(Range<u64>, Entry)> = Vec::new();
@@ -197,6 +201,36 @@ impl Ledger {
     pub fn starting(mut self, facts: Facts, history: &[Happening]) -> Self {
         self.facts = Some((facts, history.to_vec()));
         self
+    }
+
+    /// The same history after that of a process that was killed, and all operations before. What they wrote is
+    /// known as theirs.
+    #[must_use]
+    pub fn following(mut self, before: &Self, operations: &[Happening]) -> Self {
+        self.earlier.clone_from(&before.earlier);
+        self.earlier.push(before.initial.clone());
+        let operations = operations.iter().map(|it| (it.id, it.submitted));
+        self.submissions.extend(operations);
+        self.submissions.sort_unstable();
+        self
+    }
+
+    /// How many processes had the image open before this history began, and were killed.
+    pub fn process(&self) -> usize {
+        self.earlier.len()
+    }
+
+    /// Whether a sector held this value before this history began, or may have.
+    fn once_held(&self, sector: u64, value: SectorValue) -> bool {
+        let written = match value {
+            SectorValue::Stamp {
+                writer: Writer::Operation(id),
+                sector: own,
+            } => own == sector && self.process() > 0 && self.submission(id).is_some(),
+            SectorValue::Stamp { .. } | SectorValue::Zero | SectorValue::Other(_) => false,
+        };
+        let mut earlier = self.earlier.iter();
+        written || earlier.any(|content| content.value(sector) == value)
     }
 
     /// What the disk held at the start.

@@ -151,11 +151,20 @@ impl Judge<'_> {
     }
 
     /// Judges an image that was closed in good order: as [`Self::judge`] does, and nothing may be left
-    /// that a repair could improve.
-    pub fn judge_closed(&self, image: PageImage, expectation: &Expectation<'_>) -> Judgement {
+    /// that a repair could improve, but for what a killed process had left to the one that closed the image.
+    pub fn judge_closed(
+        &self,
+        image: PageImage,
+        expectation: &Expectation<'_>,
+        found: Option<&Witness>,
+    ) -> Judgement {
         let judgement = self.judge(image, expectation, None);
         let report = &judgement.state.report;
-        if judgement.verdict.survived() && !report.is_perfect() {
+        let is_good = match found {
+            None => report.is_perfect(),
+            Some(found) => report.is_no_worse_than(&found.report),
+        };
+        if judgement.verdict.survived() && !is_good {
             let verdict = explain::imperfect(Oracle::Structure, "after a clean close", report);
             return Judgement {
                 verdict: verdict.into(),

@@ -30,6 +30,8 @@ pub struct Bench<'a> {
     options: OpenOptions,
     /// The image before the workload.
     base: Witness,
+    /// The image as it was found by each process after the first.
+    found: Vec<&'a Witness>,
     /// Where the files beneath never change: what the image is always judged with.
     always: Option<Rc<Tools>>,
     /// The files that passed, by disk, content and expectation, and at which cut at the latest.
@@ -108,6 +110,7 @@ impl<'a> Bench<'a> {
             stage,
             options,
             base: Witness::new(stage.image.clone()),
+            found: life.later.iter().map(|process| &process.found).collect(),
             always: None,
             passed: RefCell::default(),
         };
@@ -137,15 +140,22 @@ impl<'a> Bench<'a> {
         })
     }
 
-    /// What the image was before the workload, where that says what it shows.
-    fn base(&self) -> Option<&Witness> {
-        self.always.as_ref().map(|_| &self.base)
+    /// What the image was before the history that is judged, where that says what it shows.
+    fn base(&self, expectation: &Expectation<'_>) -> Option<&Witness> {
+        self.always.as_ref()?;
+        Some(self.found(expectation).unwrap_or(&self.base))
+    }
+
+    /// The image as it was found by the process that is judged, if another was killed before.
+    fn found(&self, expectation: &Expectation<'_>) -> Option<&Witness> {
+        let later = expectation.ledger().process().checked_sub(1)?;
+        self.found.get(later).copied()
     }
 
     /// Judges what a power loss left on the disks that were written to.
     pub fn judge(&self, disks: Disks<PageImage>, expectation: &Expectation<'_>) -> Judged {
         let tools = self.tools(Disk::Image, &disks);
-        let judge = tools.judge(self.base());
+        let judge = tools.judge(self.base(expectation));
         let image = judge.judge(disks.image().clone(), expectation, None);
         let image = image.with_autoclear_of(&self.base.image);
         let judged = Judged {
@@ -161,8 +171,8 @@ impl<'a> Bench<'a> {
     /// could improve.
     pub fn judge_closed(&self, disks: Disks<PageImage>, expectation: &Expectation<'_>) -> Judged {
         let tools = self.tools(Disk::Image, &disks);
-        let judge = tools.judge(self.base());
-        let image = judge.judge_closed(disks.image().clone(), expectation);
+        let judge = tools.judge(self.base(expectation));
+        let image = judge.judge_closed(disks.image().clone(), expectation, self.found(expectation));
         let judged = Judged {
             verdict: image.verdict.clone(),
             disks,
@@ -222,7 +232,7 @@ impl<'a> Bench<'a> {
                 let judge = tools.judge(None);
                 let judgement = match ending {
                     Ending::PowerLoss => judge.judge(content.clone(), &expected, None),
-                    Ending::Closed => judge.judge_closed(content.clone(), &expected),
+                    Ending::Closed => judge.judge_closed(content.clone(), &expected, None),
                 };
                 let verdict = judgement.verdict.clone();
                 judged.beneath.push((disk, judgement));
@@ -253,7 +263,7 @@ impl<'a> Bench<'a> {
         let before = Some(&before.state);
         let tools = self.tools(disk, &judged.disks);
         if disk == Disk::Image {
-            let judge = tools.judge(self.base());
+            let judge = tools.judge(self.base(expectation));
             let again = judge.judge(image, expectation, before);
             return again.with_autoclear_of(&self.base.image);
         }
@@ -269,7 +279,7 @@ impl<'a> Bench<'a> {
     /// Lets work go on with the recovered image.
     pub fn serve(&self, judged: &Judged, expectation: &Expectation<'_>) -> Service {
         let tools = self.tools(Disk::Image, &judged.disks);
-        let judge = tools.judge(self.base());
+        let judge = tools.judge(self.base(expectation));
         judge.judge_service(judged.recovered(), expectation)
     }
 
@@ -285,7 +295,7 @@ impl<'a> Bench<'a> {
             disks.put(disk, content.clone());
         }
         let tools = self.tools(Disk::Image, &disks);
-        let judge = tools.judge(self.base());
+        let judge = tools.judge(self.base(expectation));
         judge.judge_in_service(judged.recovered(), left.into_image(), expectation)
     }
 }

@@ -9,6 +9,7 @@
 mod chain;
 mod data_file;
 mod key_slots;
+mod kills;
 mod options;
 mod resizing;
 mod snapshots;
@@ -83,6 +84,8 @@ pub fn scenario(prng: &Prng, pins: &Pins) -> Scenario {
     data_file::add(prng, &pins, &shape, &mut operations);
     if chained {
         chain::add(prng, &pins, &mut shape, &mut operations);
+    } else {
+        kills::add(prng, &pins, shape.abandoned, &mut operations);
     }
     shape.unknown_autoclear = shape.version == 3 && prng.fork("unknown autoclear").chance(1, 8);
     if let Some(count) = pins.operations {
@@ -103,6 +106,7 @@ pub fn scenario_on(
     let mut draw = prng.fork("workload");
     let mut operations = workload(&mut draw, virtual_bytes, geometry, None, pins);
     resizing::add(prng, pins, geometry, virtual_bytes, &mut operations);
+    kills::add(prng, pins, false, &mut operations);
     around(prng, pins, Start::Given(given), operations)
 }
 
@@ -861,7 +865,7 @@ mod tests {
         assert_eq!(clusters, (9..=21).collect());
         assert_eq!(orders, (0..=6).collect());
         let expected = "amend bitmap commit data-file discard drop-idle empty flush grow key-slot-erase \
-             key-slot-fill read rebase rename reopen repoint shrink snapshot-apply snapshot-create \
+             key-slot-fill kill read rebase rename reopen repoint shrink snapshot-apply snapshot-create \
              snapshot-delete stream write write-blank write-compressed write-zeroes \
              write-zeroes-unmap";
         let drawn: Vec<&str> = kinds.iter().map(String::as_str).collect();
@@ -902,6 +906,19 @@ mod tests {
             .filter(|scenario| shrinks(scenario))
             .count();
         assert!(shrunk > 250, "{shrunk} of 300");
+    }
+
+    #[test]
+    fn kills_are_drawn_and_can_be_pinned_but_not_in_chains() {
+        let kills = |scenario: &Scenario| scenario.operations.contains(&Operation::Kill);
+        let by_chance = drawn(1000, &Pins::default()).filter(kills).count();
+        assert!((50..200).contains(&by_chance), "{by_chance} of 1000");
+        let off = Pins::parse("kill=off").unwrap();
+        assert!(!drawn(300, &off).any(|scenario| kills(&scenario)));
+        let on = Pins::parse("kill=on").unwrap();
+        assert!(drawn(300, &on).all(|scenario| kills(&scenario)));
+        let chained = Pins::parse("chain=on").unwrap();
+        assert!(!drawn(300, &chained).any(|scenario| kills(&scenario)));
     }
 
     #[test]

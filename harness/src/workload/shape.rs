@@ -578,6 +578,10 @@ impl Scenario {
             Start::Given(_) => None,
         };
         let shape = shape.filter(|shape| shape.chain.is_some());
+        if operation == Operation::Kill && shape.is_some() {
+            let text = "a process that has a chain open is not killed: what it left of a commit is not followed";
+            return Err(BadScenario(text.into()));
+        }
         let there = |disk: Option<Disk>| {
             let is_there = |disk| shape.is_some_and(|shape| shape.file(disk).is_some());
             disk.is_none_or(is_there)

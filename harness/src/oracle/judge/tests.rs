@@ -594,7 +594,7 @@ fn a_clean_close_leaves_nothing_to_repair() {
     let closed = |sample: &Sample| {
         name(
             &judge
-                .judge_closed(sample.image.clone(), &expectation)
+                .judge_closed(sample.image.clone(), &expectation, None)
                 .verdict,
         )
     };

@@ -135,6 +135,19 @@ impl StructureReport {
             && !self.corrupt()
     }
 
+    /// Whether a repair could improve nothing here but what it could have improved in the image that this one has
+    /// come from: a process that is killed leaves what it had taken and not used, and nobody looks for that
+    /// before a repair.
+    pub fn is_no_worse_than(&self, before: &Self) -> bool {
+        self.finding_count == 0
+            && self.low_count == 0
+            && self.leak_count <= before.leak_count
+            && self.copied_missing <= before.copied_missing
+            && self.terse_snapshots <= before.terse_snapshots
+            && !self.dirty()
+            && !self.corrupt()
+    }
+
     fn find(&mut self, finding: Finding) {
         self.finding_count += 1;
         if self.findings.len() < Self::KEPT {
