@@ -239,7 +239,10 @@ const FIXED_WITHOUT: [(Barrier, &str); 14] = [
         Barrier::BeforeRestate,
         "abandoned=on,snapshots=on,kill=on,cluster_size=512,operations=3",
     ),
-    (Barrier::AfterRestate, "abandoned=on,snapshots=on"),
+    (
+        Barrier::AfterRestate,
+        "snapshots=on,version=3,abandoned=off",
+    ),
     (Barrier::ClearedAutoclear, "version=3"),
     (Barrier::BeforeCut, "shrink=on"),
     (

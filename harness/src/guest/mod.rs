@@ -67,6 +67,8 @@ pub struct Ledger {
     facts: Option<(Facts, Vec<Happening>)>,
     /// What the disk held before each process that had the image open earlier, and was killed.
     earlier: Vec<Content>,
+    /// A number above those of all operations that these were asked.
+    first_id: OperationId,
 }
 
 #[derive(Clone, Debug)]
@@ -182,6 +184,7 @@ impl Ledger {
             submissions: history.iter().map(|h| (h.id, h.submitted)).collect(),
             facts: None,
             earlier: Vec::new(),
+            first_id: OperationId(0),
         };
         ledger.submissions.sort_unstable();
         let mut effects: Vec<(Range<u64>, Entry)> = Vec::new();
@@ -203,15 +206,12 @@ impl Ledger {
         self
     }
 
-    /// The same history after that of a process that was killed, and all operations before. What they wrote is
-    /// known as theirs.
+    /// The same history after that of a process that was killed, where no operation had a number from `first_id` on.
     #[must_use]
-    pub fn following(mut self, before: &Self, operations: &[Happening]) -> Self {
+    pub fn following(mut self, before: &Self, first_id: OperationId) -> Self {
         self.earlier.clone_from(&before.earlier);
         self.earlier.push(before.initial.clone());
-        let operations = operations.iter().map(|it| (it.id, it.submitted));
-        self.submissions.extend(operations);
-        self.submissions.sort_unstable();
+        self.first_id = first_id;
         self
     }
 
@@ -226,7 +226,7 @@ impl Ledger {
             SectorValue::Stamp {
                 writer: Writer::Operation(id),
                 sector: own,
-            } => own == sector && self.process() > 0 && self.submission(id).is_some(),
+            } => own == sector && id < self.first_id,
             SectorValue::Stamp { .. } | SectorValue::Zero | SectorValue::Other(_) => false,
         };
         let mut earlier = self.earlier.iter();
@@ -245,7 +245,8 @@ impl Ledger {
 
     /// A number that no operation of this history has.
     pub fn next_id(&self) -> OperationId {
-        OperationId(self.submissions.last().map_or(0, |(id, _)| id.0 + 1))
+        let last = self.submissions.last();
+        last.map_or(self.first_id, |(id, _)| OperationId(id.0 + 1))
     }
 
     /// What is legal where no power was lost, and everything is over.

@@ -953,7 +953,8 @@ fn a_history_after_a_kill_knows_what_came_before_it() {
     let before = Ledger::new(start.clone(), SECTORS * 512, &first);
     let found = Content::from_values([(0, SectorValue::of(Some(&[7; 512])))]);
     let second = [write_to(2, 11)];
-    let ledger = Ledger::new(found, SECTORS * 512, &second).following(&before, &first);
+    let ledger = Ledger::new(found, SECTORS * 512, &second);
+    let ledger = ledger.following(&before, OperationId(2));
     assert_eq!((before.process(), ledger.process()), (0, 1));
     assert_eq!(ledger.next_id(), OperationId(3));
     let expectation = ledger.expect(Moment(20));

@@ -121,6 +121,14 @@ impl<'a> Bench<'a> {
         bench
     }
 
+    /// An image that was not in order to begin with, and did not ask for a repair as it was opened: whoever closes it
+    /// leaves it no worse.
+    fn disorder(&self, expectation: &Expectation<'_>) -> Option<&Witness> {
+        let before = self.found(expectation).unwrap_or(&self.base);
+        let kept = !before.report.is_perfect() && !before.report.dirty();
+        kept.then_some(before)
+    }
+
     /// What the image of a disk is judged with where the others hold this.
     fn tools(&self, disk: Disk, disks: &Disks<PageImage>) -> Rc<Tools> {
         if let Some(always) = &self.always {
@@ -172,7 +180,11 @@ impl<'a> Bench<'a> {
     pub fn judge_closed(&self, disks: Disks<PageImage>, expectation: &Expectation<'_>) -> Judged {
         let tools = self.tools(Disk::Image, &disks);
         let judge = tools.judge(self.base(expectation));
-        let image = judge.judge_closed(disks.image().clone(), expectation, self.found(expectation));
+        let image = judge.judge_closed(
+            disks.image().clone(),
+            expectation,
+            self.disorder(expectation),
+        );
         let judged = Judged {
             verdict: image.verdict.clone(),
             disks,

@@ -16,7 +16,7 @@ use crate::crash::state::{CrashState, Survivors};
 use crate::guest::Ledger;
 use crate::oracle::{Succession, Witness};
 use crate::sim::stage::Stage;
-use crate::workload::ops::{Answer, Happening, Moment, Operation};
+use crate::workload::ops::{Answer, Happening, Moment, Operation, OperationId};
 
 /// A process after the first.
 #[derive(Debug)]
@@ -78,12 +78,7 @@ pub(super) fn later(
             Some(layout) => ledger.starting(layout.facts(&found.image), &share),
             None => ledger,
         };
-        let earlier: Vec<Happening> = history
-            .iter()
-            .filter(|it| it.id <= kill.id)
-            .copied()
-            .collect();
-        let ledger = ledger.following(before, &earlier);
+        let ledger = ledger.following(before, OperationId(kill.id.0 + 1));
         processes.push(Process {
             since,
             found,

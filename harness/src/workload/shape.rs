@@ -119,8 +119,8 @@ pub struct ImageShape {
     /// How many snapshots were taken while it was filled: the first after a part of `filled`, the next
     /// after more of it. They have the numbers from 0 up.
     pub snapshots: u32,
-    /// Whether the entries of those leave out the size of their disk, as entries of version 2 do. Only where
-    /// it was abandoned: nothing but a repair makes up for that.
+    /// Whether the entries of those leave out the size of their disk, as entries of version 2 do. Version 3 only,
+    /// where a repair makes up for that, or a change of the size.
     pub terse_snapshots: bool,
     /// Whether its header has an autoclear bit of a feature that nobody knows. Version 3 only.
     pub unknown_autoclear: bool,
@@ -411,8 +411,8 @@ impl ImageShape {
             format!("{} snapshots: at most {MAX_SNAPSHOTS}", self.snapshots),
         )?;
         require(
-            !self.terse_snapshots || self.abandoned,
-            "only an abandoned image leaves out the size of a snapshot's disk".into(),
+            !self.terse_snapshots || self.version == 3,
+            "only an image of version 3 is said to leave out the size of a snapshot's disk".into(),
         )?;
         if let Some(backing) = self.backing {
             require(
