@@ -12,6 +12,11 @@ use std::process::Command;
 use engine::device::PageImage;
 use harness::oracle::structure::{StructureReport, walk};
 use harness::oracle::view::{Backing, Content, GuestView};
+use harness::prng::Prng;
+use harness::sim::stage::Stage;
+use harness::workload::generate::scenario;
+use harness::workload::pin::Pins;
+use harness::workload::shape::{ImageShape, Start};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -252,4 +257,37 @@ fn damaged_refcounts_are_damaged_to_qemu_too() {
             assert_eq!(improper > 0, corruptions > 0, "{place}");
         }
     }
+}
+
+/// The flag is accurate in the tables of the disk alone, and other programs leave it set in those of snapshots.
+#[test]
+fn snapshots_that_claim_copied_are_sound() {
+    let pins =
+        Pins::parse("snapshots=on,backing=none,encrypt=off,abandoned=off,compression=off").unwrap();
+    let mut claims = 0;
+    for seed in 0..12 {
+        let scenario = scenario(&Prng::from_seed(seed), &pins);
+        let Start::New(mut shape) = scenario.image else {
+            unreachable!("drawn scenarios start with new images");
+        };
+        shape.terse_snapshots = false;
+        let image = |claiming| {
+            let claiming_snapshots = claiming;
+            let shape = ImageShape {
+                claiming_snapshots,
+                ..shape.clone()
+            };
+            Stage::prepare(&Start::New(shape)).unwrap().image
+        };
+        let (plain, claiming) = (image(false), image(true));
+        claims += usize::from(plain.content_hash() != claiming.content_hash());
+        assert!(walk(&claiming).is_perfect());
+        if have_qemu() {
+            let file = tempfile::NamedTempFile::new().unwrap();
+            let len = usize::try_from(claiming.len()).unwrap();
+            std::fs::write(file.path(), claiming.read_vec(0, len)).unwrap();
+            assert_eq!(qemu_check(file.path()), (0, 0), "seed {seed}");
+        }
+    }
+    assert!(claims > 3, "{claims} of 12 images claim anything");
 }

@@ -260,9 +260,14 @@ impl Life {
 
     /// The history of the process that had the image open at a moment, or was about to.
     fn ledger_at(&self, moment: Moment) -> &Ledger {
-        let mut later = self.later.iter().rev();
-        let process = later.find(|process| process.since <= moment);
+        let process = self.process_at(moment);
         process.map_or(&self.ledger, |process| &process.ledger)
+    }
+
+    /// The process that had the image open at a moment, if that is not the first.
+    pub(super) fn process_at(&self, moment: Moment) -> Option<&Process> {
+        let mut later = self.later.iter().rev();
+        later.find(|process| process.since <= moment)
     }
 
     /// What is legal after a power loss at `cut`.
@@ -283,6 +288,7 @@ impl Life {
         let mut violations: Vec<Violation> = self.ending().into_iter().collect();
         if self.faults == 0 {
             violations.extend(self.failures());
+            violations.extend(self.kept_space());
         }
         violations.extend(self.misreads());
         violations.extend(self.backing_writes());
@@ -332,7 +338,10 @@ impl Life {
         let unfounded = |failure: &&Failure| {
             let mut history = self.lived.history.iter();
             let happening = history.find(|happening| Some(happening.id) == failure.id);
-            !happening.is_some_and(|it| may_be_refused(it.operation, &failure.error))
+            !happening.is_some_and(|it| {
+                let full = matches!(failure.error, Error::Refused(Refused::RefcountOverflow));
+                may_be_refused(it.operation, &failure.error) && !(full && self.had_room(it))
+            })
         };
         let failure = self.lived.failures.iter().find(unfounded)?;
         let what = match failure.id {

@@ -6,6 +6,7 @@
 mod bench;
 mod examine;
 mod live;
+mod owed;
 mod process;
 mod replay;
 

@@ -122,6 +122,9 @@ pub struct ImageShape {
     /// Whether the entries of those leave out the size of their disk, as entries of version 2 do. Version 3 only,
     /// where a repair makes up for that, or a change of the size.
     pub terse_snapshots: bool,
+    /// Whether the tables of those claim COPIED wherever they can, as those of other programs do: the flag is
+    /// accurate in the tables of the disk alone.
+    pub claiming_snapshots: bool,
     /// Whether its header has an autoclear bit of a feature that nobody knows. Version 3 only.
     pub unknown_autoclear: bool,
     /// How much of it had its place before it was filled. With a backing file it takes extended L2

@@ -16,6 +16,7 @@ mod finding;
 mod layout;
 mod refcounts;
 mod references;
+mod room;
 mod snapshots;
 
 use std::ops::Range;
@@ -27,6 +28,7 @@ pub use finding::{Finding, Owner, Table};
 use layout::Illegible;
 pub use layout::Layout;
 pub(crate) use layout::encryption_header;
+pub use room::{Gain, has_room};
 pub use snapshots::{Snapshot, SnapshotDisk};
 
 /// What a guest cluster is mapped to. Clusters that fall through to the backing file have no mapping.

@@ -30,6 +30,7 @@ pub(super) fn add(
     let likely = if shape.abandoned { 8 } else { 1 };
     let terse = prng.fork("terse snapshots").chance(likely, 16);
     shape.terse_snapshots = terse && shape.version == 3;
+    shape.claiming_snapshots = prng.fork("claiming snapshots").chance(1, 4);
     let mut alive: Vec<u32> = (0..shape.snapshots).collect();
     let mut next = shape.snapshots;
     let count = draw.between(1, 6);
