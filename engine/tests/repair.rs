@@ -377,7 +377,7 @@ fn without_the_dirty_bit_no_count_is_too_low_that_was_not() {
         let at = u64::try_from(map.block).unwrap();
         let block = image.read_vec(at, map.len);
         let count = |block: &[u8], cluster| refblock::refcount(block, cluster, map.order);
-        (0..map.len * 8 >> map.order)
+        (0..(map.len * 8) >> map.order)
             .filter(|cluster| count(&block, *cluster) < count(&sound[map.block..], *cluster))
             .collect()
     };

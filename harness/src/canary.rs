@@ -289,9 +289,11 @@ const FIXED_WITHOUT: [(Barrier, &str); 15] = [
     (Barrier::AfterCompatible, "manage=amend"),
     (Barrier::AfterWidthSwitch, "manage=amend"),
     (Barrier::BeforeUse, "kill=on"),
+    // It takes a kill between two requests of the first opening.
     (
         Barrier::BeforeRestate,
-        "abandoned=on,snapshots=on,kill=on,cluster_size=512,operations=3",
+        "abandoned=on,snapshots=on,kill=on,cluster_size=512,operations=1,room=any,size=4k,backing=none,encrypt=off,\
+         compression=off,bitmaps=off,manage=off,options=off",
     ),
     (
         Barrier::AfterRestate,

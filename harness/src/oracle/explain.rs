@@ -109,7 +109,7 @@ pub(super) fn not_idle(recording: &Recording, doing: &str) -> Violation {
     Violation::new(Oracle::Repair, "not-idempotent", "", lines)
 }
 
-/// A repair that returned before what it wrote was durable.
+/// A repair or a close that returned before what it wrote was durable.
 pub(super) fn volatile(entry: &Entry, doing: &str) -> Violation {
     let line = format!("{doing} returned, and {} may still be lost", entry.name());
     let site = entry.event.name();

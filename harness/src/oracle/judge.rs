@@ -427,8 +427,8 @@ fn expect_idle<T>(attempt: Attempt<T>, doing: &str) -> Result<T, Ended> {
     Ok(value)
 }
 
-/// What a repair has returned is there for good: whoever called it may lose power at once.
-fn expect_durable(recording: &Recording, doing: &str) -> Result<(), Ended> {
+/// What a repair or a close has returned is there for good: whoever called it may lose power at once.
+pub(super) fn expect_durable(recording: &Recording, doing: &str) -> Result<(), Ended> {
     match volatile_at_end(recording) {
         None => Ok(()),
         Some(entry) => Err(explain::volatile(entry, doing).into()),

@@ -12,7 +12,8 @@ use engine::image::Unmap;
 
 use super::explain;
 use super::judge::{
-    Ended, Judge, Judgement, Stage, Witness, check_bitmaps, check_guest, check_structure, interest,
+    Ended, Judge, Judgement, Stage, Witness, check_bitmaps, check_guest, check_structure,
+    expect_durable, interest,
 };
 use super::snapshots::check_snapshots;
 use super::succession::Succession;
@@ -71,7 +72,10 @@ impl Judge<'_> {
         let ledger = succession.ledger(expectation, &history);
         let ledger = ledger.expect("it was readable before the work");
         let served = (Witness::new(attempt.image), attempt.data);
-        let verdict = match self.judge_served(recovered, &served, &ledger) {
+        let verdict = self
+            .judge_served(recovered, &served, &ledger)
+            .and_then(|()| expect_durable(&recording, "closing after further work"));
+        let verdict = match verdict {
             Ok(()) => Verdict::Survived,
             Err(verdict) => as_service(*verdict),
         };
