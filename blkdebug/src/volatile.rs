@@ -142,6 +142,18 @@ impl VolatileDisk {
         self.state.borrow_mut().waiting.clear();
     }
 
+    /// Whoever made the requests in flight is gone: none of them is carried out, and none is answered. What was
+    /// carried out stays as volatile as it was.
+    pub fn withdraw(&self) {
+        let mut state = self.state.borrow_mut();
+        let State {
+            recording, waiting, ..
+        } = &mut *state;
+        for Waiting { pending, .. } in waiting.drain(..) {
+            recording.entries[pending.id.0].effect = Effect::Dropped;
+        }
+    }
+
     /// What happened so far; cheap, the data are shared.
     pub fn recording(&self) -> Recording {
         self.state.borrow().recording.clone()
@@ -436,6 +448,28 @@ mod tests {
         assert_eq!(cause(drive(disk.reach(Event::L2Load))), Cause::PowerOff);
         assert_eq!(bytes_at(&disk, 0), 0);
         assert_eq!(disk.recording().entries.len(), 1);
+    }
+
+    #[test]
+    fn what_is_withdrawn_never_happens_and_the_disk_goes_on() {
+        let disk = disk(Answering::OnCommand);
+        let done = disk.submit(write(0, 1, 1));
+        disk.complete(RequestId(0));
+        let lost = disk.submit(write(0, 2, 1));
+        disk.withdraw();
+        assert!(drive(lost).is_none());
+        assert_eq!(drive(done), Some(Ok(Reply::Done)));
+        assert_eq!((bytes_at(&disk, 0), disk.in_flight_count()), (1, 0));
+        let changes: Vec<bool> = disk
+            .recording()
+            .entries
+            .iter()
+            .map(Entry::changes_content)
+            .collect();
+        assert_eq!(changes, [true, false]);
+        let _next = disk.submit(write(1, 3, 1));
+        disk.complete(RequestId(2));
+        assert_eq!(bytes_at(&disk, 1), 3);
     }
 
     #[test]

@@ -104,8 +104,6 @@ barriers! {
     BeforeRaise "before-raise" 16 RaiseBeforeClaims,
     /// L2 tables before what they gave up is freed, so that the counts are exact as snapshots change.
     CatchUp "catch-up" 16 RaiseBeforeClaims,
-    /// Cleared COPIED before the second references of a snapshot that is applied are counted.
-    BeforeApplyRaise "before-apply-raise" 16 RaiseBeforeClaims,
     /// Counts and tables before the header lists a snapshot, or forgets one.
     BeforeSnapshotSwitch "before-snapshot-switch" 17 SnapshotSwitchEarly,
     /// Counts and tables before the header moves the disk to a snapshot.
@@ -144,8 +142,6 @@ barriers! {
     CorruptMark "corrupt-mark" 32,
     /// What a repair has read, and cleared autoclear bits of unknown features, before anything else is written.
     RepairRead "repair-read" 33,
-    /// Raised refcounts before any is lowered, where no dirty bit explains them.
-    RepairRaise "repair-raise" 33,
     /// Rebuilt refcount structures before the header that points to them.
     RepairSwitch "repair-switch" 33 RebuildSwitchesEarly,
     /// Refcounts before COPIED claims them.

@@ -1,11 +1,12 @@
 //! Hunting a planted defect, or a barrier that is left out: a harness that cannot find it proves nothing by finding nothing else.
 
 use engine::barrier::Barrier;
-use engine::defect::{Defect, Flaw};
+use engine::defect::{Defect, Flaw, Planted};
 use engine::preallocation::Preallocation;
 use engine::qcow2::create::BackingFormat;
 
 use crate::campaign::{Found, NoThreads, Plan, Proceed, Progress, campaign};
+use crate::malformed::{Problem, Specimens, examine};
 use crate::reduce::{Reduced, reduce};
 use crate::run::{Case, Effort, Schedule, replay, run};
 use crate::trace::Trace;
@@ -68,6 +69,59 @@ fn passes_without(trace: &Trace) -> bool {
     };
     run(&case, &Effort::campaign())
         .is_ok_and(|outcome| outcome.findings.is_empty() && outcome.broken.is_empty())
+}
+
+/// What came of a hunt on damaged images.
+#[derive(Clone, Debug)]
+pub struct DamageHunt {
+    /// How many images it took, or how many were in vain.
+    pub images: u64,
+    /// What the engine with the flaw did to the last of them that must never happen.
+    pub problem: Option<Problem>,
+    /// Whether the engine without the flaw does right by that image.
+    pub passes_without: bool,
+}
+
+/// Whether the flaw shows on damaged images alone. No power loss leaves such an image, so that no workload meets what it
+/// leaves out.
+pub fn is_about_damage(flaw: Flaw) -> bool {
+    flaw == Flaw::Without(Barrier::CorruptMark)
+}
+
+/// Plants a flaw and puts damaged images before the engine until it shows. After every image `proceed` decides.
+pub fn hunt_damage(flaw: Flaw, proceed: &mut dyn FnMut() -> Proceed) -> DamageHunt {
+    let mut specimens = Specimens::new(SEED, Pins::default());
+    let mut images = 0;
+    while images < RUNS {
+        let image = specimens.get(images).image;
+        images += 1;
+        if let Some(problem) = examine(&image, planted(flaw)).problems.pop() {
+            return DamageHunt {
+                images,
+                problem: Some(problem),
+                passes_without: examine(&image, Planted::NONE).problems.is_empty(),
+            };
+        }
+        if proceed() == Proceed::Stop {
+            break;
+        }
+    }
+    DamageHunt {
+        images,
+        problem: None,
+        passes_without: false,
+    }
+}
+
+/// An engine with the flaw: none in a build that cannot plant any.
+fn planted(flaw: Flaw) -> Planted {
+    #[cfg(feature = "defects")]
+    return Planted::one(flaw);
+    #[cfg(not(feature = "defects"))]
+    {
+        let _ = flaw;
+        Planted::NONE
+    }
 }
 
 /// What came of looking for a planted defect with one seed.
@@ -234,14 +288,24 @@ fn pins(defect: Defect) -> Pins {
 }
 
 /// What is fixed where a barrier is left out by itself, if not what is fixed for the defect that leaves it out.
-const FIXED_WITHOUT: [(Barrier, &str); 13] = [
+const FIXED_WITHOUT: [(Barrier, &str); 15] = [
     (Barrier::DirtyBit, "lazy_refcounts=on"),
     (Barrier::AfterClean, "lazy_refcounts=on"),
     (Barrier::AfterCompatible, "manage=amend"),
     (Barrier::AfterWidthSwitch, "manage=amend"),
-    (Barrier::BeforeRestate, "abandoned=on,snapshots=on"),
-    (Barrier::AfterRestate, "abandoned=on,snapshots=on"),
+    (Barrier::BeforeUse, "kill=on"),
+    // It takes a kill between two requests of the first opening.
+    (
+        Barrier::BeforeRestate,
+        "abandoned=on,snapshots=on,kill=on,cluster_size=512,operations=1,room=any,size=4k,backing=none,encrypt=off,\
+         compression=off,bitmaps=off,manage=off,options=off",
+    ),
+    (
+        Barrier::AfterRestate,
+        "snapshots=on,version=3,abandoned=off",
+    ),
     (Barrier::ClearedAutoclear, "version=3"),
+    (Barrier::CatchUp, "snapshots=on,refcount_bits=2"),
     (Barrier::BeforeCut, "shrink=on"),
     (
         Barrier::BeforeBlockCut,

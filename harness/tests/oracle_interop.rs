@@ -12,6 +12,11 @@ use std::process::Command;
 use engine::device::PageImage;
 use harness::oracle::structure::{StructureReport, walk};
 use harness::oracle::view::{Backing, Content, GuestView};
+use harness::prng::Prng;
+use harness::sim::stage::Stage;
+use harness::workload::generate::scenario;
+use harness::workload::pin::Pins;
+use harness::workload::shape::{Extent, ImageShape, Start};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -252,4 +257,45 @@ fn damaged_refcounts_are_damaged_to_qemu_too() {
             assert_eq!(improper > 0, corruptions > 0, "{place}");
         }
     }
+}
+
+/// The flag is accurate in the tables of the disk alone, and other programs leave it set in those of snapshots.
+#[test]
+fn snapshots_that_claim_copied_are_sound() {
+    let pins = "size=64k,cluster_size=4k,refcount_bits=16,room=any,backing=none,encrypt=off,abandoned=off,\
+                compression=off,bitmaps=off,data_file=off,chain=off,preallocation=off";
+    let pins = Pins::parse(pins).unwrap();
+    let mut claims = 0;
+    for seed in 0..6 {
+        let scenario = scenario(&Prng::from_seed(seed), &pins);
+        let Start::New(mut shape) = scenario.image else {
+            unreachable!("drawn scenarios start with new images");
+        };
+        shape.terse_snapshots = false;
+        shape.unknown_autoclear = false;
+        shape.snapshots = 2;
+        let place = |number: u64| Extent {
+            offset: number * 8192,
+            len_bytes: 512,
+        };
+        shape.filled = (0..3).map(place).collect();
+        let image = |claiming| {
+            let claiming_snapshots = claiming;
+            let shape = ImageShape {
+                claiming_snapshots,
+                ..shape.clone()
+            };
+            Stage::prepare(&Start::New(shape)).unwrap().image
+        };
+        let (plain, claiming) = (image(false), image(true));
+        claims += usize::from(plain.content_hash() != claiming.content_hash());
+        assert!(walk(&claiming).is_perfect());
+        if have_qemu() {
+            let file = tempfile::NamedTempFile::new().unwrap();
+            let len = usize::try_from(claiming.len()).unwrap();
+            std::fs::write(file.path(), claiming.read_vec(0, len)).unwrap();
+            assert_eq!(qemu_check(file.path()), (0, 0), "seed {seed}");
+        }
+    }
+    assert_eq!(claims, 6);
 }

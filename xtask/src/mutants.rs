@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use clap::Args;
 use engine::barrier::Barrier;
-use harness::canary::Hunt;
+use harness::canary::{hunt_damage, is_about_damage};
 
 use crate::canary::{complaints, hunt_within};
-use crate::terminal::parse_duration;
+use crate::terminal::{Display, Limit, parse_duration};
 use crate::{Ending, Refusal, source, violation};
 
 /// Leave out each barrier of the engine and demand that it is missed.
@@ -68,10 +68,19 @@ impl Mutants {
 
     /// Leaves out one barrier; says whether it was missed as it should be.
     fn leave_out(&self, barrier: Barrier) -> Result<bool, Refusal> {
+        if is_about_damage(barrier.into()) {
+            return Ok(self.leave_out_of_damaged(barrier));
+        }
         let (hunt, took) = hunt_within(self.budget, barrier.into(), self.jobs.into())?;
         let Some(reduced) = &hunt.found else {
             let verdict = format!("NOT MISSED: {}", barrier.describe());
-            print_row(barrier, took, &hunt, ("-", "-"), &verdict);
+            print_row(
+                barrier,
+                took,
+                [hunt.runs, hunt.states],
+                ("-", "-"),
+                &verdict,
+            );
             return Ok(false);
         };
         let complaints = complaints(&hunt, took, self.budget);
@@ -82,16 +91,32 @@ impl Mutants {
         let verdict = told.join(", ");
         let operations = reduced.trace.scenario.operations.len().to_string();
         let bytes = reduced.trace.to_json().len().to_string();
-        print_row(barrier, took, &hunt, (&operations, &bytes), &verdict);
+        let counts = [hunt.runs, hunt.states];
+        print_row(barrier, took, counts, (&operations, &bytes), &verdict);
         violation::save(reduced, barrier.name(), "mutants", &self.out)?;
         Ok(complaints.is_empty())
+    }
+
+    /// The same on damaged images, of which there are no traces.
+    fn leave_out_of_damaged(&self, barrier: Barrier) -> bool {
+        let display = Display::start(Limit::Time(self.budget));
+        let hunt = hunt_damage(barrier.into(), &mut || display.proceed());
+        let took = display.elapsed();
+        display.finish();
+        let verdict = match &hunt.problem {
+            None => format!("NOT MISSED: {}", barrier.describe()),
+            Some(problem) if hunt.passes_without => format!("a damaged image: {problem}"),
+            Some(problem) => format!("a damaged image: {problem}, FAILS WITHOUT IT"),
+        };
+        print_row(barrier, took, [hunt.images, 0], ("-", "-"), &verdict);
+        hunt.problem.is_some() && hunt.passes_without && took <= self.budget
     }
 }
 
 fn print_row(
     barrier: Barrier,
     took: Duration,
-    hunt: &Hunt,
+    [runs, states]: [u64; 2],
     (operations, bytes): (&str, &str),
     verdict: &str,
 ) {
@@ -101,7 +126,7 @@ fn print_row(
         barrier.name(),
         barrier.rule(),
         took.as_secs_f64(),
-        hunt.runs,
-        hunt.states,
+        runs,
+        states,
     );
 }

@@ -49,8 +49,10 @@ impl Qcow2 {
         if self.geometry.has_external_data() {
             order.cut_data(virtual_bytes).await;
         }
-        metadata.cut_file().await?;
-        metadata.store_bitmaps().await
+        // What they were stored in before may lie last.
+        metadata.store_bitmaps().await?;
+        metadata.reap().await?;
+        metadata.cut_file().await
     }
 }
 

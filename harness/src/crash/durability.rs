@@ -326,6 +326,24 @@ pub(super) fn effective_flush(entry: &Entry) -> Option<Tick> {
     }
 }
 
+/// The first request that may still be lost where nothing is in flight and nothing more comes, but for advice.
+pub fn volatile_at_end(recording: &Recording) -> Option<&Entry> {
+    let end = recording.end();
+    let mut covered = recording.bases.map(|_, _| Tick::default());
+    for entry in &recording.entries {
+        if effective_flush(entry).is_some()
+            && let Some(covered) = covered.get_mut(entry.disk)
+        {
+            *covered = entry.submitted.max(*covered);
+        }
+    }
+    recording.entries.iter().find(|entry| {
+        let covered = covered.get(entry.disk).copied().unwrap_or_default();
+        let lasts = !entry.op.is_advisory() && entry.changes_content();
+        lasts && !is_durable(entry, covered, end)
+    })
+}
+
 /// The length that an operation sets, or `None`.
 pub(super) fn set_len(op: &RecordedOp) -> Option<u64> {
     match op {

@@ -13,7 +13,7 @@ use engine::device::{Cause, ContentHash, Device, Event, Op, OpKind, PageImage, R
 use proptest::prelude::*;
 
 use super::classes::{Classes, Task};
-use super::durability::{Frontier, Standing};
+use super::durability::{Frontier, Standing, volatile_at_end};
 use super::explore::{Budget, Explorer};
 use super::footprint::Footprint;
 use super::reference;
@@ -918,4 +918,15 @@ fn what_tears_is_torn_and_what_survives_is_sampled() {
     assert!(levels(Contract::EpochTorn).contains(&Level::Torn));
     assert!(!levels(Contract::Epoch).contains(&Level::Torn));
     assert!(levels(Contract::Epoch).contains(&Level::Pair));
+}
+
+proptest! {
+    #[test]
+    fn what_is_volatile_at_the_end_is_what_a_power_loss_there_may_take(script in script()) {
+        let recording = run(&script);
+        let frontier = Frontier::at(&recording, recording.end());
+        let lasting = frontier.volatile().filter(|tail| !tail.advisory);
+        let first = lasting.map(|tail| tail.request).min();
+        prop_assert_eq!(volatile_at_end(&recording).map(|entry| entry.id), first);
+    }
 }

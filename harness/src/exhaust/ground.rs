@@ -104,6 +104,7 @@ fn plain(cluster_bits: u32, refcount_order: u32, clusters: u64) -> ImageShape {
         abandoned: false,
         snapshots: 0,
         terse_snapshots: false,
+        claiming_snapshots: false,
         unknown_autoclear: false,
         preallocation: Preallocation::Off,
         bitmaps: Vec::new(),

@@ -441,6 +441,7 @@ impl<'a> Expectation<'a> {
         let [stored, noted] = self.ledger.bitmaps.promises(self.cut);
         let commits = counted(self.ledger.chain.settled(self.cut));
         let words = [
+            counted(self.ledger.process()),
             counted(turns),
             counted(sizings),
             settled_changes,
@@ -473,7 +474,8 @@ impl<'a> Expectation<'a> {
 
     /// Whether the sector held this value at some time up to the cut, or may have.
     fn was_there(&self, sector: u64, value: SectorValue) -> bool {
-        if self.ledger.initial.value(sector) == value {
+        let ledger = self.ledger;
+        if ledger.initial.value(sector) == value || ledger.once_held(sector, value) {
             return true;
         }
         let Some((index, _)) = self.find(sector) else {

@@ -29,6 +29,7 @@ use std::ops::Range;
 
 use crate::workload::ops::{Answer, DiskChange, Happening, Moment, Operation, OperationId};
 use crate::workload::shape::Extent;
+use crate::workload::stamp::{SectorValue, Writer};
 
 pub use bitmaps::BitmapViolation;
 pub use chain::File;
@@ -64,6 +65,10 @@ pub struct Ledger {
     submissions: Vec<(OperationId, Moment)>,
     /// What the header said at the start, where that is known, and what changed it.
     facts: Option<(Facts, Vec<Happening>)>,
+    /// What the disk held before each process that had the image open earlier, and was killed.
+    earlier: Vec<Content>,
+    /// A number above those of all operations that these were asked.
+    first_id: OperationId,
 }
 
 #[derive(Clone, Debug)]
@@ -178,6 +183,8 @@ impl Ledger {
             chain,
             submissions: history.iter().map(|h| (h.id, h.submitted)).collect(),
             facts: None,
+            earlier: Vec::new(),
+            first_id: OperationId(0),
         };
         ledger.submissions.sort_unstable();
         let mut effects: Vec<(Range<u64>, Entry)> = Vec::new();
@@ -199,6 +206,33 @@ impl Ledger {
         self
     }
 
+    /// The same history after that of a process that was killed, where no operation had a number from `first_id` on.
+    #[must_use]
+    pub fn following(mut self, before: &Self, first_id: OperationId) -> Self {
+        self.earlier.clone_from(&before.earlier);
+        self.earlier.push(before.initial.clone());
+        self.first_id = first_id;
+        self
+    }
+
+    /// How many processes had the image open before this history began, and were killed.
+    pub fn process(&self) -> usize {
+        self.earlier.len()
+    }
+
+    /// Whether a sector held this value before this history began, or may have.
+    fn once_held(&self, sector: u64, value: SectorValue) -> bool {
+        let written = match value {
+            SectorValue::Stamp {
+                writer: Writer::Operation(id),
+                sector: own,
+            } => own == sector && id < self.first_id,
+            SectorValue::Stamp { .. } | SectorValue::Zero | SectorValue::Other(_) => false,
+        };
+        let mut earlier = self.earlier.iter();
+        written || earlier.any(|content| content.value(sector) == value)
+    }
+
     /// What the disk held at the start.
     pub fn initial(&self) -> &Content {
         &self.initial
@@ -211,7 +245,8 @@ impl Ledger {
 
     /// A number that no operation of this history has.
     pub fn next_id(&self) -> OperationId {
-        OperationId(self.submissions.last().map_or(0, |(id, _)| id.0 + 1))
+        let last = self.submissions.last();
+        last.map_or(self.first_id, |(id, _)| OperationId(id.0 + 1))
     }
 
     /// What is legal where no power was lost, and everything is over.

@@ -98,7 +98,8 @@ impl Stock {
             | Operation::Snapshot(_)
             | Operation::Bitmap(_)
             | Operation::KeySlot(_)
-            | Operation::Reopen => {}
+            | Operation::Reopen
+            | Operation::Kill => {}
         }
     }
 }

@@ -267,7 +267,8 @@ fn naive_legal(
         | Operation::Bitmap(_)
         | Operation::KeySlot(_)
         | Operation::Chain(_)
-        | Operation::Reopen => None,
+        | Operation::Reopen
+        | Operation::Kill => None,
     };
     let effect = |happening: &Happening| {
         touches(&happening.operation)
@@ -936,4 +937,41 @@ fn zeroes_and_copies_are_held_or_not_over_another_file() {
     let ledger = repointed(&[EMPTYING, rebase], Some(30));
     let either = [by(Writer::Backing, 2), by(Writer::Other, 2)];
     assert_eq!(ledger.expect(Moment(41)).legal(2), either);
+}
+
+#[test]
+fn a_history_after_a_kill_knows_what_came_before_it() {
+    let write_to = |id, at| Happening {
+        id: OperationId(id),
+        operation: write(0, 1),
+        submitted: Moment(at),
+        completed: Some((Moment(at + 1), Answer::Done)),
+    };
+    let mut start = Content::zeroes();
+    start.stamp(1..2, Writer::Image);
+    let first = [write_to(0, 1)];
+    let before = Ledger::new(start.clone(), SECTORS * 512, &first);
+    let found = Content::from_values([(0, SectorValue::of(Some(&[7; 512])))]);
+    let second = [write_to(2, 11)];
+    let ledger = Ledger::new(found, SECTORS * 512, &second);
+    let ledger = ledger.following(&before, OperationId(2));
+    assert_eq!((before.process(), ledger.process()), (0, 1));
+    assert_eq!(ledger.next_id(), OperationId(3));
+    let expectation = ledger.expect(Moment(20));
+    let level = |sector, value| {
+        let wrong = expectation.checker().check(sector, value);
+        wrong.map(|violation| violation.level)
+    };
+    let stamped = |id, sector| SectorValue::Stamp {
+        writer: Writer::Operation(OperationId(id)),
+        sector,
+    };
+    assert_eq!(level(0, stamped(2, 0)), None);
+    // What the killed process wrote, and what was there before it, has been replaced.
+    assert_eq!(level(0, stamped(0, 0)), Some(Level::Lost));
+    assert_eq!(level(0, SectorValue::Zero), Some(Level::Lost));
+    assert_eq!(level(1, start.value(1)), Some(Level::Lost));
+    assert_eq!(level(1, stamped(0, 0)), Some(Level::StaleForeign));
+    assert!(!expectation.is_from_the_future(stamped(0, 0)));
+    assert_ne!(expectation.key(), before.expect(Moment(20)).key());
 }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::ops::Range;
+use std::rc::Rc;
 
 use engine::defect::Planted;
 use engine::device::{PageImage, Port, drive};
@@ -13,7 +14,8 @@ use engine::qcow2::{OpenOptions, Qcow2};
 
 use super::atlas::number;
 use crate::caught::{Panic, catch};
-use crate::oracle::structure::{StructureReport, walk};
+use crate::crash::state::{CrashState, Survivors};
+use crate::oracle::structure::{StructureReport, layout, walk};
 use crate::oracle::view::{GuestView, merge};
 use crate::sim::stage::secrets;
 use crate::subject::Metered;
@@ -61,6 +63,8 @@ pub enum Problem {
     },
     /// A second repair still found something to write.
     Restless,
+    /// The image was found corrupt, and the mark that says so may still be lost when that is told.
+    UnmarkedCorrupt,
 }
 
 impl fmt::Display for Problem {
@@ -76,6 +80,9 @@ impl fmt::Display for Problem {
                 "a repair that claims success leaves {errors} errors and {leaks} leaks"
             ),
             Self::Restless => f.write_str("a second repair writes again"),
+            Self::UnmarkedCorrupt => {
+                f.write_str("the mark of a corrupt image is not durable when the failure is told")
+            }
         }
     }
 }
@@ -144,10 +151,10 @@ fn attempt<T, F: Future<Output = Result<T, Error>>>(
     task: &'static str,
     image: &PageImage,
     report: &mut Report,
-    work: impl FnOnce(Port) -> F,
+    work: impl FnOnce(Rc<Metered>) -> F,
 ) -> (Option<Result<T, Error>>, PageImage) {
     let disk = Metered::new(image);
-    let outcome = match catch(|| drive(work(disk.port()))) {
+    let outcome = match catch(|| drive(work(Rc::clone(&disk)))) {
         Ok(Some(outcome)) => Some(outcome),
         Ok(None) => {
             report.problems.push(Problem::Hang(task));
@@ -164,8 +171,8 @@ fn attempt<T, F: Future<Output = Result<T, Error>>>(
 fn read_only(image: &PageImage, found: &StructureReport, subject: &Subject, report: &mut Report) {
     let view = GuestView::new(image, found, None);
     let mut reads = Vec::new();
-    let (outcome, _) = attempt("reading", image, report, async |port| {
-        let open = subject.open(port, Access::ReadOnly).await?;
+    let (outcome, _) = attempt("reading", image, report, async |disk| {
+        let open = subject.open(disk.port(), Access::ReadOnly).await?;
         for range in places(open.virtual_bytes(), view.as_ref()) {
             let len = usize::try_from(range.end - range.start).expect("a read is bounded");
             if let Ok(data) = open.read(range.start, len).await {
@@ -209,12 +216,14 @@ fn check_and_repair(image: &PageImage, how: (Repair, Planted), report: &mut Repo
         Repair::Leaks => "repairing leaks",
         Repair::All => "repairing",
     };
-    let (outcome, after) = attempt(task, image, report, async |port| run(&port, how).await);
+    let (outcome, after) = attempt(task, image, report, async |disk| {
+        run(&disk.port(), how).await
+    });
     let (Some(Ok(first)), Repair::All) = (outcome, repair) else {
         return;
     };
-    let (outcome, again) = attempt("repairing again", &after, report, async |port| {
-        run(&port, (repair, Planted::NONE)).await
+    let (outcome, again) = attempt("repairing again", &after, report, async |disk| {
+        run(&disk.port(), (repair, Planted::NONE)).await
     });
     if again.content_hash() != after.content_hash() {
         report.problems.push(Problem::Restless);
@@ -237,17 +246,37 @@ async fn run(port: &Port, (repair, planted): (Repair, Planted)) -> Result<CheckR
 
 /// Opens for writing and uses the disk; requests that fail do so one by one.
 fn write(image: &PageImage, subject: &Subject, report: &mut Report) {
-    let (outcome, _) = attempt("writing", image, report, async |port| {
-        let open = subject.open(port, Access::ReadWrite).await?;
+    let mut unmarked = false;
+    let (outcome, _) = attempt("writing", image, report, async |disk| {
+        let open = subject.open(disk.port(), Access::ReadWrite).await?;
         let end = open.virtual_bytes();
         let cluster = open.geometry().cluster_bytes();
         for (id, operation) in (0..).zip(operations(end, cluster)) {
-            let _ = perform(&open, OperationId(id), operation).await;
+            let failed = perform(&open, OperationId(id), operation).await.is_err();
+            unmarked |= failed && is_marked(&disk.current()) && !is_marked(&durable(&disk));
         }
         let _ = open.close().await;
         Ok(())
     });
     report.opened_for_writing = matches!(outcome, Some(Ok(())));
+    if unmarked {
+        report.problems.push(Problem::UnmarkedCorrupt);
+    }
+}
+
+fn is_marked(image: &PageImage) -> bool {
+    layout(image).is_some_and(|layout| layout.corrupt)
+}
+
+/// What a power loss now would certainly leave.
+fn durable(disk: &Metered) -> PageImage {
+    let recording = disk.recording();
+    let nothing = Survivors::from_parts(Vec::new());
+    let state = CrashState::build(&recording, recording.end(), &nothing);
+    state
+        .expect("there are no survivors to misname")
+        .disks
+        .into_image()
 }
 
 fn operations(end: u64, cluster: u64) -> Vec<Operation> {
@@ -289,7 +318,8 @@ fn operations(end: u64, cluster: u64) -> Vec<Operation> {
 
 #[cfg(all(test, feature = "defects"))]
 mod tests {
-    use engine::defect::Defect;
+    use engine::barrier::Barrier;
+    use engine::defect::{Defect, Flaw};
 
     use super::*;
     use crate::malformed::Specimens;
@@ -307,5 +337,14 @@ mod tests {
         assert_eq!(noticed(Planted::NONE), 0);
         assert!(noticed(Planted::one(Defect::RepairSkipsLast)) > 0);
         assert!(noticed(Planted::one(Defect::RepairMissesLastEntry)) > 0);
+    }
+
+    #[test]
+    fn a_corrupt_image_that_is_not_durably_marked_is_noticed() {
+        let unmarked = Planted::one(Flaw::Without(Barrier::CorruptMark));
+        let mut specimens = Specimens::new(1, Pins::default());
+        let mut images = (0..2000).map(|index| specimens.get(index).image);
+        let found = images.find_map(|image| examine(&image, unmarked).problems.pop());
+        assert_eq!(found, Some(Problem::UnmarkedCorrupt));
     }
 }

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::ops::Range;
 
-use blkdebug::record::Recording;
+use blkdebug::record::{Entry, Recording};
 use similar::TextDiff;
 
 use super::structure::{Miscount, StructureReport};
@@ -107,6 +107,13 @@ pub(super) fn not_idle(recording: &Recording, doing: &str) -> Violation {
     let mut lines = vec![format!("{doing} still writes: {}", names[0])];
     lines.extend(names.iter().skip(1).take(SHOWN).cloned());
     Violation::new(Oracle::Repair, "not-idempotent", "", lines)
+}
+
+/// A repair or a close that returned before what it wrote was durable.
+pub(super) fn volatile(entry: &Entry, doing: &str) -> Violation {
+    let line = format!("{doing} returned, and {} may still be lost", entry.name());
+    let site = entry.event.name();
+    Violation::new(Oracle::Repair, "volatile", site, vec![line])
 }
 
 /// A disk of the wrong size.

@@ -21,6 +21,7 @@ use super::snapshots::{check_alternatives, check_snapshots, compare_snapshots};
 use super::structure::{StructureReport, walk};
 use super::verdict::{Oracle, Verdict, Violation};
 use super::view::{self, Backing, GuestView, merge};
+use crate::crash::durability::volatile_at_end;
 use crate::crash::footprint::Footprint;
 use crate::guest::{BitmapViolation, Checker, Expectation, Level, SectorViolation};
 use crate::pace::{Observer, Stage};
@@ -120,11 +121,20 @@ impl Judge<'_> {
     }
 
     /// Judges an image that was closed in good order: as [`Self::judge`] does, and nothing may be left
-    /// that a repair could improve.
-    pub fn judge_closed(&self, image: PageImage, expectation: &Expectation<'_>) -> Judgement {
+    /// that a repair could improve, but for what could have been improved `before` already, where that is given.
+    pub fn judge_closed(
+        &self,
+        image: PageImage,
+        expectation: &Expectation<'_>,
+        before: Option<&Witness>,
+    ) -> Judgement {
         let judgement = self.judge(image, expectation, None);
         let report = &judgement.state.report;
-        if judgement.verdict.survived() && !report.is_perfect() {
+        let is_good = match before {
+            None => report.is_perfect(),
+            Some(before) => report.is_no_worse_than(&before.report),
+        };
+        if judgement.verdict.survived() && !is_good {
             let verdict = explain::imperfect(Oracle::Structure, "after a clean close", report);
             return Judgement {
                 verdict: verdict.into(),
@@ -320,6 +330,8 @@ impl Case<'_> {
             return Err(explain::bitmaps_changed(doing).into());
         }
         self.recovered = Some(recovered);
+        let made = self.repairs.last().expect("it was put there just now");
+        expect_durable(made, doing)?;
         Ok(value)
     }
 
@@ -392,6 +404,14 @@ fn expect_idle<T>(attempt: Attempt<T>, doing: &str) -> Result<T, Ended> {
         return Err(explain::not_idle(&attempt.recording, doing).into());
     }
     Ok(value)
+}
+
+/// What a repair or a close has returned is there for good: whoever called it may lose power at once.
+pub(super) fn expect_durable(recording: &Recording, doing: &str) -> Result<(), Ended> {
+    match volatile_at_end(recording) {
+        None => Ok(()),
+        Some(entry) => Err(explain::volatile(entry, doing).into()),
+    }
 }
 
 /// The sectors of the image that were read.

@@ -14,6 +14,7 @@ pub(crate) mod sample;
 mod service;
 mod snapshots;
 pub mod structure;
+mod succession;
 pub mod verdict;
 pub mod view;
 
@@ -21,4 +22,5 @@ pub use judge::{Judge, Judgement, Witness};
 pub(crate) use key_slots::fingerprint;
 pub use raw::judge_raw;
 pub use service::Service;
+pub use succession::Succession;
 pub use verdict::{FailureClass, Oracle, Verdict, Violation};

@@ -12,14 +12,16 @@ use engine::image::Unmap;
 
 use super::explain;
 use super::judge::{
-    Ended, Judge, Judgement, Witness, check_bitmaps, check_guest, check_structure, interest,
+    Ended, Judge, Judgement, Witness, check_bitmaps, check_guest, check_structure, expect_durable,
+    interest,
 };
 use super::snapshots::check_snapshots;
+use super::succession::Succession;
 use super::verdict::{Oracle, Verdict, Violation};
 use super::view::GuestView;
-use crate::guest::{Content, Expectation, Ledger, Past};
+use crate::guest::{Content, Expectation, Ledger};
 use crate::pace::Stage;
-use crate::workload::ops::{Happening, Operation, OperationId, SnapshotChange, SnapshotOperation};
+use crate::workload::ops::{Operation, OperationId, SnapshotChange, SnapshotOperation};
 
 /// What came of work after recovery.
 #[derive(Clone, Debug)]
@@ -61,11 +63,20 @@ impl Judge<'_> {
                 };
             }
         };
-        let past = recovered.past(self.backing);
-        let ledger =
-            carry_on(&view, past, expectation, &history).with_bitmaps(&recovered.report.bitmaps);
+        let succession = Succession {
+            witness: recovered,
+            backing: self.backing,
+            data: self.data,
+            // Nothing in this work gives up all that the image holds.
+            beneath: Content::zeroes(),
+        };
+        let ledger = succession.ledger(expectation, &history);
+        let ledger = ledger.expect("it was readable before the work");
         let served = (Witness::new(attempt.image), attempt.data);
-        let verdict = match self.judge_served(recovered, &served, &ledger) {
+        let verdict = self
+            .judge_served(recovered, &served, &ledger)
+            .and_then(|()| expect_durable(&recording, "closing after further work"));
+        let verdict = match verdict {
             Ok(()) => Verdict::Survived,
             Err(verdict) => as_service(*verdict),
         };
@@ -129,18 +140,6 @@ fn as_service(verdict: Verdict) -> Verdict {
         }),
         Verdict::Survived | Verdict::NotMeasured(_) | Verdict::HarnessBroken(_) => verdict,
     }
-}
-
-/// The history that starts with what the recovered disk shows.
-fn carry_on(
-    view: &GuestView<'_>,
-    past: Vec<Past>,
-    expectation: &Expectation<'_>,
-    history: &[Happening],
-) -> Ledger {
-    let content = view.content(interest(view, expectation));
-    let beneath = Content::zeroes();
-    Ledger::from_start(content, beneath, view.virtual_bytes(), past, history)
 }
 
 /// A little of everything, at the places where recovery may have gone wrong: a cluster that is mapped,

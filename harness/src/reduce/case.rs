@@ -182,7 +182,9 @@ impl Small {
                 shape.abandoned = false;
                 shape.terse_snapshots = false;
             }),
+            self.with_shape(|shape| shape.abandoned = false),
             self.with_shape(|shape| shape.terse_snapshots = false),
+            self.with_shape(|shape| shape.claiming_snapshots = false),
             self.with_shape(|shape| shape.unknown_autoclear = false),
             self.with_shape(|shape| shape.preallocation = Preallocation::Off),
             self.with_shape(|shape| shape.bitmaps.clear()),

@@ -42,11 +42,11 @@ fn tell(case: &Case, life: &Life, finding: &Finding) -> Option<Told> {
     let crash = finding.crash.as_ref()?;
     let bench = Bench::of(case, life);
     let (cut, survivors) = crash.find(life.recording()).ok()?;
-    let expectation = life.ledger.expect(Moment(cut.0));
+    let expectation = life.expect(cut);
     let first = |disks| bench.judge(disks, &expectation);
     let outer = Varied {
         recording: life.recording(),
-        promises: promises(&life.ledger),
+        promises: life.promises(),
         crash,
     };
     let Some(then) = &crash.then else {

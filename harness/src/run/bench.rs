@@ -31,6 +31,8 @@ pub struct Bench<'a> {
     observer: &'a dyn Observer,
     /// The image before the workload.
     base: Witness,
+    /// The image as it was found by each process after the first.
+    found: Vec<&'a Witness>,
     /// Where the files beneath never change: what the image is always judged with.
     always: Option<Rc<Tools>>,
     /// The files that passed, by disk, content and expectation, and at which cut at the latest.
@@ -121,6 +123,7 @@ impl<'a> Bench<'a> {
             options,
             observer,
             base: Witness::new(stage.image.clone()),
+            found: life.later.iter().map(|process| &process.found).collect(),
             always: None,
             passed: RefCell::default(),
         };
@@ -129,6 +132,14 @@ impl<'a> Bench<'a> {
             bench.always = Some(bench.tools(Disk::Image, &disks));
         }
         bench
+    }
+
+    /// An image that was not in order to begin with, and did not ask for a repair as it was opened: whoever closes it
+    /// leaves it no worse.
+    fn disorder(&self, expectation: &Expectation<'_>) -> Option<&Witness> {
+        let before = self.found(expectation).unwrap_or(&self.base);
+        let kept = !before.report.is_perfect() && !before.report.dirty();
+        kept.then_some(before)
     }
 
     /// What the image of a disk is judged with where the others hold this.
@@ -150,15 +161,22 @@ impl<'a> Bench<'a> {
         })
     }
 
-    /// What the image was before the workload, where that says what it shows.
-    fn base(&self) -> Option<&Witness> {
-        self.always.as_ref().map(|_| &self.base)
+    /// What the image was before the history that is judged, where that says what it shows.
+    fn base(&self, expectation: &Expectation<'_>) -> Option<&Witness> {
+        self.always.as_ref()?;
+        Some(self.found(expectation).unwrap_or(&self.base))
+    }
+
+    /// The image as it was found by the process that is judged, if another was killed before.
+    fn found(&self, expectation: &Expectation<'_>) -> Option<&Witness> {
+        let later = expectation.ledger().process().checked_sub(1)?;
+        self.found.get(later).copied()
     }
 
     /// Judges what a power loss left on the disks that were written to.
     pub fn judge(&self, disks: Disks<PageImage>, expectation: &Expectation<'_>) -> Judged {
         let tools = self.tools(Disk::Image, &disks);
-        let judge = tools.judge(self.base(), self.observer);
+        let judge = tools.judge(self.base(expectation), self.observer);
         let image = judge.judge(disks.image().clone(), expectation, None);
         let image = image.with_autoclear_of(&self.base.image);
         let judged = Judged {
@@ -174,8 +192,12 @@ impl<'a> Bench<'a> {
     /// could improve.
     pub fn judge_closed(&self, disks: Disks<PageImage>, expectation: &Expectation<'_>) -> Judged {
         let tools = self.tools(Disk::Image, &disks);
-        let judge = tools.judge(self.base(), self.observer);
-        let image = judge.judge_closed(disks.image().clone(), expectation);
+        let judge = tools.judge(self.base(expectation), self.observer);
+        let image = judge.judge_closed(
+            disks.image().clone(),
+            expectation,
+            self.disorder(expectation),
+        );
         let judged = Judged {
             verdict: image.verdict.clone(),
             disks,
@@ -235,7 +257,7 @@ impl<'a> Bench<'a> {
                 let judge = tools.judge(None, self.observer);
                 let judgement = match ending {
                     Ending::PowerLoss => judge.judge(content.clone(), &expected, None),
-                    Ending::Closed => judge.judge_closed(content.clone(), &expected),
+                    Ending::Closed => judge.judge_closed(content.clone(), &expected, None),
                 };
                 let verdict = judgement.verdict.clone();
                 judged.beneath.push((disk, judgement));
@@ -266,7 +288,7 @@ impl<'a> Bench<'a> {
         let before = Some(&before.state);
         let tools = self.tools(disk, &judged.disks);
         if disk == Disk::Image {
-            let judge = tools.judge(self.base(), self.observer);
+            let judge = tools.judge(self.base(expectation), self.observer);
             let again = judge.judge(image, expectation, before);
             return again.with_autoclear_of(&self.base.image);
         }
@@ -284,7 +306,7 @@ impl<'a> Bench<'a> {
     /// Lets work go on with the recovered image.
     pub fn serve(&self, judged: &Judged, expectation: &Expectation<'_>) -> Service {
         let tools = self.tools(Disk::Image, &judged.disks);
-        let judge = tools.judge(self.base(), self.observer);
+        let judge = tools.judge(self.base(expectation), self.observer);
         judge.judge_service(judged.recovered(), expectation)
     }
 
@@ -300,7 +322,7 @@ impl<'a> Bench<'a> {
             disks.put(disk, content.clone());
         }
         let tools = self.tools(Disk::Image, &disks);
-        let judge = tools.judge(self.base(), self.observer);
+        let judge = tools.judge(self.base(expectation), self.observer);
         judge.judge_in_service(judged.recovered(), left.into_image(), expectation)
     }
 }

@@ -12,6 +12,7 @@ use xxhash_rust::xxh3::Xxh3;
 
 use super::bench::{Bench, Judged};
 use super::live::{Life, live};
+use super::process;
 use super::{Case, Counts, Effort, FEWEST_STATES, Finding, From, Outcome, Reach};
 use crate::crash::classes::{Classes, Covered, Task};
 use crate::crash::explore::{Budget, Explored, Explorer};
@@ -103,7 +104,7 @@ impl<'a> Expectations<'a> {
         let mut known = self.0.borrow_mut();
         let expectation = known
             .entry(cut)
-            .or_insert_with(|| Rc::new(life.ledger.expect(Moment(cut.0))));
+            .or_insert_with(|| Rc::new(life.expect(cut)));
         Rc::clone(expectation)
     }
 }
@@ -133,6 +134,9 @@ impl Examination<'_> {
         for violation in life.violations() {
             self.report(violation, None);
         }
+        for killed in process::kills(&life.lived.history) {
+            self.examine_killed(killed);
+        }
         if !self.stopped {
             match self.effort.reach {
                 Reach::Classes { from, most } if self.case.scenario.contract >= Contract::Epoch => {
@@ -145,6 +149,16 @@ impl Examination<'_> {
             self.examine_closed();
         }
         self.go_on();
+    }
+
+    /// What a killed process leaves to the next one is like what a power loss leaves that takes nothing.
+    fn examine_killed(&mut self, killed: Tick) {
+        if self.stopped {
+            return;
+        }
+        self.outcome.counts.states_generated += 1;
+        self.outcome.counts.states_distinct += 1;
+        self.visit(process::everything(self.life.recording(), killed));
     }
 
     /// An image that was closed in good order is clean, and stays so whatever the disk loses.
@@ -177,7 +191,7 @@ impl Examination<'_> {
     fn explore(&mut self) {
         let life = self.life;
         let contract = self.case.scenario.contract;
-        let promises = promises(&life.ledger);
+        let promises = life.promises();
         let mut sampling = self.draw.fork("crash");
         let expectations = Expectations(Rc::clone(&self.expectations.0));
         let mut allowance = Allowance::new(self.effort.work, FEWEST_STATES);
@@ -207,7 +221,7 @@ impl Examination<'_> {
         let expectations = Expectations(Rc::clone(&self.expectations.0));
         let key = move |cut| expectations.at(life, cut).key();
         let (recording, contract) = (life.recording(), self.case.scenario.contract);
-        let promises = promises(&life.ledger);
+        let promises = life.promises();
         let mut classes = Classes::new(recording, contract, &promises, from, most, key);
         while !self.stopped
             && let Some(task) = classes.next()

@@ -11,8 +11,9 @@ use engine::device::{PageImage, Port};
 use engine::error::{Error, Refused, Structure};
 use engine::qcow2::geometry::Geometry;
 
+use super::process::{self, Process};
 use super::{Case, Schedule};
-use crate::guest::{File, Ledger};
+use crate::guest::{Expectation, File, Ledger};
 use crate::oracle::structure::{Layout, walk};
 use crate::oracle::{Oracle, Violation};
 use crate::prng::Prng;
@@ -22,7 +23,7 @@ use crate::sim::stage::{Stage, StageError, open_options};
 use crate::sim::world::{Ending, Lived, World};
 use crate::trace::operation_text;
 use crate::workload::ops::{
-    ChainOperation, Happening, Operation, SnapshotChange, SnapshotOperation,
+    ChainOperation, Happening, Moment, Operation, SnapshotChange, SnapshotOperation,
 };
 use crate::workload::shape::Scenario;
 
@@ -33,8 +34,10 @@ pub struct Life {
     pub stage: Stage,
     /// What happened.
     pub lived: Lived,
-    /// The history of the guest's disk.
+    /// The history of the guest's disk until the first kill.
     pub ledger: Ledger,
+    /// The processes that came after one that was killed.
+    pub later: Vec<Process>,
     /// What happened on the disks that were written to; the image's is always among them.
     pub recording: Recording,
     /// These disks as they stand at the end.
@@ -94,9 +97,12 @@ pub fn live(case: &Case) -> Result<Life, StageError> {
             last.put(disk, device.current());
         }
     }
+    let ledger = ledger(&stage, &process::first_share(&lived.history));
+    let recording = Recording::join(&recordings);
     Ok(Life {
-        ledger: ledger(&stage, &lived.history),
-        recording: Recording::join(&recordings),
+        later: process::later(&stage, &ledger, &recording, &lived.history),
+        ledger,
+        recording,
         last,
         faults: file.hits(),
         stage,
@@ -252,11 +258,37 @@ impl Life {
         &self.recording
     }
 
+    /// The history of the process that had the image open at a moment, or was about to.
+    fn ledger_at(&self, moment: Moment) -> &Ledger {
+        let process = self.process_at(moment);
+        process.map_or(&self.ledger, |process| &process.ledger)
+    }
+
+    /// The process that had the image open at a moment, if that is not the first.
+    pub(super) fn process_at(&self, moment: Moment) -> Option<&Process> {
+        let mut later = self.later.iter().rev();
+        later.find(|process| process.since <= moment)
+    }
+
+    /// What is legal after a power loss at `cut`.
+    pub fn expect(&self, cut: Moment) -> Expectation<'_> {
+        self.ledger_at(cut).expect(cut)
+    }
+
+    /// The moments at which the guest was promised that something is durable.
+    pub fn promises(&self) -> Vec<Moment> {
+        let later = self.later.iter();
+        let found = later
+            .flat_map(|process| std::iter::once(process.since).chain(process.ledger.promises()));
+        self.ledger.promises().chain(found).collect()
+    }
+
     /// What is wrong with the run itself, whatever a power loss would have left.
     pub fn violations(&self) -> Vec<Violation> {
         let mut violations: Vec<Violation> = self.ending().into_iter().collect();
         if self.faults == 0 {
             violations.extend(self.failures());
+            violations.extend(self.kept_space());
         }
         violations.extend(self.misreads());
         violations.extend(self.backing_writes());
@@ -306,7 +338,10 @@ impl Life {
         let unfounded = |failure: &&Failure| {
             let mut history = self.lived.history.iter();
             let happening = history.find(|happening| Some(happening.id) == failure.id);
-            !happening.is_some_and(|it| may_be_refused(it.operation, &failure.error))
+            !happening.is_some_and(|it| {
+                let full = matches!(failure.error, Error::Refused(Refused::RefcountOverflow));
+                may_be_refused(it.operation, &failure.error) && !(full && self.had_room(it))
+            })
         };
         let failure = self.lived.failures.iter().find(unfounded)?;
         let what = match failure.id {
@@ -330,7 +365,8 @@ impl Life {
     fn misreads(&self) -> Option<Violation> {
         self.lived.reads.iter().find_map(|read| {
             let happening = self.lived.history.iter().find(|h| h.id == read.id)?;
-            let wrong = self.ledger.check_read(happening, &read.data);
+            let ledger = self.ledger_at(happening.submitted);
+            let wrong = ledger.check_read(happening, &read.data);
             let worst = wrong.iter().max_by_key(|violation| violation.level)?;
             let line = format!(
                 "operation {} ({}) read {} from guest sector {}",

@@ -6,6 +6,8 @@
 mod bench;
 mod examine;
 mod live;
+mod owed;
+mod process;
 mod replay;
 
 use crate::caught::Panic;
@@ -18,6 +20,7 @@ use crate::workload::shape::Scenario;
 
 pub use bench::{Bench, Judged};
 pub use live::{Life, live};
+pub use process::Process;
 pub use replay::{Replayed, Step, Unreplayable, replay};
 
 /// What is run: a scenario and who decides its schedule.

@@ -209,7 +209,7 @@ fn judge_crash(
 ) -> Result<(), Unreplayable> {
     let bench = Bench::of(case, life);
     let (cut, survivors) = crash.find(life.recording())?;
-    let expectation = life.ledger.expect(Moment(cut.0));
+    let expectation = life.expect(cut);
     let state = CrashState::build(life.recording(), cut, &survivors)?;
     replayed.steps = steps(life, cut);
     replayed.tell_survivors(life.recording(), cut, &survivors)?;

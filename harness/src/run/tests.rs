@@ -5,7 +5,10 @@ use crate::crash::durability::Frontier;
 use crate::crash::state::{CrashState, Survivors};
 use crate::trace::{Expected, Trace, in_repairs};
 use crate::workload::generate::scenario;
+use crate::workload::ops::{Answer, Operation, OperationId};
 use crate::workload::pin::Pins;
+use crate::workload::shape::Start;
+use crate::workload::stamp::{SectorValue, Writer};
 
 fn drawn(seed: u64) -> Case {
     let prng = Prng::from_seed(seed);
@@ -108,7 +111,7 @@ fn a_trace_tells_of_power_losses_inside_repairs_of_repairs() {
         (Crash::of(recording, Tick(0), &nothing), state)
     };
     let (crash, state) = nothing(life.recording());
-    let expectation = life.ledger.expect(Tick(0));
+    let expectation = life.expect(Tick(0));
     let judged = bench.judge(state.disks, &expectation);
     let (disk, attempt, repair) = judged.repairs().next().unwrap();
     // A repair of which nothing is left is to be done again.
@@ -131,4 +134,71 @@ fn a_trace_tells_of_power_losses_inside_repairs_of_repairs() {
         "{:?}",
         replayed.verdict
     );
+}
+
+/// A write into a disk of zeroes, and a kill in the middle of that or of the flush behind it.
+fn killed(seed: u64) -> Case {
+    let pins = "version=3,cluster_size=512,size=4k,room=any,manage=off,backing=none,compression=off,encrypt=off,\
+                snapshots=off,bitmaps=off,chain=off,data_file=off,options=off,preallocation=off,shrink=off,\
+                abandoned=off,kill=off,concurrency=1";
+    let prng = Prng::from_seed(1);
+    let mut scenario = scenario(&prng, &Pins::parse(pins).unwrap());
+    let Start::New(shape) = &mut scenario.image else {
+        unreachable!("drawn scenarios start with new images");
+    };
+    shape.filled.clear();
+    let write = Operation::Write {
+        offset: 0,
+        len_bytes: 512,
+    };
+    scenario.operations = vec![write, Operation::Flush, Operation::Kill];
+    Case {
+        scenario,
+        schedule: Schedule::Drawn(Box::new(Prng::from_seed(seed))),
+    }
+}
+
+#[test]
+fn whatever_the_next_process_finds_is_durable_and_nothing_else_is() {
+    let written = SectorValue::Stamp {
+        writer: Writer::Operation(OperationId(0)),
+        sector: 0,
+    };
+    let mut found = std::collections::BTreeSet::new();
+    for seed in 0..40 {
+        let case = killed(seed);
+        let life = live(&case).unwrap();
+        let [process] = &life.later[..] else {
+            panic!("one kill, one more process");
+        };
+        let kill = life.lived.history[2].submitted;
+        let flushed = matches!(life.lived.history[1].completed, Some((_, Answer::Done)));
+        let legal = |cut| life.expect(cut).legal(0);
+        // Zeroes were there at the start; until a flush is answered nobody was promised that they are replaced.
+        assert!(flushed || legal(kill).contains(&SectorValue::Zero));
+        let [after] = legal(process.since)[..] else {
+            panic!("what was found is one value");
+        };
+        assert!(legal(kill).contains(&after));
+        found.insert(after);
+        assert!(life.promises().contains(&process.since));
+        let outcome = run(&case, &small()).unwrap();
+        assert_eq!((outcome.findings, outcome.broken), (vec![], vec![]));
+    }
+    assert_eq!(
+        found.into_iter().collect::<Vec<_>>(),
+        [SectorValue::Zero, written]
+    );
+}
+
+#[test]
+fn what_a_kill_leaves_is_judged_even_where_no_power_loss_is() {
+    let mut effort = small();
+    effort.states.states = 0;
+    effort.serve_every = None;
+    let case = killed(0);
+    let judged = |case: &Case| run(case, &effort).unwrap().counts.states_judged;
+    let mut without = case.clone();
+    without.scenario.operations.pop();
+    assert_eq!(judged(&case), judged(&without) + 1);
 }

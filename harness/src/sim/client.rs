@@ -131,6 +131,15 @@ impl Client {
         }
     }
 
+    /// Forgets the open image with all that it had in memory. What was not answered never will be.
+    pub(super) fn die(&self) {
+        drop(self.image.take());
+        let now = self.now();
+        for happening in &mut self.log.borrow_mut().history {
+            happening.completed.get_or_insert((now, Answer::Failed));
+        }
+    }
+
     pub(super) fn take_log(&self) -> Log {
         self.log.take()
     }
@@ -138,6 +147,10 @@ impl Client {
     async fn perform(&self, id: OperationId, operation: Operation) -> Result<Vec<u8>, Error> {
         if operation == Operation::Reopen {
             return self.reopen().await.map(|()| Vec::new());
+        }
+        if operation == Operation::Kill {
+            // Whoever carries that out has thrown the old process away.
+            return self.open().await.map(|()| Vec::new());
         }
         let opened = self.image.borrow().clone();
         let opened = opened.ok_or(Refused::Distrusted)?;

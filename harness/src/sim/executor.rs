@@ -1,7 +1,7 @@
 //! A single-threaded executor that never decides anything: its caller says which task runs.
 //!
-//! A task is polled only when something woke it. Nothing is cancelled: tasks end by finishing, or all
-//! at once when the executor is dropped, which is what a power loss does to a program.
+//! A task is polled only when something woke it. No task is cancelled by itself: tasks end by finishing, or all
+//! at once, when the process is killed, or when the executor is dropped as the power goes out.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -66,6 +66,11 @@ impl Executor {
         self.tasks.len()
     }
 
+    /// Ends every task where it waits. The next to be spawned has a number of its own.
+    pub fn kill(&mut self) {
+        self.tasks.clear();
+    }
+
     /// Lets a task run until it waits or finishes.
     ///
     /// # Panics
@@ -121,6 +126,23 @@ mod tests {
             executor.poll(TaskId(id));
         }
         assert_eq!(*order.borrow(), [1, 2, 0]);
+    }
+
+    #[test]
+    fn killing_ends_tasks_where_they_wait_and_new_ones_have_other_numbers() {
+        let reached = Rc::new(RefCell::new(false));
+        let mut executor = Executor::default();
+        let (completion, completer) = Completion::pending();
+        let flag = Rc::clone(&reached);
+        let first = executor.spawn(async move {
+            let _ = completion.await;
+            *flag.borrow_mut() = true;
+        });
+        executor.poll(first);
+        executor.kill();
+        completer.complete(Ok(Reply::Done));
+        assert_eq!((executor.unfinished(), *reached.borrow()), (0, false));
+        assert_ne!(executor.spawn(async {}), first);
     }
 
     #[test]

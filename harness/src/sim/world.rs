@@ -1,4 +1,5 @@
-//! One simulated process on its disks, from the opening of the image to the end of the workload.
+//! A simulated process on its disks, from the opening of the image to the end of the workload; and where it is
+//! killed, another in its place.
 //!
 //! At every step a [`Chooser`] decides what happens next: a task that was woken goes on, a device
 //! request in flight completes, or the next operation is submitted. A step without an alternative is
@@ -158,11 +159,14 @@ impl Life<'_> {
         let Some(next) = self.operations.get(self.submitted) else {
             return false;
         };
+        if self.manners(*next) == Manners::Abrupt {
+            return true;
+        }
         if !self.client.is_open() && self.executor.unfinished() > 0 {
             return false;
         }
         let last = self.submitted.checked_sub(1).map(|at| self.operations[at]);
-        let alone = |operation| self.manners(operation) == Manners::Alone;
+        let alone = |operation| matches!(self.manners(operation), Manners::Alone | Manners::Abrupt);
         if alone(*next) || last.is_some_and(alone) {
             return self.executor.unfinished() == 0;
         }
@@ -175,7 +179,7 @@ impl Life<'_> {
             (Manners::Free, Some(_)) => next
                 .range()
                 .is_none_or(|range| range.end() <= self.client.disk_bytes()),
-            (Manners::OneAtATime | Manners::Alone, Some(_)) => false,
+            (Manners::OneAtATime | Manners::Alone | Manners::Abrupt, Some(_)) => false,
         };
         fits && self.executor.unfinished() < self.concurrency
     }
@@ -213,11 +217,23 @@ impl Life<'_> {
             Step::Submit => {
                 let operation = self.operations[self.submitted];
                 self.submitted += 1;
+                if self.manners(operation) == Manners::Abrupt {
+                    self.kill();
+                }
                 let task = Rc::clone(&self.client).submit(operation);
                 let id = self.executor.spawn(task);
                 self.executor.poll(id);
             }
         }
+    }
+
+    /// Ends the process: its tasks, its requests, and all that it had in memory.
+    fn kill(&mut self) {
+        for disk in &self.disks {
+            disk.withdraw();
+        }
+        self.executor.kill();
+        self.client.die();
     }
 
     fn complete(&self, at: usize) {

@@ -45,7 +45,12 @@ impl Metered {
         self.disk.current()
     }
 
-    /// What happened; nothing is asked of the disk after that.
+    /// What happened so far.
+    pub(crate) fn recording(&self) -> Recording {
+        self.disk.recording()
+    }
+
+    /// What happened, without a copy; nothing is asked of the disk after that.
     pub(crate) fn take_recording(&self) -> Recording {
         self.disk.take_recording()
     }

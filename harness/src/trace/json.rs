@@ -145,6 +145,8 @@ struct NewJson {
     #[serde(default, skip_serializing_if = "is_off")]
     terse_snapshots: bool,
     #[serde(default, skip_serializing_if = "is_off")]
+    claiming_snapshots: bool,
+    #[serde(default, skip_serializing_if = "is_off")]
     unknown_autoclear: bool,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     bitmaps: Vec<String>,
@@ -413,6 +415,7 @@ fn write_shape(shape: &ImageShape) -> NewJson {
         },
         snapshots: shape.snapshots,
         terse_snapshots: shape.terse_snapshots,
+        claiming_snapshots: shape.claiming_snapshots,
         unknown_autoclear: shape.unknown_autoclear,
         bitmaps: shape
             .bitmaps
@@ -630,6 +633,7 @@ fn read_shape(json: &NewJson) -> Result<ImageShape, BadTrace> {
         },
         snapshots: json.snapshots,
         terse_snapshots: json.terse_snapshots,
+        claiming_snapshots: json.claiming_snapshots,
         unknown_autoclear: json.unknown_autoclear,
         bitmaps,
     })

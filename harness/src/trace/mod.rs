@@ -23,7 +23,7 @@ pub use text::{BadText, operation_text};
 /// The major version of the format that is read and written here.
 pub const MAJOR: u32 = 1;
 /// The newest minor version that is understood.
-pub const MINOR: u32 = 10;
+pub const MINOR: u32 = 11;
 
 /// One case.
 #[derive(Clone, Debug, PartialEq, Eq)]

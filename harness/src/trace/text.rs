@@ -93,6 +93,7 @@ pub fn operation_text(operation: Operation) -> String {
             ChainOperation::Repoint { onto } => format!("repoint {}", file_text(onto)),
         },
         Operation::Reopen => "reopen".into(),
+        Operation::Kill => "kill".into(),
     }
 }
 
@@ -179,13 +180,14 @@ pub(super) fn operation(text: &str) -> Parsed<Operation> {
         ["stream", base] => Operation::Chain(ChainOperation::Stream { base: file(base)? }),
         ["repoint", onto] => Operation::Chain(ChainOperation::Repoint { onto: file(onto)? }),
         ["reopen"] => Operation::Reopen,
+        ["kill"] => Operation::Kill,
         _ => {
             return Err(BadText(format!(
                 "`{text}` is no operation: expected read, write, write-compressed, write-blank, \
                  write-zeroes or discard with offset and length, grow or shrink with a size, amend or data-file with changes, rename \
                  with a length, empty, snapshot-create, snapshot-apply or snapshot-delete with a number, \
                  bitmap, key-slot-fill with a slot and a secret, key-slot-erase with a slot, commit, \
-                 rebase, stream or repoint with a file, flush, drop-idle or reopen"
+                 rebase, stream or repoint with a file, flush, drop-idle, reopen or kill"
             )));
         }
     })

@@ -93,6 +93,9 @@ pub enum Operation {
     Chain(ChainOperation),
     /// Wait for everything in flight, close the image and open it again.
     Reopen,
+    /// Kill the process that has the image open, whatever it is doing, and open the image again. The power stays
+    /// on: what the disk had carried out stays in its cache, and what was in flight does not happen.
+    Kill,
 }
 
 /// What an operation does to the guest's disk.
@@ -135,6 +138,8 @@ pub enum Manners {
     OneAtATime,
     /// It waits for what is in flight, and all that follows waits for it.
     Alone,
+    /// It waits for nothing and ends what is in flight; all that follows waits for it.
+    Abrupt,
 }
 
 impl Operation {
@@ -165,7 +170,8 @@ impl Operation {
             | Self::Bitmap(_)
             | Self::KeySlot(_)
             | Self::Chain(_)
-            | Self::Reopen => None,
+            | Self::Reopen
+            | Self::Kill => None,
         }
     }
 
@@ -220,7 +226,8 @@ impl Operation {
             | Self::DataFile(_)
             | Self::Bitmap(_)
             | Self::KeySlot(_)
-            | Self::Reopen => DiskChange::None,
+            | Self::Reopen
+            | Self::Kill => DiskChange::None,
         }
     }
 
@@ -267,6 +274,7 @@ impl Operation {
             | Self::KeySlot(_)
             | Self::Chain(_)
             | Self::Reopen => Manners::Alone,
+            Self::Kill => Manners::Abrupt,
         }
     }
 }
@@ -422,7 +430,7 @@ pub struct Happening {
     pub operation: Operation,
     /// When it was handed to the image.
     pub submitted: Moment,
-    /// When the image answered and what, or `None` if the power went out before.
+    /// When the image answered and what, or was killed; `None` if the power went out before.
     pub completed: Option<(Moment, Answer)>,
 }
 
@@ -431,6 +439,6 @@ pub struct Happening {
 pub enum Answer {
     /// The operation is done.
     Done,
-    /// It failed, and may have been carried out in part.
+    /// It failed, or the process was killed before it answered; it may have been carried out in part.
     Failed,
 }

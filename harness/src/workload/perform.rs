@@ -17,8 +17,8 @@ use super::stamp::{Writer, stamp_range, thin_stamp_range};
 use crate::guest::name_of;
 use crate::prng::Prng;
 
-/// Carries out any operation but reopening and those on chains, for which an open image is not enough:
-/// they are the caller's. Yields what was read.
+/// Carries out any operation but reopening, killing and those on chains, for which an open image is not
+/// enough: they are the caller's. Yields what was read.
 ///
 /// # Panics
 /// Where it is asked for one of those.
@@ -75,7 +75,9 @@ pub async fn perform(
         Operation::Snapshot(operation) => image.manage(snapshot(operation)).await,
         Operation::Bitmap(operation) => image.manage(managed(operation)).await,
         Operation::KeySlot(operation) => image.manage(key_slot(id, operation)).await,
-        Operation::Chain(_) | Operation::Reopen => unreachable!("it takes more than an open image"),
+        Operation::Chain(_) | Operation::Reopen | Operation::Kill => {
+            unreachable!("it takes more than an open image")
+        }
     }
     .map(|()| Vec::new())
 }

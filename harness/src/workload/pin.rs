@@ -68,6 +68,8 @@ pub struct Pins {
     pub shrink: Option<bool>,
     /// What the external data file is by itself; `Some(None)` for none.
     pub data_file: Option<Option<DataFileContent>>,
+    /// Whether processes are killed that have the image open.
+    pub kill: Option<bool>,
 }
 
 /// Operations that change an image as a whole, by kind.
@@ -138,7 +140,7 @@ pub const OPTIONS: &str = "version=2|3, cluster_size=512..2M, refcount_bits=1|2|
      key_slots=on|off, chain=on|off, data_file=on|raw|off, \
      options=on|off, discard=unmap|ignore, discard_no_unref=on|off, detect_zeroes=off|on|unmap, \
      overlap_check=none|constant|cached|all, \
-     preallocation=off|metadata|falloc|full, shrink=on|off";
+     preallocation=off|metadata|falloc|full, shrink=on|off, kill=on|off";
 
 /// The largest disk that a campaign makes: every written sector is looked at in every crash state.
 const MAX_VIRTUAL_BYTES: u64 = 1 << 40;
@@ -213,6 +215,7 @@ impl Pins {
             }
             "preallocation" => self.preallocation = Some(preallocation(value).map_err(wrong)?),
             "shrink" => self.shrink = Some(switch(value).ok_or_else(|| wrong("on or off"))?),
+            "kill" => self.kill = Some(switch(value).ok_or_else(|| wrong("on or off"))?),
             "data_file" => {
                 self.data_file = Some(data_file(value).map_err(wrong)?);
             }
@@ -284,7 +287,8 @@ impl Pins {
             None | Some(Managed::None | Managed::Amend) => true,
             Some(Managed::All | Managed::Rename | Managed::Empty) => false,
         };
-        self.snapshots != Some(true) && self.bitmaps != Some(true) && managed
+        let tame = self.kill != Some(true);
+        self.snapshots != Some(true) && self.bitmaps != Some(true) && managed && tame
     }
 
     /// Whether an option of the open image is fixed.
@@ -341,6 +345,9 @@ impl Pins {
                     "extended_l2=on takes version=3 and clusters of 16k or more".into(),
                 ));
             }
+        }
+        if self.chain == Some(true) && self.kill == Some(true) {
+            return Err(BadPin("chain=on goes without kill=on".into()));
         }
         if self.chain == Some(true) && (self.backing == Some(None) || !self.chain_is_free()) {
             return Err(BadPin(
@@ -485,6 +492,8 @@ mod tests {
             ("chain=on,snapshots=on", "goes without snapshots"),
             ("preallocation=on", "metadata, falloc or full"),
             ("shrink=1", "on or off"),
+            ("kill=1", "on or off"),
+            ("kill=on,chain=on", "without kill"),
             ("data_file=1", "on, raw or off"),
             ("data_file=on,version=2", "takes version=3"),
             ("data_file=on,encrypt=luks", "goes without snapshots, chain"),

@@ -119,9 +119,12 @@ pub struct ImageShape {
     /// How many snapshots were taken while it was filled: the first after a part of `filled`, the next
     /// after more of it. They have the numbers from 0 up.
     pub snapshots: u32,
-    /// Whether the entries of those leave out the size of their disk, as entries of version 2 do. Only where
-    /// it was abandoned: nothing but a repair makes up for that.
+    /// Whether the entries of those leave out the size of their disk, as entries of version 2 do. Version 3 only,
+    /// where a repair makes up for that, or a change of the size.
     pub terse_snapshots: bool,
+    /// Whether the tables of those claim COPIED wherever they can, as those of other programs do: the flag is
+    /// accurate in the tables of the disk alone.
+    pub claiming_snapshots: bool,
     /// Whether its header has an autoclear bit of a feature that nobody knows. Version 3 only.
     pub unknown_autoclear: bool,
     /// How much of it had its place before it was filled. With a backing file it takes extended L2
@@ -411,8 +414,8 @@ impl ImageShape {
             format!("{} snapshots: at most {MAX_SNAPSHOTS}", self.snapshots),
         )?;
         require(
-            !self.terse_snapshots || self.abandoned,
-            "only an abandoned image leaves out the size of a snapshot's disk".into(),
+            !self.terse_snapshots || self.version == 3,
+            "only an image of version 3 is said to leave out the size of a snapshot's disk".into(),
         )?;
         if let Some(backing) = self.backing {
             require(
@@ -578,6 +581,10 @@ impl Scenario {
             Start::Given(_) => None,
         };
         let shape = shape.filter(|shape| shape.chain.is_some());
+        if operation == Operation::Kill && shape.is_some() {
+            let text = "a process that has a chain open is not killed: what it left of a commit is not followed";
+            return Err(BadScenario(text.into()));
+        }
         let there = |disk: Option<Disk>| {
             let is_there = |disk| shape.is_some_and(|shape| shape.file(disk).is_some());
             disk.is_none_or(is_there)

@@ -5,8 +5,9 @@
 //! 1. what was read is made durable before anything that follows from it is written, and cleared autoclear
 //!    bits of unknown features with it;
 //! 2. a file too short for its mappings grows first, while the dirty bit still explains it;
-//! 3. refcounts change in place only where nothing else lives in the block, and without the dirty bit
-//!    they are raised and flushed before any is lowered;
+//! 3. refcounts change in place only where nothing else lives in the block. Each of them is then as it was
+//!    or right, whatever survives: none is too low that was not, and none is lowered that has a reference, so
+//!    that they need no order among themselves;
 //! 4. a rebuild writes into clusters that neither the image nor its old refcount structures use, and
 //!    the header switches to it in one sector, after a flush;
 //! 5. COPIED follows once the refcounts are durable;
@@ -115,7 +116,7 @@ pub(super) async fn repair_leaks(file: &Port, planted: Planted) -> Result<CheckR
     survey.flush(Barrier::RepairRead).await?;
     for index in std::mem::take(&mut survey.wrong_blocks) {
         if let Some(mut change) = survey.change(index) {
-            change.new = survey.merged(&change, u64::min);
+            change.new = survey.lowered(&change);
             survey.apply(&change).await?;
         }
     }
@@ -222,18 +223,10 @@ impl Survey<'_> {
         if self.planted.has(Defect::RepairSkipsLast) {
             indexes.pop();
         }
-        let mut changes: Vec<Change> = indexes.iter().filter_map(|i| self.change(*i)).collect();
-        if !self.header.is_dirty() {
-            for change in &mut changes {
-                let raised = self.merged(change, u64::max);
-                let new = std::mem::replace(&mut change.new, raised);
-                self.apply(change).await?;
-                change.old = std::mem::replace(&mut change.new, new);
+        for index in indexes {
+            if let Some(change) = self.change(index) {
+                self.apply(&change).await?;
             }
-            self.flush(Barrier::RepairRaise).await?;
-        }
-        for change in &changes {
-            self.apply(change).await?;
         }
         Ok(())
     }
@@ -251,25 +244,24 @@ impl Survey<'_> {
         })
     }
 
-    /// The block between old and new, with each count chosen from both.
-    fn merged(&self, change: &Change, choose: impl Fn(u64, u64) -> u64) -> Vec<u8> {
+    /// The block between old and new in which no count rises.
+    fn lowered(&self, change: &Change) -> Vec<u8> {
         let order = self.header.geometry.refcount_order();
-        let mut merged = change.new.clone();
+        let mut lowered = change.new.clone();
         let (mut old, mut new) = ([0; GROUP], [0; GROUP]);
-        for first in (0..(merged.len() * 8) >> order).step_by(GROUP) {
+        for first in (0..(lowered.len() * 8) >> order).step_by(GROUP) {
             if group_bytes(&change.old, first, order) == group_bytes(&change.new, first, order) {
                 continue;
             }
             read_group(&change.old, first, order, &mut old);
             read_group(&change.new, first, order, &mut new);
             for ((old, new), index) in old.iter().zip(&new).zip(first..) {
-                let chosen = choose(*old, *new);
-                if chosen != *new {
-                    set_refcount(&mut merged, index, order, chosen);
+                if old < new {
+                    set_refcount(&mut lowered, index, order, *old);
                 }
             }
         }
-        merged
+        lowered
     }
 
     async fn apply(&self, change: &Change) -> Result<(), DeviceError> {

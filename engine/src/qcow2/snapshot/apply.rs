@@ -51,11 +51,9 @@ impl Metadata {
         // What both trees hold keeps its count: one reference goes as the other comes.
         let (gained, lost) = (new.beyond(&old), old.beyond(&new));
         self.must_take_reference(&gained).await?;
-        // Rule 16. An image from elsewhere may claim COPIED in a snapshot's tables.
-        let cleared = self.clear_claims(&new).await?;
-        self.order
-            .barrier(Barrier::BeforeApplyRaise, cleared)
-            .await?;
+        // An image from elsewhere may claim COPIED in a snapshot's tables, where nobody relies on it. The
+        // switch makes them the disk's, and waits for all of this.
+        self.clear_claims(&new).await?;
         if self.planted.has(Defect::ApplyKeepsCopied) {
             for word in l1.iter_mut().filter(|word| word.0 != 0) {
                 word.0 |= 1 << 63;

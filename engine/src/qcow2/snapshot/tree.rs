@@ -13,7 +13,6 @@ use crate::qcow2::discards::Source;
 use crate::qcow2::entry::{Copied, L1Entry, L1Word, L2Entry};
 use crate::qcow2::l2::host_clusters;
 use crate::qcow2::metadata::Metadata;
-use crate::qcow2::order::Stamp;
 use crate::qcow2::unit::{HostCluster, HostOffset, byte_count, mem_len};
 
 const COPIED: u64 = 1 << 63;
@@ -213,8 +212,7 @@ impl Metadata {
     }
 
     /// Clears COPIED in the L2 tables of a tree, in the file. The caller has written back every table.
-    pub(super) async fn clear_claims(&mut self, tree: &Tree) -> Result<Stamp, Error> {
-        let mut cleared = Stamp::default();
+    pub(super) async fn clear_claims(&mut self, tree: &Tree) -> Result<(), Error> {
         for table in &tree.claiming {
             let mut bytes = self.read_table(*table).await?;
             for index in 0..mem_len(self.geometry.l2_entries()) {
@@ -222,14 +220,15 @@ impl Metadata {
                 let word = entry.word & !COPIED;
                 L2Entry { word, ..entry }.write(&mut bytes, index, self.geometry);
             }
-            cleared = self.write_claims(*table, bytes).await?;
+            self.write_claims(*table, bytes).await?;
         }
-        Ok(cleared)
+        Ok(())
     }
 
-    async fn write_claims(&mut self, table: HostOffset, bytes: Vec<u8>) -> Result<Stamp, Error> {
+    async fn write_claims(&mut self, table: HostOffset, bytes: Vec<u8>) -> Result<(), Error> {
         self.l2.forget(table, self.geometry.cluster_bytes());
-        self.order.write(Event::L2Update, table, bytes).await
+        self.order.write(Event::L2Update, table, bytes).await?;
+        Ok(())
     }
 
     /// Clears COPIED in the active L1 table, in memory and in the file.

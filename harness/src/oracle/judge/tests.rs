@@ -21,6 +21,8 @@ struct Fake<'a> {
     misread: u8,
     /// Taken off the end of everything that is read.
     missing_bytes: usize,
+    /// Whether it returns without a flush.
+    hasty: bool,
 }
 
 struct Disk(VolatileDisk);
@@ -47,6 +49,13 @@ impl Disk {
         }
     }
 
+    fn flush(&self) {
+        let (event, op) = (Event::None, Op::Flush);
+        drive(self.0.submit(Request { event, op }))
+            .unwrap()
+            .unwrap();
+    }
+
     fn write(&self, sector: u64, data: Vec<u8>) {
         let op = Op::Write {
             offset: sector * 512,
@@ -69,10 +78,19 @@ impl Disk {
     }
 }
 
+impl Fake<'_> {
+    fn settle(&self, disk: &Disk) {
+        if !self.hasty {
+            disk.flush();
+        }
+    }
+}
+
 impl Subject for Fake<'_> {
     fn recover(&self, image: &PageImage, reads: &[Range<u64>]) -> Attempt<Vec<Vec<u8>>> {
         let disk = Disk::new(image);
         let result = (self.recover)(&disk);
+        self.settle(&disk);
         let report = walk(image);
         let view = GuestView::new(image, &report, None).unwrap();
         let read = |range: &Range<u64>| {
@@ -96,6 +114,7 @@ impl Subject for Fake<'_> {
         assert_eq!(repair, Repair::All);
         let disk = Disk::new(image);
         let result = (self.check)(&disk);
+        self.settle(&disk);
         disk.attempt(result)
     }
 
@@ -113,6 +132,7 @@ const HONEST: Fake<'_> = Fake {
     check: &|_| Ok(Tally::default()),
     misread: 0,
     missing_bytes: 0,
+    hasty: false,
 };
 
 /// Guest cluster 1 holds the stamps of operation 0, which is durable. Host cluster 5.
@@ -475,6 +495,11 @@ fn leaks_are_repaired_by_a_check() {
     };
     assert_eq!(verdict(&fake, &leaking), "survived");
     assert_eq!(judge_with(&fake, &leaking, None).repairs.len(), 1);
+    let hasty = Fake {
+        hasty: true,
+        ..fake
+    };
+    assert_eq!(verdict(&hasty, &leaking), "repair/volatile/none");
     let gives_up = |disk: &Disk| {
         disk.change(|sample| sample.count(6, 0));
         Ok(Tally {
@@ -594,7 +619,7 @@ fn a_clean_close_leaves_nothing_to_repair() {
     let closed = |sample: &Sample| {
         name(
             &judge
-                .judge_closed(sample.image.clone(), &expectation)
+                .judge_closed(sample.image.clone(), &expectation, None)
                 .verdict,
         )
     };

@@ -16,6 +16,7 @@ mod finding;
 mod layout;
 mod refcounts;
 mod references;
+mod room;
 mod snapshots;
 
 use std::ops::Range;
@@ -27,6 +28,7 @@ pub use finding::{Finding, Owner, Table};
 use layout::Illegible;
 pub use layout::Layout;
 pub(crate) use layout::encryption_header;
+pub use room::{Gain, has_room};
 pub use snapshots::{Snapshot, SnapshotDisk};
 
 /// What a guest cluster is mapped to. Clusters that fall through to the backing file have no mapping.
@@ -131,6 +133,19 @@ impl StructureReport {
             && self.low_count == 0
             && self.copied_missing == 0
             && self.terse_snapshots == 0
+            && !self.dirty()
+            && !self.corrupt()
+    }
+
+    /// Whether a repair could improve nothing here but what it could have improved in the image that this one has
+    /// come from: a process that is killed leaves what it had taken and not used, and nobody looks for that
+    /// before a repair.
+    pub fn is_no_worse_than(&self, before: &Self) -> bool {
+        self.finding_count == 0
+            && self.low_count == 0
+            && self.leak_count <= before.leak_count
+            && self.copied_missing <= before.copied_missing
+            && self.terse_snapshots <= before.terse_snapshots
             && !self.dirty()
             && !self.corrupt()
     }

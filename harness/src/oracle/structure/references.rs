@@ -76,6 +76,17 @@ pub(super) fn collect(scan: &mut Scan<'_>) -> Vec<Reference> {
     collector.references
 }
 
+/// What an L1 table leads to: the L2 tables that it names, and the clusters that those name.
+pub(super) fn of_table(scan: &mut Scan<'_>, offset: u64, entries: u64) -> Vec<Reference> {
+    let mut collector = Collector {
+        references: Vec::new(),
+        uses: Vec::new(),
+    };
+    collector.l1_entries(scan, Tree::Active, offset, entries);
+    collector.l2_tables(scan);
+    collector.references
+}
+
 /// The sectors of the clusters that are referred to, as ascending disjoint ranges. `references` ascend by cluster.
 pub(super) fn sectors(references: &[Reference], cluster_sectors: u64) -> Vec<Range<u64>> {
     let mut ranges: Vec<Range<u64>> = Vec::new();

@@ -55,6 +55,11 @@ impl Snapshot {
         }
     }
 
+    /// Where its L1 table starts, and how many entries it has.
+    pub(super) fn l1(&self) -> (u64, u64) {
+        (self.l1_offset, self.l1_entries)
+    }
+
     /// Its disk, by its own L1 table.
     pub fn disk(&self, image: &PageImage, layout: &Layout) -> SnapshotDisk {
         let layout = Layout {

@@ -3,6 +3,11 @@ use proptest::prelude::*;
 use super::*;
 use crate::oracle::sample::{COMPRESSED, COPIED, Sample};
 use crate::oracle::view::GuestView;
+use crate::prng::Prng;
+use crate::sim::stage::Stage;
+use crate::workload::generate::scenario;
+use crate::workload::pin::Pins;
+use crate::workload::shape::{Extent, Start};
 
 /// The rules and sites of everything that is found, in order.
 fn rules(sample: &Sample) -> Vec<String> {
@@ -475,4 +480,38 @@ fn each_cluster_has_its_place_in_an_external_data_file() {
             .collect();
         assert_eq!(rules, ["misplaced"], "{word:#x}");
     }
+}
+
+/// A disk of three clusters, of which the snapshots `s0` and `s1` have one and two.
+fn shared(refcount_bits: u32) -> PageImage {
+    let pins = format!(
+        "version=3,cluster_size=512,size=4k,room=any,backing=none,compression=off,encrypt=off,snapshots=on,\
+         bitmaps=off,chain=off,data_file=off,preallocation=off,abandoned=off,refcount_bits={refcount_bits}"
+    );
+    let drawn = scenario(&Prng::from_seed(1), &Pins::parse(&pins).unwrap());
+    let Start::New(mut shape) = drawn.image else {
+        unreachable!("drawn scenarios start with new images");
+    };
+    shape.snapshots = 2;
+    let cluster = |number: u64| Extent {
+        offset: number * 512,
+        len_bytes: 512,
+    };
+    shape.filled = (0..3).map(cluster).collect();
+    shape.packed.clear();
+    Stage::prepare(&Start::New(shape)).unwrap().image
+}
+
+#[test]
+fn there_is_room_where_the_refcounts_are_wide_enough() {
+    let narrow = shared(2);
+    assert!(
+        !has_room(&narrow, Gain::Disk),
+        "three references are the most"
+    );
+    // What the disk has already, its own reference to it goes along.
+    assert!(has_room(&narrow, Gain::Snapshot("s0")));
+    assert!(has_room(&narrow, Gain::Snapshot("nobody")));
+    assert!(has_room(&shared(4), Gain::Disk));
+    assert!(has_room(&PageImage::zeroed(4096), Gain::Disk));
 }

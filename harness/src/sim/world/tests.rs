@@ -1,6 +1,7 @@
 //! Worlds around a plain image of the tests' own: guest offset equals host offset.
 
 use blkdebug::disks::Disk;
+use blkdebug::record::SectorContent;
 use blkdebug::volatile::Answering;
 use engine::chain::Rebase;
 use engine::device::{Completion, Event, PageImage, Port};
@@ -213,6 +214,60 @@ fn reopening_waits_for_all_before_and_holds_up_all_behind() {
         );
         assert!(history[at + 1..].iter().all(|other| other.submitted > to));
     }
+}
+
+#[test]
+fn a_kill_ends_what_is_in_flight_and_leaves_what_was_carried_out() {
+    let read = Operation::Read {
+        offset: 0,
+        len_bytes: 4096,
+    };
+    let operations = [write(0), write(3), Operation::Kill, read];
+    let mut ended = 0;
+    for seed in 0..50 {
+        let mut chooser = Random::new(Prng::from_seed(seed));
+        let lived = live(&operations, Flaw::None, &mut chooser);
+        assert_eq!((lived.ending, lived.failures), (Ending::Finished, vec![]));
+        let [first, second, kill, after] = &lived.history[..] else {
+            panic!("four operations, four happenings");
+        };
+        assert!(matches!(kill.completed, Some((at, Answer::Done)) if at < after.submitted));
+        let mut image = PageImage::zeroed(1 << 20);
+        for happening in [first, second] {
+            let (answered, answer) = happening.completed.unwrap();
+            assert!(answered < kill.submitted);
+            ended += u64::from(answer == Answer::Failed);
+        }
+        for entry in &lived.recordings[0].entries {
+            if !matches!(entry.op, RecordedOp::Write { .. }) {
+                continue;
+            }
+            let carried_out = entry.completed.is_some_and(|(at, _)| at < kill.submitted);
+            assert_eq!(carried_out, entry.changes_content());
+            for (index, sector) in entry.op.sectors().enumerate().filter(|_| carried_out) {
+                if let SectorContent::Bytes(bytes, _) = entry.op.content(index) {
+                    image.write(sector * 512, bytes);
+                }
+            }
+        }
+        assert_eq!(lived.reads[0].data, image.read_vec(0, 4096));
+    }
+    assert!(ended > 10, "{ended} operations were ended by a kill");
+}
+
+#[test]
+fn an_image_that_is_being_opened_can_be_killed_too() {
+    let operations = [Operation::Kill, Operation::Kill, write(0)];
+    let mut ended = 0;
+    for seed in 0..50 {
+        let mut chooser = Random::new(Prng::from_seed(seed));
+        let lived = live(&operations, Flaw::None, &mut chooser);
+        assert_eq!((lived.ending, lived.failures), (Ending::Finished, vec![]));
+        let answer = |at: usize| lived.history[at].completed.map(|(_, answer)| answer);
+        ended += u64::from(answer(0) == Some(Answer::Failed));
+        assert_eq!([answer(1), answer(2)], [Some(Answer::Done); 2]);
+    }
+    assert!(ended > 10, "{ended} openings were ended by a kill");
 }
 
 #[test]

@@ -120,7 +120,7 @@ fn every_prefix_survives(subject: &EngineSubject, base: &PageImage, initial: &Co
         );
     }
     let end = ledger.expect_served();
-    let closed = judge.judge_closed(served.image, &end);
+    let closed = judge.judge_closed(served.image, &end, None);
     assert_eq!(closed.verdict, Verdict::Survived);
 }
 

@@ -27,7 +27,10 @@ pub(super) fn add(
     };
     // Its refcounts are gone before the run, and repair must count the snapshots too.
     shape.snapshots = u32::try_from(draw.below(4).min(most)).expect("a small number");
-    shape.terse_snapshots = shape.abandoned && prng.fork("terse snapshots").chance(1, 2);
+    let likely = if shape.abandoned { 8 } else { 1 };
+    let terse = prng.fork("terse snapshots").chance(likely, 16);
+    shape.terse_snapshots = terse && shape.version == 3;
+    shape.claiming_snapshots = prng.fork("claiming snapshots").chance(1, 4);
     let mut alive: Vec<u32> = (0..shape.snapshots).collect();
     let mut next = shape.snapshots;
     let count = draw.between(1, 6);
