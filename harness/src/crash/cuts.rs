@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use blkdebug::record::{Entry, RecordedOp, Recording, RequestId, Tick};
 
 use super::Class;
-use super::durability::{Frontier, effective_flush};
+use super::durability::{Frontier, Trust, acknowledgements, effective_flush};
 
 /// Which states a cut visits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,6 +56,41 @@ pub(super) fn plan<'a>(recording: &'a Recording, promises: &[Tick]) -> Vec<Cut<'
     }
     first.append(&mut later);
     first
+}
+
+/// The cuts of a recording on disks that lie: each moment with the last promise before it broken, with the last
+/// two, and with all. In an order that is spread over the whole recording however soon a budget ends.
+pub(super) fn plan_lies<'a>(recording: &'a Recording, promises: &[Tick]) -> Vec<Cut<'a>> {
+    let acknowledged = acknowledgements(recording);
+    let mut cuts = Vec::new();
+    for (tick, scope) in moments(recording, promises) {
+        let count = acknowledged.partition_point(|moment| *moment <= tick);
+        let broken = |back: usize| {
+            let first = acknowledged[..count].get(count.saturating_sub(back))?;
+            Some(Trust::Until(Tick(first.0.saturating_sub(1))))
+        };
+        let mut trusts: Vec<Trust> = [1, 2, count].into_iter().filter_map(broken).collect();
+        trusts.dedup();
+        if trusts.is_empty() {
+            trusts.push(Trust::Always);
+        }
+        cuts.extend(trusts.into_iter().map(|trust| (tick, scope, trust)));
+    }
+    let bits = usize::BITS - cuts.len().leading_zeros();
+    let spread = |index: usize| index.reverse_bits() >> (usize::BITS - bits);
+    let places = (0..1_usize << bits).map(spread);
+    let frontier = |(tick, trust)| {
+        let mut frontier = Frontier::trusting(recording, trust);
+        frontier.advance(tick);
+        frontier
+    };
+    places
+        .filter_map(|place| cuts.get(place))
+        .map(|(tick, scope, trust)| Cut {
+            frontier: frontier((*tick, *trust)),
+            scope: *scope,
+        })
+        .collect()
 }
 
 /// The moments in order of time.

@@ -79,8 +79,9 @@ struct Open {
 }
 
 const FIRST: &[Level] = &[Level::Prefix, Level::Single];
-const THEN: [&[Level]; 4] = [
+const THEN: [&[Level]; 5] = [
     &[Level::Pair],
+    &[Level::Without],
     &[Level::Every],
     &[Level::Sampled],
     &[Level::Torn],
@@ -95,7 +96,17 @@ impl<'a> Explorer<'a> {
         budget: Budget,
         promises: &[Tick],
     ) -> Self {
-        let cuts = cuts::plan(recording, promises);
+        let cuts = match contract {
+            Contract::Liar => cuts::plan_lies(recording, promises),
+            Contract::Perfect
+            | Contract::Prefix
+            | Contract::Epoch
+            | Contract::EpochTorn
+            | Contract::EpochTornGarbage => cuts::plan(recording, promises),
+        };
+        // What disks destroy is new in no state of the cheap levels: all levels take turns from the start.
+        let levels = if contract.destroys() { &THEN[..] } else { &[] };
+        let passes = std::iter::once(FIRST).chain(levels.iter().copied());
         Self {
             contract,
             budget,
@@ -104,7 +115,7 @@ impl<'a> Explorer<'a> {
             visited: Visited::default(),
             draw: None,
             expectation: Box::new(|_| 0),
-            passes: vec![Pass::new(FIRST)],
+            passes: passes.map(Pass::new).collect(),
             turn: 0,
             handed_out: 0,
         }
@@ -220,7 +231,7 @@ impl Iterator for Explorer<'_> {
             }
             let ended = self.passes.remove(turn);
             self.turn = turn;
-            if ended.levels == FIRST {
+            if ended.levels == FIRST && !self.contract.destroys() {
                 self.passes = THEN.into_iter().map(Pass::new).collect();
             }
         }

@@ -1,5 +1,6 @@
 //! Running a trace again: the one crash that it names, or every crash state of its run.
 
+use blkdebug::contract::Contract;
 use blkdebug::disks::Disks;
 use blkdebug::record::{Entry, Recording, RequestName, Tick};
 use engine::device::PageImage;
@@ -8,7 +9,6 @@ use super::bench::Bench;
 use super::live::{Life, live};
 use super::{Case, Effort, Schedule, find};
 use crate::caught::{Panic, catch};
-use crate::crash::durability::Frontier;
 use crate::crash::state::{CrashState, Mismatch, Survivors};
 use crate::oracle::{Judgement, Verdict};
 use crate::sim::stage::StageError;
@@ -90,8 +90,10 @@ impl Replayed {
         recording: &Recording,
         crash: &Crash,
         during: &str,
+        contract: Contract,
     ) -> Result<CrashState, Unreplayable> {
         let (cut, survivors) = crash.find(recording)?;
+        survivors.destroy_by(recording, cut, contract)?;
         let requests = recording.entries.iter().flat_map(request_steps);
         let named = requests.map(|step| Step {
             text: format!("{during}: {}", step.text),
@@ -174,6 +176,8 @@ fn judge_crash(
 ) -> Result<(), Unreplayable> {
     let bench = Bench::of(case, life);
     let (cut, survivors) = crash.find(life.recording())?;
+    let contract = case.scenario.contract;
+    survivors.destroy_by(life.recording(), cut, contract)?;
     let expectation = life.ledger.expect(Moment(cut.0));
     let state = CrashState::build(life.recording(), cut, &survivors)?;
     replayed.steps = steps(life, cut);
@@ -197,7 +201,7 @@ fn judge_crash(
                 };
                 let of_last = last.as_ref().and_then(|last| last.repairs.get(*attempt));
                 let recording = of_last.ok_or(Unreplayable::NoRepair(*attempt))?;
-                let state = replayed.second(recording, crash, "repair")?;
+                let state = replayed.second(recording, crash, "repair", contract)?;
                 let image = state.disks.into_image();
                 crashed.put(*disk, image.clone());
                 let again = bench.judge_repair(&judged, *disk, image, &expectation);
@@ -211,7 +215,7 @@ fn judge_crash(
             let service = bench.serve(&judged, &expectation);
             replayed.verdict = service.verdict;
             if let (Some(crash), Some(ledger)) = (crash, &service.ledger) {
-                let second = replayed.second(&service.recording, crash, "service")?;
+                let second = replayed.second(&service.recording, crash, "service", contract)?;
                 let expectation = ledger.expect(Moment(second.cut.0));
                 for (disk, image) in second.disks.iter() {
                     crashed.put(disk, image.clone());
@@ -231,7 +235,7 @@ fn describe(
     cut: Tick,
     survivors: &Survivors,
 ) -> Result<String, Unreplayable> {
-    let frontier = Frontier::at(recording, cut);
+    let frontier = survivors.frontier(recording, cut);
     Ok(survivors.fit(&frontier)?.describe(recording))
 }
 

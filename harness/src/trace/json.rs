@@ -239,6 +239,8 @@ struct CrashJson {
     moment: u64,
     survivors: Vec<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    ignored_from: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     in_repair: Option<RepairJson>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     in_service: Option<ServiceJson>,
@@ -471,6 +473,7 @@ fn write_crash(crash: &Crash) -> CrashJson {
         cut: text::cut_text(&crash.cut),
         moment: crash.cut.moment,
         survivors: crash.survivors.iter().map(text::survivor_text).collect(),
+        ignored_from: crash.ignored_from.map(|request| request.to_string()),
         in_repair: None,
         in_service: None,
     };
@@ -746,6 +749,14 @@ fn read_crash(field: &str, json: CrashJson) -> Result<Crash, BadTrace> {
         let field = format!("{field}.survivors[{index}]");
         survivors.push(text::survivor(survivor).map_err(|bad| meaning(&field, &bad))?);
     }
+    let ignored_from = match &json.ignored_from {
+        None => None,
+        Some(name) => Some(known(
+            &format!("{field}.ignored_from"),
+            name,
+            text::request_named,
+        )?),
+    };
     let then = match (json.in_repair, json.in_service) {
         (None, None) => None,
         (Some(repair), None) => Some(Then::Repair {
@@ -771,6 +782,7 @@ fn read_crash(field: &str, json: CrashJson) -> Result<Crash, BadTrace> {
             moment: json.moment,
         },
         survivors,
+        ignored_from,
         then,
     })
 }

@@ -23,7 +23,7 @@ pub use text::{BadText, operation_text};
 /// The major version of the format that is read and written here.
 pub const MAJOR: u32 = 1;
 /// The newest minor version that is understood.
-pub const MINOR: u32 = 10;
+pub const MINOR: u32 = 11;
 
 /// One case.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,6 +59,8 @@ pub struct Crash {
     pub cut: Cut,
     /// What of the volatile requests survived; the others are lost.
     pub survivors: Vec<Survivor>,
+    /// The first flush, or write with FUA, that the disks acknowledged and ignored, as they did all that followed.
+    pub ignored_from: Option<RequestRef>,
     /// What came after it, where that is what went wrong.
     pub then: Option<Then>,
 }
@@ -144,10 +146,10 @@ pub enum Left {
     Whole,
     /// These sectors, ascending.
     Sectors(Vec<usize>),
-    /// Of a discard: these sectors read zero, and those read garbage.
+    /// These sectors read as asked, which of a discard is zero, and those read garbage.
     Scattered {
         /// Ascending.
-        zero: Vec<usize>,
+        asked: Vec<usize>,
         /// Ascending.
         garbage: Vec<usize>,
     },

@@ -39,7 +39,7 @@ fn crash() -> impl Strategy<Value = Crash> {
     let content = prop_oneof![
         Just(Left::Whole),
         sectors().prop_map(Left::Sectors),
-        (sectors(), sectors()).prop_map(|(zero, garbage)| Left::Scattered { zero, garbage }),
+        (sectors(), sectors()).prop_map(|(asked, garbage)| Left::Scattered { asked, garbage }),
     ];
     let length = prop_oneof![Just(LengthLeft::Kept), Just(LengthLeft::Lost)];
     let survivor = (request(), content, length).prop_map(|(request, content, length)| Survivor {
@@ -51,10 +51,12 @@ fn crash() -> impl Strategy<Value = Crash> {
         prop::option::of((edge, request())),
         any::<u64>(),
         prop::collection::vec(survivor, 0..5),
+        prop::option::of(request()),
     )
-        .prop_map(|(before, moment, survivors)| Crash {
+        .prop_map(|(before, moment, survivors, ignored_from)| Crash {
             cut: Cut { before, moment },
             survivors,
+            ignored_from,
             then: None,
         })
         .boxed();
