@@ -1,5 +1,6 @@
 //! Hunting a planted defect, or a barrier that is left out: a harness that cannot find it proves nothing by finding nothing else.
 
+use blkdebug::contract::Contract;
 use engine::barrier::Barrier;
 use engine::defect::{Defect, Flaw};
 use engine::preallocation::Preallocation;
@@ -103,10 +104,19 @@ fn plan(flaw: Flaw, seed: u64) -> Plan {
         seed,
         runs: RUNS,
         pins,
-        contract: None,
+        contract: contract(flaw),
         given: None,
         flaw: Some(flaw),
         effort: effort(),
+    }
+}
+
+/// The contract that a flaw shows under, where that is not the usual one.
+fn contract(flaw: Flaw) -> Option<Contract> {
+    match flaw {
+        Flaw::Defect(Defect::BadEntryUnallocated) => Some(Contract::EpochTornGarbage),
+        Flaw::Defect(Defect::RepairDropsUncounted) => Some(Contract::Liar),
+        Flaw::Defect(_) | Flaw::Without(_) => None,
     }
 }
 
@@ -211,7 +221,9 @@ fn pins(defect: Defect) -> Pins {
         | Defect::RepairSkipsLast
         | Defect::RepairCleansEarly
         | Defect::RepairMissesLastEntry
-        | Defect::RepairKeepsShortFile => Pins::default(),
+        | Defect::RepairKeepsShortFile
+        | Defect::BadEntryUnallocated
+        | Defect::RepairDropsUncounted => Pins::default(),
         Defect::LinkBeforeDataFile | Defect::FlushSkipsDataFile => pinned("data_file=on"),
         Defect::RawZeroesByFlag | Defect::RawDataBeforeLink => pinned("data_file=raw"),
         Defect::CommitBeforeFlush

@@ -182,12 +182,40 @@ impl Metadata {
                 problem,
             })
         };
-        let mapping = entry.decode(self.geometry, self.version);
-        let mapping = mapping.map_err(|entry| bad(Problem::Entry(entry)))?;
-        match data_file::misplaced(self.geometry, mapping, cluster) {
+        let mapping = match entry.decode(self.geometry, self.version) {
+            Err(_) if self.planted.has(Defect::BadEntryUnallocated) => Mapping::Unallocated,
+            mapping => mapping.map_err(|entry| bad(Problem::Entry(entry)))?,
+        };
+        let misplaced = data_file::misplaced(self.geometry, mapping, cluster);
+        match misplaced.or_else(|| self.nowhere(mapping)) {
             None => Ok(mapping),
             Some(problem) => Err(bad(Problem::Field(problem.into()))),
         }
+    }
+
+    /// Why a mapping points to where nothing can be, where it does. A cluster may lie behind the end of the file: what
+    /// made the file longer was lost, or is not there yet. But its refcount has its place before it is mapped, so that
+    /// an entry which names any other cluster is none that was ever written.
+    fn nowhere(&self, mapping: Mapping) -> Option<&'static str> {
+        let (first, count) = match mapping {
+            // Whoever inflates what is not there fails.
+            Mapping::Compressed(_) => return None,
+            Mapping::Unallocated
+            | Mapping::Zero { .. }
+            | Mapping::Data { .. }
+            | Mapping::Split(_) => host_clusters(self, mapping)?,
+        };
+        let end = self.geometry.offset_of(HostCluster(first.0 + count));
+        let block = first.0 / self.geometry.refcounts_per_block();
+        let is_counted = || {
+            let word = usize::try_from(block)
+                .ok()
+                .and_then(|at| self.reftable.get(at));
+            word.is_some_and(|word| word.0 != 0)
+        };
+        let is_somewhere = end.0 <= self.order.file().len() || is_counted();
+        (!is_somewhere)
+            .then_some("the cluster is neither within the file nor where anything is counted")
     }
 
     /// The L2 table of an L1 entry, made if there is none and copied if it is shared.

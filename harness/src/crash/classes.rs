@@ -139,6 +139,7 @@ impl<'a> Classes<'a> {
         // A state that was legal at one cut is legal at a later one with the same key.
         cuts.sort_by_key(|cut| cut.frontier.cut());
         let tearing = match contract {
+            // A judgement of what those destroy does not tell what it hangs on.
             Contract::EpochTorn | Contract::EpochTornGarbage | Contract::Liar => Tearing::Torn,
             Contract::Perfect | Contract::Prefix | Contract::Epoch => Tearing::Whole,
         };

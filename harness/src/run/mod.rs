@@ -63,7 +63,8 @@ pub enum Reach {
     #[default]
     Levels,
     /// Under `epoch`, every subset of whole requests at each cut, under `epoch-torn` of their sectors; a state for each
-    /// class of them that no judgement can tell apart. As [`Self::Levels`] under the contracts that leave less open.
+    /// class of them that no judgement can tell apart. As [`Self::Levels`] under the contracts that leave less open,
+    /// and where the disk destroys what was durable.
     Classes {
         /// Where the cuts begin.
         from: From,
@@ -145,6 +146,10 @@ pub struct Counts {
     pub states_known: u64,
     /// Judged states of a first power loss that passed.
     pub survived: u64,
+    /// Those of the survivors of which something was destroyed and refused, and nothing read wrong.
+    pub refused: u64,
+    /// Those of the survivors of which something was destroyed and read wrong, as nobody can know.
+    pub undetectable: u64,
     /// Judged states that recovery had to repair.
     pub repairs: u64,
     /// Judged states on which work went on after recovery.
@@ -212,6 +217,8 @@ impl Counts {
             states_nested,
             states_known,
             survived,
+            refused,
+            undetectable,
             repairs,
             served,
             not_measured,
@@ -230,6 +237,8 @@ impl Counts {
         self.states_nested += states_nested;
         self.states_known += states_known;
         self.survived += survived;
+        self.refused += refused;
+        self.undetectable += undetectable;
         self.repairs += repairs;
         self.served += served;
         self.not_measured += not_measured;
