@@ -164,6 +164,15 @@ fn asked(op: &RecordedOp, sector: u64) -> SectorHash {
 }
 
 impl Destroyed {
+    /// These sectors.
+    #[cfg(test)]
+    pub(crate) fn of(sectors: &[(u64, Ruin)]) -> Self {
+        Self {
+            sectors: sectors.iter().copied().collect(),
+            cut_off: 0..0,
+        }
+    }
+
     /// Whether nothing is.
     pub fn is_none(&self) -> bool {
         self.sectors.is_empty() && self.cut_off.is_empty()

@@ -6,14 +6,14 @@ use std::rc::Rc;
 use blkdebug::contract::Contract;
 use blkdebug::disks::{Disk, Disks};
 use blkdebug::mask::{SectorMask, Shape};
-use blkdebug::record::{Clock, Effect, RecordedOp, Recording, RequestId, Tick};
+use blkdebug::record::{Clock, Recording, RequestId, Tick};
 use blkdebug::rule::{Fault, Rule, Rules, Tear};
 use blkdebug::volatile::{Answering, VolatileDisk};
 use engine::device::{Cause, ContentHash, Device, Event, Op, OpKind, PageImage, Request};
 use proptest::prelude::*;
 
 use super::classes::{Classes, Task};
-use super::durability::{Frontier, Standing, Trust};
+use super::durability::{Frontier, Standing};
 use super::explore::{Budget, Explorer};
 use super::footprint::Footprint;
 use super::reference;
@@ -639,64 +639,6 @@ proptest! {
         }
     }
 
-    /// Each request as it was, as asked or as garbage is visited in every combination.
-    #[test]
-    fn every_choice_of_garbage_is_explored(script in script()) {
-        let recording = run_for(&script, Contract::EpochTornGarbage);
-        let explorer = Explorer::new(&recording, Contract::EpochTornGarbage, THOROUGH, &[]);
-        let seen: BTreeSet<ContentHash> = explorer.map(|state| state.hash).collect();
-        for cut in (0..=recording.end().0).map(Tick) {
-            let frontier = Frontier::at(&recording, cut);
-            let nowhere = |count| SectorMask::none(count);
-            let everywhere = |count| SectorMask::from_fn(count, |_| true);
-            // The masks are made to fit each request below.
-            let spoilt = Fate::Scattered { asked: nowhere(0), garbage: everywhere(0) };
-            for survivors in every_survivors(&frontier, &[Fate::Lost, Fate::Whole, spoilt]) {
-                let fitted = survivors.parts().iter().zip(frontier.volatile()).map(|(part, tail)| {
-                    let count = tail.sector_count();
-                    let content = match &part.content {
-                        Fate::Scattered { .. } if count > 0 => {
-                            Fate::Scattered { asked: nowhere(count), garbage: everywhere(count) }
-                        }
-                        Fate::Scattered { .. } => Fate::Lost,
-                        content => content.clone(),
-                    };
-                    Part { content, ..part.clone() }
-                });
-                let survivors = Survivors::from_parts(fitted.collect());
-                let state = CrashState::build(&recording, cut, &survivors).unwrap();
-                prop_assert!(seen.contains(&state.hash), "{}", survivors.describe(&recording));
-            }
-        }
-    }
-
-    /// What a liar has at a cut is what an honest disk would have that had been asked for no flush behind the moment
-    /// up to which it kept its word.
-    #[test]
-    fn a_liar_is_an_honest_disk_that_was_asked_for_less(script in script(), last in 0_u64..20) {
-        let recording = run(&script);
-        let mut asked_less = recording.clone();
-        for entry in &mut asked_less.entries {
-            let late = entry.answered().is_some_and(|tick| tick > Tick(last));
-            if late && matches!(entry.op, RecordedOp::Flush) {
-                entry.effect = Effect::Dropped;
-            }
-            if let (true, RecordedOp::Write { fua, .. }) = (late, &mut entry.op) {
-                *fua = false;
-            }
-        }
-        for cut in (0..=recording.end().0).map(Tick) {
-            let mut lying = Frontier::trusting(&recording, Trust::Until(Tick(last)));
-            lying.advance(cut);
-            let honest = Frontier::at(&asked_less, cut);
-            prop_assert_eq!(lying.settled(), honest.settled());
-            let stands = |frontier: &Frontier<'_>| -> Vec<(RequestId, Standing, bool)> {
-                frontier.tail().iter().map(|tail| (tail.request, tail.standing, tail.has_length)).collect()
-            };
-            prop_assert_eq!(stands(&lying), stands(&honest));
-        }
-    }
-
     /// Where everything is read, each state is a class of its own, and none is left out.
     #[test]
     fn every_allowed_state_is_of_a_class_as_early_as_it_is_expected_to_be_legal(
@@ -950,27 +892,6 @@ fn an_ordered_cache_can_be_overtaken_by_fua() {
 }
 
 #[test]
-fn a_liar_loses_what_it_had_acknowledged() {
-    let tape = Tape::new();
-    tape.done(write(0, 1, 1));
-    tape.done(Op::Flush);
-    tape.done(write_fua(1, 2, 1));
-    let recording = tape.recording();
-    let explored = |contract| -> BTreeSet<Vec<u8>> {
-        let states = Explorer::new(&recording, contract, Budget::default(), &[])
-            .with_expectation(|cut| u128::from(cut.0))
-            .filter(|state| state.cut == recording.end());
-        let bytes = states.map(|state| state.disks.image().read_vec(0, 1024));
-        bytes.map(|bytes| vec![bytes[0], bytes[512]]).collect()
-    };
-    let of_liar = explored(Contract::Liar);
-    for lost in [vec![0xBB, 0xBB], vec![1, 0xBB], vec![0xBB, 2]] {
-        assert!(of_liar.contains(&lost), "{lost:?}");
-    }
-    assert_eq!(explored(Contract::EpochTorn), BTreeSet::from([vec![1, 2]]));
-}
-
-#[test]
 fn everything_up_to_a_request_without_another_is_one_of_the_levels() {
     let tape = Tape::new();
     for sector in 0..8 {
@@ -1042,3 +963,5 @@ fn what_tears_is_torn_and_what_survives_is_sampled() {
     assert!(!levels(Contract::Epoch).contains(&Level::Torn));
     assert!(levels(Contract::Epoch).contains(&Level::Pair));
 }
+
+mod destroying;
