@@ -23,4 +23,4 @@ pub use judge::{Judge, Judgement, Observer, Stage, Witness};
 pub(crate) use key_slots::fingerprint;
 pub use raw::judge_raw;
 pub use service::Service;
-pub use verdict::{FailureClass, Oracle, Verdict, Violation};
+pub use verdict::{Acceptance, FailureClass, Oracle, Verdict, Violation};

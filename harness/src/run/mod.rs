@@ -17,6 +17,7 @@ use crate::workload::shape::Scenario;
 
 pub use bench::{Bench, Judged};
 pub use live::{Life, live};
+pub(crate) use replay::judge_accepting;
 pub use replay::{Replayed, Step, Unreplayable, replay};
 
 /// What is run: a scenario and who decides its schedule.

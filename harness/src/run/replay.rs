@@ -10,7 +10,7 @@ use super::live::{Life, live};
 use super::{Case, Effort, Schedule, find};
 use crate::caught::{Panic, catch};
 use crate::crash::state::{CrashState, Mismatch, Survivors};
-use crate::oracle::{Judgement, Verdict};
+use crate::oracle::{Acceptance, Judgement, Verdict};
 use crate::sim::stage::StageError;
 use crate::trace::{Crash, Expected, Misplaced, Then, Trace, operation_text};
 use crate::workload::ops::{Happening, Moment};
@@ -84,6 +84,19 @@ impl Replayed {
 }
 
 impl Replayed {
+    /// A life of which nothing is judged yet.
+    fn of(life: &Life) -> Self {
+        Self {
+            verdict: Verdict::Survived,
+            same_run: None,
+            digest: life.lived.digest,
+            steps: Vec::new(),
+            survivors: String::new(),
+            crashed: None,
+            recovered: None,
+        }
+    }
+
     /// The state of a second power loss, with its steps behind those of the first.
     fn second(
         &mut self,
@@ -122,21 +135,29 @@ fn replay_caught(trace: &Trace) -> Result<Replayed, Unreplayable> {
     };
     let life = live(&case)?;
     let mut replayed = Replayed {
-        verdict: Verdict::Survived,
         same_run: trace.digest.map(|digest| digest == life.lived.digest),
-        digest: life.lived.digest,
-        steps: Vec::new(),
-        survivors: String::new(),
-        crashed: None,
-        recovered: None,
+        ..Replayed::of(&life)
     };
     if let Some(crash) = &trace.crash {
-        judge_crash(&case, &life, crash, &mut replayed)?;
+        judge_crash(&Bench::of(&case, &life), &case, &life, crash, &mut replayed)?;
     } else {
         replayed.steps = steps(&life, Tick(u64::MAX));
         replayed.verdict = judge_run(&case, &life, &trace.expected)?;
     }
     Ok(replayed)
+}
+
+/// What the state that a crash leaves comes to where so much is let pass.
+pub(crate) fn judge_accepting(
+    case: &Case,
+    life: &Life,
+    crash: &Crash,
+    acceptance: Acceptance,
+) -> Result<Verdict, Unreplayable> {
+    let bench = Bench::of(case, life).accepting(acceptance.level());
+    let mut replayed = Replayed::of(life);
+    judge_crash(&bench, case, life, crash, &mut replayed)?;
+    Ok(replayed.verdict)
 }
 
 /// Judges the run itself and every crash state of it.
@@ -169,12 +190,12 @@ fn is_expected(violation: &crate::oracle::Violation, expected: &Expected) -> boo
 
 /// Judges the state that one crash leaves.
 fn judge_crash(
+    bench: &Bench<'_>,
     case: &Case,
     life: &Life,
     crash: &Crash,
     replayed: &mut Replayed,
 ) -> Result<(), Unreplayable> {
-    let bench = Bench::of(case, life);
     let (cut, survivors) = crash.find(life.recording())?;
     let contract = case.scenario.contract;
     survivors.destroy_by(life.recording(), cut, contract)?;

@@ -123,6 +123,10 @@ prop_compose! {
         contract in prop::sample::select(Contract::ALL.to_vec()),
         flaw in prop::option::of(flaw()),
         class in prop::option::of(".*"),
+        shown in prop::option::of((
+            prop::sample::select(Contract::ALL.to_vec()),
+            prop::sample::select(Acceptance::ALL.to_vec()),
+        )),
         choices in prop::collection::vec(0u32..9, 0..50),
         digest: Option<u128>,
     ) -> Trace {
@@ -137,6 +141,7 @@ prop_compose! {
             choices,
             crash,
             expected: class.map_or(Expected::Survived, Expected::Violated),
+            shown: shown.map(|(contract, breaks)| Shown { contract, breaks }),
             digest,
         }
     }
@@ -170,6 +175,7 @@ fn sample(seed: u64) -> Trace {
         choices: vec![1, 0, 2],
         crash: None,
         expected: Expected::Survived,
+        shown: None,
         digest: None,
     }
 }
