@@ -178,6 +178,15 @@ fn garbage_that_points_to_nothing_is_refused() {
 }
 
 #[test]
+fn a_table_that_is_nowhere_is_refused() {
+    let mut sample = written();
+    sample.long(sample.offset(Sample::L1), 0x0000_5aa5_5a5a_5000);
+    let ruins = [(Sample::L1 * 8, Ruin::Garbage)];
+    let (class, standing) = judged(&sample, &ruins, Oddity::None);
+    assert_eq!((class.as_str(), standing), ("survived", Standing::Refused));
+}
+
+#[test]
 fn an_older_table_is_excused_and_a_wrong_one_is_not() {
     let mut sample = written();
     sample.entry(1, 0);
