@@ -210,40 +210,68 @@ impl Case<'_> {
 
     /// The guest sectors that are read, a cluster at a time: all that is not zero, and both ends of what is.
     fn read_plan(&self, expectation: &Expectation<'_>) -> Vec<Range<u64>> {
+        let known: Vec<Range<u64>> = expectation.touched().chain(expectation.given()).collect();
         let Some(view) = self.state.view(self.judge.backing, self.judge.data) else {
-            let known = expectation.touched().chain(expectation.given());
-            return known
-                .map(|range| range.start * 512..range.start * 512 + 512)
-                .collect();
+            let first = known.iter().map(|range| range.start * 512);
+            return first.map(|start| start..start + 512).collect();
         };
         let base = self.judge.base;
         let base = base.and_then(|base| base.view(self.judge.backing, self.judge.data));
         let checker = &mut expectation.checker();
-        let mut sectors = Vec::new();
-        for range in interest(&view, expectation) {
-            for run in view.runs(range) {
-                let Range { start, end } = run.sectors;
-                if run.is_zeroes() {
-                    sectors.extend([start..start + 1, end - 1..end]);
-                } else if !(checker.is_untouched(&run.sectors)
-                    && base.is_some_and(|base| shows_the_same(&view, &base, &run.sectors)))
-                {
-                    sectors.push(start..end);
+        let at_once = view.cluster_sectors();
+        let mut packed_left = MOST_PACKED_BYTES;
+        let mut plan = Vec::new();
+        for sectors in pieces(interest(&view, expectation), at_once) {
+            let ends = [
+                sectors.start..sectors.start + 1,
+                sectors.end - 1..sectors.end,
+            ];
+            match mapping(&self.state.report, sectors.start / at_once) {
+                Some(Mapping::Zero) => plan.extend(ends),
+                // A table of garbage names many, each as long as two clusters.
+                Some(Mapping::Compressed { len_bytes, .. }) => {
+                    let is_known = known
+                        .iter()
+                        .any(|range| range.start < sectors.end && sectors.start < range.end);
+                    packed_left = packed_left.saturating_sub(len_bytes);
+                    if is_known || packed_left > 0 {
+                        plan.push(sectors);
+                    }
+                }
+                Some(Mapping::Bad) => plan.push(sectors),
+                Some(Mapping::Data(_) | Mapping::Split { .. }) | None => {
+                    for run in view.runs(sectors) {
+                        if run.is_zeroes() {
+                            let Range { start, end } = run.sectors;
+                            plan.extend([start..start + 1, end - 1..end]);
+                        } else if !(checker.is_untouched(&run.sectors)
+                            && base.is_some_and(|base| shows_the_same(&view, &base, &run.sectors)))
+                        {
+                            plan.push(run.sectors);
+                        }
+                    }
                 }
             }
         }
-        let at_once = view.cluster_sectors();
-        let step = usize::try_from(at_once).expect("a cluster fits memory");
-        let pieces = merge(sectors, view.virtual_bytes() / 512).into_iter();
-        pieces
-            .flat_map(|range| {
-                let first = range.start / at_once * at_once;
-                (first..range.end).step_by(step).map(move |start| {
-                    start.max(range.start) * 512..(start + at_once).min(range.end) * 512
-                })
-            })
+        let plan = pieces(merge(plan, view.virtual_bytes() / 512), at_once);
+        plan.map(|range| range.start * 512..range.end * 512)
             .collect()
     }
+}
+
+/// Of compressed bytes that no operation is known to have written so many are read at most, in one state.
+const MOST_PACKED_BYTES: u64 = 4 << 20;
+
+/// Ranges of sectors, cut where clusters of so many end.
+fn pieces(ranges: Vec<Range<u64>>, at_once: u64) -> impl Iterator<Item = Range<u64>> {
+    ranges.into_iter().flat_map(move |range| {
+        let mut at = range.start;
+        std::iter::from_fn(move || {
+            let start = at;
+            at = (start / at_once + 1).saturating_mul(at_once).min(range.end);
+            (start < at).then_some(start..at)
+        })
+    })
 }
 
 /// What stands between a guest and one of its sectors.
