@@ -149,11 +149,7 @@ fn pins(defect: Defect) -> Pins {
             version: Some(3),
             ..managed(Managed::Amend)
         },
-        Defect::DowngradeForgetsSnapshots => Pins {
-            version: Some(3),
-            snapshots: Some(true),
-            ..managed(Managed::Amend)
-        },
+        Defect::DowngradeForgetsSnapshots => pinned("version=3,snapshots=on,manage=amend"),
         // Repointing has no canary of its own: it is the same change of the header as renaming, with the same
         // two places to go wrong at.
         Defect::HeaderBeforeNames | Defect::HeaderNotFlushed => managed(Managed::Rename),

@@ -163,7 +163,7 @@ impl<'a> Bench<'a> {
         let recording = self.destroying?;
         let cut = Tick(cut.0);
         let mut known = self.honest.borrow_mut();
-        if !known.as_ref().is_some_and(|(of, _)| *of == cut) {
+        if known.as_ref().is_none_or(|(of, _)| *of != cut) {
             *known = Some((cut, Rc::new(Honest::at(recording, cut))));
         }
         known.as_ref().map(|(_, honest)| honest.destroyed(disks))

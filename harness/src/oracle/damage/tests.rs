@@ -127,7 +127,9 @@ fn judged(sample: &Sample, ruins: &[(u64, Ruin)], oddity: Oddity) -> (String, St
     let class = match judgement.verdict {
         Verdict::Survived => "survived".into(),
         Verdict::Violated(violation) => violation.class.to_string(),
-        verdict => panic!("{verdict:?}"),
+        verdict @ (Verdict::NotMeasured(_) | Verdict::HarnessBroken(_)) => {
+            panic!("{verdict:?}")
+        }
     };
     (class, judgement.standing)
 }
