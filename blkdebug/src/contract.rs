@@ -20,11 +20,24 @@ pub enum Contract {
     /// As [`Self::Epoch`], and any subset of the sectors of each request survives.
     #[default]
     EpochTorn,
+    /// As [`Self::EpochTorn`], and each sector of a volatile write may hold garbage: it was being
+    /// written when the power went out.
+    EpochTornGarbage,
+    /// As [`Self::EpochTornGarbage`], on a disk that acknowledges flushes and writes with FUA and,
+    /// from some moment on, ignores them.
+    Liar,
 }
 
 impl Contract {
     /// Every contract, from the weakest adversary to the strongest.
-    pub const ALL: [Self; 4] = [Self::Perfect, Self::Prefix, Self::Epoch, Self::EpochTorn];
+    pub const ALL: [Self; 6] = [
+        Self::Perfect,
+        Self::Prefix,
+        Self::Epoch,
+        Self::EpochTorn,
+        Self::EpochTornGarbage,
+        Self::Liar,
+    ];
 
     /// The name used in traces, options and messages.
     pub fn name(self) -> &'static str {
@@ -33,7 +46,27 @@ impl Contract {
             Self::Prefix => "prefix",
             Self::Epoch => "epoch",
             Self::EpochTorn => "epoch-torn",
+            Self::EpochTornGarbage => "epoch-torn-garbage",
+            Self::Liar => "liar",
         }
+    }
+
+    /// The plainest disk that it speaks of, as in "shown by any disk that ..".
+    pub fn describe(self) -> &'static str {
+        match self {
+            Self::Perfect => "loses nothing but what was in flight",
+            Self::Prefix => "loses the end of an ordered cache",
+            Self::Epoch => "reorders whole writes",
+            Self::EpochTorn => "tears writes between sectors",
+            Self::EpochTornGarbage => "leaves garbage in the sectors that it was writing",
+            Self::Liar => "acknowledges flushes that it ignores",
+        }
+    }
+
+    /// Whether it destroys what had been durable: a sector that was being overwritten, or what a
+    /// flush was to keep. No format that changes its tables in place can rebuild that.
+    pub fn destroys(self) -> bool {
+        self >= Self::EpochTornGarbage
     }
 
     /// The contract of that name.
@@ -59,7 +92,7 @@ mod tests {
         for contract in Contract::ALL {
             assert_eq!(Contract::from_name(contract.name()), Some(contract));
         }
-        assert_eq!(Contract::from_name("liar"), None);
+        assert_eq!(Contract::from_name("lier"), None);
     }
 
     #[test]

@@ -203,6 +203,10 @@ defects! {
     RawDataBeforeLink "raw-data-before-link",
     /// A key slot becomes active before its key material is durable.
     KeySlotBeforeMaterial "key-slot-before-material",
+    /// L2 entries that cannot be right are taken for unallocated ones.
+    BadEntryUnallocated "bad-entry-unallocated",
+    /// Repair of an image that is not marked dirty drops mappings to clusters that are not counted.
+    RepairDropsUncounted "repair-drops-uncounted",
     /// Adding a secret returns before the slot is durable.
     KeySlotNotFlushed "key-slot-not-flushed",
     /// The key material of a slot is wiped before it is durable that the slot is inactive.

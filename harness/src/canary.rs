@@ -1,5 +1,6 @@
 //! Hunting a planted defect, or a barrier that is left out: a harness that cannot find it proves nothing by finding nothing else.
 
+use blkdebug::contract::Contract;
 use engine::barrier::Barrier;
 use engine::defect::{Defect, Flaw, Planted};
 use engine::preallocation::Preallocation;
@@ -158,10 +159,19 @@ fn plan(flaw: Flaw, seed: u64) -> Plan {
         seed,
         runs: RUNS,
         pins,
-        contract: None,
+        contract: contract(flaw),
         given: None,
         flaw: Some(flaw),
         effort: effort(),
+    }
+}
+
+/// The contract that a flaw shows under, where that is not the usual one.
+fn contract(flaw: Flaw) -> Option<Contract> {
+    match flaw {
+        Flaw::Defect(Defect::BadEntryUnallocated) => Some(Contract::EpochTornGarbage),
+        Flaw::Defect(Defect::RepairDropsUncounted) => Some(Contract::Liar),
+        Flaw::Defect(_) | Flaw::Without(_) => None,
     }
 }
 
@@ -198,11 +208,7 @@ fn pins(defect: Defect) -> Pins {
             version: Some(3),
             ..managed(Managed::Amend)
         },
-        Defect::DowngradeForgetsSnapshots => Pins {
-            version: Some(3),
-            snapshots: Some(true),
-            ..managed(Managed::Amend)
-        },
+        Defect::DowngradeForgetsSnapshots => pinned("version=3,snapshots=on,manage=amend"),
         // Repointing has no canary of its own: it is the same change of the header as renaming, with the same
         // two places to go wrong at.
         Defect::HeaderBeforeNames | Defect::HeaderNotFlushed => managed(Managed::Rename),
@@ -270,7 +276,9 @@ fn pins(defect: Defect) -> Pins {
         | Defect::RepairSkipsLast
         | Defect::RepairCleansEarly
         | Defect::RepairMissesLastEntry
-        | Defect::RepairKeepsShortFile => Pins::default(),
+        | Defect::RepairKeepsShortFile
+        | Defect::BadEntryUnallocated
+        | Defect::RepairDropsUncounted => Pins::default(),
         Defect::LinkBeforeDataFile | Defect::FlushSkipsDataFile => pinned("data_file=on"),
         Defect::RawZeroesByFlag | Defect::RawDataBeforeLink => pinned("data_file=raw"),
         Defect::CommitBeforeFlush

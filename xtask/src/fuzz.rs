@@ -34,7 +34,7 @@ pub(crate) struct Fuzz {
     /// Use so many threads [default: one for each core]
     #[arg(long, value_name = "J", value_parser = clap::value_parser!(u16).range(1..=1024))]
     jobs: Option<u16>,
-    /// What the disk may do at power loss: perfect, prefix, epoch or epoch-torn
+    /// What the disk may do at power loss: perfect, prefix, epoch, epoch-torn, epoch-torn-garbage or liar
     #[arg(long, value_name = "C", value_parser = parse_contract, default_value = "epoch-torn")]
     contract: Contract,
     /// The image format under test
@@ -123,6 +123,15 @@ impl Fuzz {
             "states judged     {} ({} of them inside a repair)",
             summary.states_judged, summary.states_nested
         );
+        if self.contract.destroys() {
+            let [refused, undetectable] = [summary.states_refused, summary.states_undetectable];
+            let right = campaign.progress.counts.survived - refused - undetectable;
+            println!("  all of it right {right}");
+            println!("  refused in part {refused} (nothing else read wrong)");
+            println!(
+                "  undetectable    {undetectable} (data or old tables that the disk destroyed)"
+            );
+        }
         println!("states repaired   {}", summary.repairs);
         println!("seconds           {:.1}", summary.seconds);
         println!("states a second   {:.0}", summary.states_per_second);

@@ -29,6 +29,9 @@ impl Replay {
         let replayed = replay(&trace)
             .map_err(|error| Refusal(format!("{}: {error}", self.trace.display())))?;
         println!("{}", trace.about);
+        if let Some(shown) = trace.shown {
+            println!("shown by: {shown}");
+        }
         if self.steps {
             print!("{}", steps(&replayed));
         }

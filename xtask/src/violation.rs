@@ -59,6 +59,7 @@ pub(crate) fn tell(reduced: &Reduced, trace: &Path) {
     for line in &reduced.lines {
         println!("  | {line}");
     }
+    println!("  shown by: {}", reduced.shown);
     println!("  on the perfect disk: {}", reduced.control);
     println!(
         "  minimised to {} in {} attempts{}",

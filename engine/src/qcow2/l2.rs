@@ -12,6 +12,8 @@ use crate::defect::Defect;
 use crate::device::Event;
 use crate::error::{BadImage, Error, Problem, Refused, Structure};
 
+const NOWHERE: &str = "the cluster is neither within the file nor where anything is counted";
+
 /// Where the mapping of a guest cluster stands.
 struct Spot {
     l1_index: usize,
@@ -153,17 +155,24 @@ impl Metadata {
 
     pub(super) fn l1_entry(&self, index: usize) -> Result<L1Entry, Error> {
         let word = self.l1.get(index).copied().unwrap_or(L1Word(0));
-        word.decode(self.geometry).map_err(|bad| {
-            let (structure, offset) = (Structure::L1Table, self.l1_offset.0);
-            let index = Some(byte_count(index));
-            BadImage {
-                structure,
-                offset,
-                index,
-                problem: bad.into(),
+        let bad = |problem| {
+            Error::from(BadImage {
+                structure: Structure::L1Table,
+                offset: self.l1_offset.0,
+                index: Some(byte_count(index)),
+                problem,
+            })
+        };
+        let entry = word.decode(self.geometry);
+        let entry = entry.map_err(|entry| bad(Problem::Entry(entry)))?;
+        match entry {
+            L1Entry::Table { offset, .. }
+                if !self.is_somewhere(self.geometry.cluster_of(offset)) =>
+            {
+                Err(bad(Problem::Field(NOWHERE.into())))
             }
-            .into()
-        })
+            L1Entry::Table { .. } | L1Entry::Empty => Ok(entry),
+        }
     }
 
     /// The mapping of a guest cluster, which stands at `index` in a slice.
@@ -182,12 +191,40 @@ impl Metadata {
                 problem,
             })
         };
-        let mapping = entry.decode(self.geometry, self.version);
-        let mapping = mapping.map_err(|entry| bad(Problem::Entry(entry)))?;
-        match data_file::misplaced(self.geometry, mapping, cluster) {
+        let mapping = match entry.decode(self.geometry, self.version) {
+            Err(_) if self.planted.has(Defect::BadEntryUnallocated) => Mapping::Unallocated,
+            mapping => mapping.map_err(|entry| bad(Problem::Entry(entry)))?,
+        };
+        let misplaced = data_file::misplaced(self.geometry, mapping, cluster);
+        match misplaced.or_else(|| self.nowhere(mapping)) {
             None => Ok(mapping),
             Some(problem) => Err(bad(Problem::Field(problem.into()))),
         }
+    }
+
+    /// Why a mapping points to where nothing can be, where it does. A cluster may lie behind the end of the file: what
+    /// made the file longer was lost, or is not there yet. But its refcount has its place before it is mapped, so that
+    /// an entry which names any other cluster is none that was ever written.
+    fn nowhere(&self, mapping: Mapping) -> Option<&'static str> {
+        match mapping {
+            // Whoever inflates what is not there fails.
+            Mapping::Compressed(_) => None,
+            Mapping::Unallocated
+            | Mapping::Zero { .. }
+            | Mapping::Data { .. }
+            | Mapping::Split(_) => {
+                let (cluster, _) = host_clusters(self, mapping)?;
+                (!self.is_somewhere(cluster)).then_some(NOWHERE)
+            }
+        }
+    }
+
+    /// Whether a cluster lies within the file, or where something is counted.
+    fn is_somewhere(&self, cluster: HostCluster) -> bool {
+        let end = self.geometry.offset_of(HostCluster(cluster.0 + 1));
+        let block = usize::try_from(cluster.0 / self.geometry.refcounts_per_block());
+        let word = || block.ok().and_then(|block| self.reftable.get(block));
+        end.0 <= self.order.file().len() || word().is_some_and(|word| word.0 != 0)
     }
 
     /// The L2 table of an L1 entry, made if there is none and copied if it is shared.

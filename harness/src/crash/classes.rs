@@ -139,7 +139,8 @@ impl<'a> Classes<'a> {
         // A state that was legal at one cut is legal at a later one with the same key.
         cuts.sort_by_key(|cut| cut.frontier.cut());
         let tearing = match contract {
-            Contract::EpochTorn => Tearing::Torn,
+            // A judgement of what those destroy does not tell what it hangs on.
+            Contract::EpochTorn | Contract::EpochTornGarbage | Contract::Liar => Tearing::Torn,
             Contract::Perfect | Contract::Prefix | Contract::Epoch => Tearing::Whole,
         };
         Self {
@@ -388,7 +389,7 @@ fn fate(sectors: &[usize], tail: &Tail) -> Fate {
         Fate::Lost
     } else if tail.advisory {
         Fate::Scattered {
-            zero: pick(ASKED),
+            asked: pick(ASKED),
             garbage: pick(GARBAGE),
         }
     } else {

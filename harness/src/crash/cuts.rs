@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use blkdebug::record::{Entry, RecordedOp, Recording, RequestId, Tick};
 
 use super::Class;
-use super::durability::{Frontier, effective_flush};
+use super::durability::{Frontier, Trust, acknowledgements, effective_flush};
 
 /// Which states a cut visits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,12 +35,15 @@ pub(super) struct Cut<'a> {
 /// something, then the others, each in order of time. What is volatile at a cut is found out when it is asked for:
 /// most searches end before the last cut.
 pub(super) struct Plan<'a> {
-    start: Frontier<'a>,
-    /// Where it was last asked for.
-    moving: Frontier<'a>,
-    moments: Vec<(Tick, Scope)>,
+    recording: &'a Recording,
+    /// Where it was last asked for, and on what disk.
+    moving: (Frontier<'a>, Trust),
+    moments: Vec<Moment>,
     cuts: Vec<Option<Cut<'a>>>,
 }
+
+/// A moment to cut the power, which states to visit there, and how far to trust the disk.
+type Moment = (Tick, Scope, Trust);
 
 impl<'a> Plan<'a> {
     /// The cuts of a recording. `promises` are the moments at which the guest was promised something.
@@ -57,16 +60,44 @@ impl<'a> Plan<'a> {
                 Scope::Shallow => false,
                 Scope::Full => true,
             };
-            if early { &mut first } else { &mut later }.push((tick, scope));
+            if early { &mut first } else { &mut later }.push((tick, scope, Trust::Always));
         }
         first.append(&mut later);
-        let start = Frontier::start(recording);
+        Self::of(recording, first)
+    }
+
+    fn of(recording: &'a Recording, moments: Vec<Moment>) -> Self {
         Self {
-            moving: start.clone(),
-            start,
-            cuts: first.iter().map(|_| None).collect(),
-            moments: first,
+            recording,
+            moving: (Frontier::start(recording), Trust::Always),
+            cuts: moments.iter().map(|_| None).collect(),
+            moments,
         }
+    }
+
+    /// The cuts of a recording on disks that lie: each moment with the last promise before it broken, with the last
+    /// two, and with all. In an order that is spread over the whole recording however soon a budget ends.
+    pub(super) fn of_lies(recording: &'a Recording, promises: &[Tick]) -> Self {
+        let acknowledged = acknowledgements(recording);
+        let mut all = Vec::new();
+        for (tick, scope) in moments(recording, promises) {
+            let count = acknowledged.partition_point(|moment| *moment <= tick);
+            let broken = |back: usize| {
+                let first = acknowledged[..count].get(count.saturating_sub(back))?;
+                Some(Trust::Until(Tick(first.0.saturating_sub(1))))
+            };
+            let mut trusts: Vec<Trust> = [1, 2, count].into_iter().filter_map(broken).collect();
+            trusts.dedup();
+            if trusts.is_empty() {
+                trusts.push(Trust::Always);
+            }
+            all.extend(trusts.into_iter().map(|trust| (tick, scope, trust)));
+        }
+        let bits = usize::BITS - all.len().leading_zeros();
+        let spread = |index: usize| index.reverse_bits() >> (usize::BITS - bits);
+        let places = (0..1_usize << bits).map(spread);
+        let spread = places.filter_map(|place| all.get(place).copied());
+        Self::of(recording, spread.collect())
     }
 
     /// How many cuts there are.
@@ -76,14 +107,16 @@ impl<'a> Plan<'a> {
 
     /// The cut at a place in the order.
     pub(super) fn at(&mut self, index: usize) -> &Cut<'a> {
-        let (tick, scope) = self.moments[index];
+        let (tick, scope, trust) = self.moments[index];
         self.cuts[index].get_or_insert_with(|| {
-            if tick < self.moving.cut() {
-                self.moving = self.start.clone();
+            let (frontier, trusted) = &mut self.moving;
+            if tick < frontier.cut() || trust != *trusted {
+                self.moving = (Frontier::trusting(self.recording, trust), trust);
             }
-            self.moving.advance(tick);
+            let frontier = &mut self.moving.0;
+            frontier.advance(tick);
             Cut {
-                frontier: self.moving.clone(),
+                frontier: frontier.clone(),
                 scope,
             }
         })

@@ -7,6 +7,9 @@
 //!
 //! Where there are several disks, one cut goes through all of them. Each has a settled part of its own,
 //! and its flushes cover its own requests only; the tail is that of all disks.
+//!
+//! A disk that lies keeps its word up to some moment ([`Trust`]). Which of the flushes behind it it
+//! honours besides makes no difference: a subset of what the earliest leaves open is a state as well.
 
 use std::ops::Range;
 use std::rc::Rc;
@@ -27,6 +30,26 @@ pub enum Standing {
     Completed,
     /// It was not answered, and may have happened or not.
     InFlight,
+}
+
+/// How long the disks kept their word about flushes and writes with FUA.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Trust {
+    /// Always.
+    #[default]
+    Always,
+    /// They ignored what they acknowledged after this moment, whatever they said.
+    Until(Tick),
+}
+
+impl Trust {
+    /// Whether what was acknowledged at this moment was done.
+    fn honours(self, acknowledged: Tick) -> bool {
+        match self {
+            Self::Always => true,
+            Self::Until(last) => acknowledged <= last,
+        }
+    }
 }
 
 /// A request of the tail.
@@ -53,6 +76,7 @@ pub struct Tail {
 pub struct Frontier<'a> {
     recording: &'a Recording,
     history: Rc<History>,
+    trust: Trust,
     cut: Tick,
     settled: Disks<Settled>,
     tail: Vec<Tail>,
@@ -87,9 +111,15 @@ struct Answers {
 impl<'a> Frontier<'a> {
     /// The frontier at the start of a recording, before anything was submitted.
     pub fn start(recording: &'a Recording) -> Self {
+        Self::trusting(recording, Trust::Always)
+    }
+
+    /// The same on disks that kept their word for so long.
+    pub fn trusting(recording: &'a Recording, trust: Trust) -> Self {
         Self {
             recording,
             history: Rc::new(History::of(recording)),
+            trust,
             cut: Tick::default(),
             settled: recording.bases.map(|_, base| Settled {
                 content: base.clone(),
@@ -117,10 +147,10 @@ impl<'a> Frontier<'a> {
         let mut completed = Vec::new();
         for (disk, answers) in history.answers.iter() {
             let changes = answers.until(cut);
-            let covered = answers.covered(cut);
+            let covered = answers.covered(cut, self.trust);
             let settled = self.settle(disk, changes, covered);
             completed.extend(changes[settled..].iter().map(|(answered, index)| {
-                let durable = is_durable(&self.recording.entries[*index], covered, cut);
+                let durable = is_durable(&self.recording.entries[*index], covered, cut, self.trust);
                 let standing = if durable {
                     Standing::Durable
                 } else {
@@ -160,6 +190,11 @@ impl<'a> Frontier<'a> {
         self.cut
     }
 
+    /// How long the disks kept their word.
+    pub fn trust(&self) -> Trust {
+        self.trust
+    }
+
     /// The content of each disk that is beyond doubt, without the requests of the tail.
     pub fn settled(&self) -> Disks<&PageImage> {
         let mut contents = Disks::one(&self.settled.image().content);
@@ -196,9 +231,10 @@ impl<'a> Frontier<'a> {
     /// Moves the settled content of a disk over every answered request up to the first that is not
     /// durable, and says how many of them it holds now.
     fn settle(&mut self, disk: Disk, answered: &[(Tick, usize)], covered: Tick) -> usize {
-        let (recording, cut) = (self.recording, self.cut);
-        let durable =
-            |(_, index): &(Tick, usize)| is_durable(&recording.entries[*index], covered, cut);
+        let (recording, cut, trust) = (self.recording, self.cut, self.trust);
+        let durable = |(_, index): &(Tick, usize)| {
+            is_durable(&recording.entries[*index], covered, cut, trust)
+        };
         let settled = self.settled.get_mut(disk).expect("the disk is recorded");
         let fresh = &answered[settled.count..];
         let count = fresh
@@ -303,10 +339,10 @@ impl Answers {
     }
 
     /// What was answered before this moment is covered by a flush that succeeded up to the cut.
-    fn covered(&self, cut: Tick) -> Tick {
+    fn covered(&self, cut: Tick, trust: Trust) -> Tick {
         self.flushes
             .iter()
-            .take_while(|(completed, _)| *completed <= cut)
+            .take_while(|(completed, _)| *completed <= cut && trust.honours(*completed))
             .map(|(_, submitted)| *submitted)
             .max()
             .unwrap_or_default()
@@ -340,7 +376,7 @@ pub fn volatile_at_end(recording: &Recording) -> Option<&Entry> {
     recording.entries.iter().find(|entry| {
         let covered = covered.get(entry.disk).copied().unwrap_or_default();
         let lasts = !entry.op.is_advisory() && entry.changes_content();
-        lasts && !is_durable(entry, covered, end)
+        lasts && !is_durable(entry, covered, end, Trust::Always)
     })
 }
 
@@ -357,8 +393,23 @@ pub(super) fn set_len(op: &RecordedOp) -> Option<u64> {
 }
 
 /// Rules 1 and 2.
-fn is_durable(entry: &Entry, covered: Tick, cut: Tick) -> bool {
+fn is_durable(entry: &Entry, covered: Tick, cut: Tick, trust: Trust) -> bool {
     let flushed = entry.answered().is_some_and(|answered| answered < covered);
-    let forced = entry.op.is_fua() && entry.succeeded().is_some_and(|answered| answered <= cut);
+    let kept = |answered| answered <= cut && trust.honours(answered);
+    let forced = entry.op.is_fua() && entry.succeeded().is_some_and(kept);
     flushed || forced
+}
+
+/// When the disks promised that something is durable, in order: flushes that did what they say, and
+/// writes with FUA.
+pub(super) fn acknowledgements(recording: &Recording) -> Vec<Tick> {
+    let mut moments: Vec<Tick> = recording.entries.iter().filter_map(acknowledged).collect();
+    moments.sort_unstable();
+    moments
+}
+
+/// When the disk promised by this request that something is durable, or `None`.
+pub fn acknowledged(entry: &Entry) -> Option<Tick> {
+    let forced = entry.succeeded().filter(|_| entry.op.is_fua());
+    effective_flush(entry).or(forced)
 }

@@ -108,7 +108,7 @@ pub fn explain(
     failing: Failing<'_>,
     fails: &mut dyn FnMut(&CrashState) -> bool,
 ) -> Result<Option<Explanation>, Mismatch> {
-    let frontier = Frontier::at(failing.recording, failing.cut);
+    let frontier = failing.survivors.frontier(failing.recording, failing.cut);
     let survivors = failing.survivors.fit(&frontier)?;
     let mut trial = Trial {
         frontier: &frontier,
@@ -180,8 +180,49 @@ impl Trial<'_> {
         }
         match part.content {
             Fate::Torn(mask) => self.restore_sectors(best, place, &mask),
-            Fate::Lost | Fate::Whole | Fate::Scattered { .. } => false,
+            Fate::Scattered { asked, garbage } => {
+                self.restore_scattered(best, place, &asked, &garbage)
+            }
+            Fate::Lost | Fate::Whole => false,
         }
+    }
+
+    /// Less garbage is plainer: none at all, or as asked what need not be garbage.
+    fn restore_scattered(
+        &mut self,
+        best: &mut Survivors,
+        place: usize,
+        asked: &SectorMask,
+        garbage: &SectorMask,
+    ) -> bool {
+        let count = asked.sector_count();
+        let spoilt = |sector: usize| garbage.contains(sector) && !asked.contains(sector);
+        let spoilt: Vec<usize> = (0..count).filter(|sector| spoilt(*sector)).collect();
+        if spoilt.is_empty() || spoilt.len() > MOST_SECTORS {
+            return false;
+        }
+        let mut candidates = vec![Fate::Torn(asked.clone())];
+        if spoilt.len() > 1 {
+            candidates.extend(spoilt.iter().map(|sector| {
+                let mut more = asked.clone();
+                more.insert(*sector);
+                Fate::Scattered {
+                    asked: more,
+                    garbage: garbage.clone(),
+                }
+            }));
+        }
+        for content in candidates {
+            let candidate = Part {
+                content,
+                ..best.parts()[place].clone()
+            };
+            if self.fails_instead(best, place, candidate.clone()) {
+                *best = replaced(best, place, candidate);
+                return true;
+            }
+        }
+        false
     }
 
     fn restore_sectors(&mut self, best: &mut Survivors, place: usize, mask: &SectorMask) -> bool {

@@ -88,8 +88,9 @@ struct Known {
 }
 
 const FIRST: &[Level] = &[Level::Prefix, Level::Single];
-const THEN: [&[Level]; 4] = [
+const THEN: [&[Level]; 5] = [
     &[Level::Pair],
+    &[Level::Without],
     &[Level::Every],
     &[Level::Sampled],
     &[Level::Torn],
@@ -104,7 +105,17 @@ impl<'a> Explorer<'a> {
         budget: Budget,
         promises: &[Tick],
     ) -> Self {
-        let cuts = Plan::new(recording, promises);
+        let cuts = match contract {
+            Contract::Liar => Plan::of_lies(recording, promises),
+            Contract::Perfect
+            | Contract::Prefix
+            | Contract::Epoch
+            | Contract::EpochTorn
+            | Contract::EpochTornGarbage => Plan::new(recording, promises),
+        };
+        // What disks destroy is new in no state of the cheap levels: all levels take turns from the start.
+        let levels = if contract.destroys() { &THEN[..] } else { &[] };
+        let passes = std::iter::once(FIRST).chain(levels.iter().copied());
         Self {
             contract,
             budget,
@@ -114,7 +125,7 @@ impl<'a> Explorer<'a> {
             visited: Visited::default(),
             draw: None,
             expectation: Box::new(|_| 0),
-            passes: vec![Pass::new(FIRST)],
+            passes: passes.map(Pass::new).collect(),
             turn: 0,
             handed_out: 0,
         }
@@ -238,7 +249,7 @@ impl Iterator for Explorer<'_> {
             }
             let ended = self.passes.remove(turn);
             self.turn = turn;
-            if ended.levels == FIRST {
+            if ended.levels == FIRST && !self.contract.destroys() {
                 self.passes = THEN.into_iter().map(Pass::new).collect();
             }
         }

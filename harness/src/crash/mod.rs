@@ -17,13 +17,16 @@
 //!    zeroes that may unmap. Durable, it reads zero.
 //! 6. The length is metadata of its own: an extension may be lost, with the data beyond it, or
 //!    survive without its data, which then read zero. A durable write is within the length.
-//! 7. Several disks lose power at one moment. Each has a cache and a length of its own: a flush of one
+//! 7. Under `epoch-torn-garbage` a sector of any volatile request may read as garbage; a liar ignores, from some
+//!    moment on, what it acknowledged. [`destroyed`] says what no other disk could have left.
+//! 8. Several disks lose power at one moment. Each has a cache and a length of its own: a flush of one
 //!    says nothing about another. ([`durability`])
 
 mod class;
 pub mod classes;
 mod cuts;
 pub mod dedupe;
+pub mod destroyed;
 pub mod durability;
 pub mod explain;
 pub mod explore;

@@ -9,12 +9,15 @@ use blkdebug::mask::{SectorMask, Shape};
 
 use super::Class;
 use super::cuts::{Cut, Scope};
-use super::durability::{Standing, Tail};
+use super::durability::{Standing, Tail, Trust};
 use super::explore::Budget;
 use super::state::{Fate, Length, Level, Part, Survivors};
 
 /// With more free requests than this, pairs are left to sampling.
 const MOST_FOR_PAIRS: usize = 48;
+/// So many of a level's recipes are tried at one cut of a disk that lies: nearly everything is volatile there, and the
+/// states of one cut are mostly those of its neighbours.
+const MOST_FOR_LIES: usize = 4;
 
 /// What becomes of the requests that a recipe does not speak of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,12 +63,18 @@ pub(super) enum Recipe {
     OnlyLengthOf(usize),
     /// One leaves garbage.
     Garbage(usize, Rest),
+    /// The first so many survive, and of these one is lost.
+    Without(usize, usize),
+    /// The same for a drawn pair.
+    WithoutDrawn,
     /// The survivors of this number, if each request is a digit.
     Number(u64),
     /// A sampled subset.
     Sample,
     /// One is torn.
     Tear(usize, How, Rest),
+    /// One has garbage in these sectors, and the others as asked.
+    Spoil(usize, How, Rest),
     /// Some are torn, some lost.
     TearSample,
 }
@@ -83,6 +92,7 @@ pub(super) struct Kitchen {
     /// The place among the free of the request that must leave something.
     newest: Option<usize>,
     every: Scope,
+    trust: Trust,
 }
 
 /// A volatile request.
@@ -121,22 +131,40 @@ impl Kitchen {
             free,
             newest,
             every: cut.scope,
+            trust: frontier.trust(),
         }
     }
 
     /// The recipes of a level at this cut.
     pub(super) fn plan(&self, level: Level, budget: &Budget, draws: bool) -> Vec<Recipe> {
+        let mut plan = self.plan_all(level, budget, draws);
+        if self.contract == Contract::Liar && plan.len() > MOST_FOR_LIES {
+            // Not the first so many at every cut.
+            let step = plan.len() / MOST_FOR_LIES;
+            let offset = self.slots.len() % step;
+            plan = plan.into_iter().skip(offset).step_by(step).collect();
+        }
+        plan
+    }
+
+    fn plan_all(&self, level: Level, budget: &Budget, draws: bool) -> Vec<Recipe> {
         let deep = self.every != Scope::Shallow;
         match level {
             Level::Prefix => self.prefixes(),
             Level::Single => self.singles(),
             Level::Pair if deep => self.pairs(),
+            Level::Without if deep => self.withouts(budget, draws),
             Level::Every if deep => self.numbers(budget),
             Level::Sampled if deep && draws => self.samples(budget),
-            Level::Torn if deep && self.contract == Contract::EpochTorn => {
+            Level::Torn if deep && self.contract >= Contract::EpochTorn => {
                 self.tears(budget, draws)
             }
-            Level::Pair | Level::Every | Level::Sampled | Level::Torn | Level::Given => Vec::new(),
+            Level::Pair
+            | Level::Without
+            | Level::Every
+            | Level::Sampled
+            | Level::Torn
+            | Level::Given => Vec::new(),
         }
     }
 
@@ -221,7 +249,7 @@ impl Kitchen {
                 plan.push(Recipe::LengthsTo(slot.disk, slot.end));
                 plan.extend(alone.then_some(Recipe::OnlyLengthOf(k)));
             }
-            if slot.advisory {
+            if self.may_spoil(slot) {
                 plan.push(Recipe::Garbage(k, Rest::Kept));
                 plan.extend(alone.then_some(Recipe::Garbage(k, Rest::Lost)));
             }
@@ -246,6 +274,27 @@ impl Kitchen {
             }
         }
         plan
+    }
+
+    /// Prefixes without one of their requests. Where the newest must be left, the prefix is everything, and lacking
+    /// one is for [`Self::singles`]; so it is with the last of a prefix.
+    fn withouts(&self, budget: &Budget, draws: bool) -> Vec<Recipe> {
+        let n = self.free.len();
+        if self.newest.is_some() || n < 3 {
+            return Vec::new();
+        }
+        if n > MOST_FOR_PAIRS {
+            let drawn = if draws { budget.samples } else { 0 };
+            return (0..drawn).map(|_| Recipe::WithoutDrawn).collect();
+        }
+        (2..n)
+            .flat_map(|count| (0..count - 1).map(move |lost| Recipe::Without(count, lost)))
+            .collect()
+    }
+
+    /// Whether a request may leave garbage.
+    fn may_spoil(&self, slot: &Slot) -> bool {
+        slot.advisory || self.contract.destroys() && slot.sectors > 0
     }
 
     fn numbers(&self, budget: &Budget) -> Vec<Recipe> {
@@ -279,6 +328,10 @@ impl Kitchen {
                     plan.push(Recipe::Tear(k, how, Rest::Lost));
                 }
             }
+            if self.contract.destroys() {
+                let shapes = Shape::ALL.into_iter().map(How::Shape);
+                plan.extend(shapes.map(|how| Recipe::Spoil(k, how, Rest::Kept)));
+            }
         }
         if draws && !plan.is_empty() {
             plan.extend((0..budget.samples).map(|_| Recipe::TearSample));
@@ -298,9 +351,17 @@ impl Kitchen {
 
     fn radix(&self, slot: &Slot) -> u64 {
         if is_torn_apart(self.contract) {
-            slot.content_radix() * slot.length_radix()
+            self.content_radix(slot) * slot.length_radix()
         } else {
             2
+        }
+    }
+
+    fn content_radix(&self, slot: &Slot) -> u64 {
+        match (slot.sectors, self.may_spoil(slot)) {
+            (0, _) => 1,
+            (_, false) => 2,
+            (_, true) => 3,
         }
     }
 
@@ -317,8 +378,8 @@ impl Kitchen {
         draw: &mut Draw<'_>,
     ) -> bool {
         if survivors.parts().len() != self.slots.len() {
-            *survivors =
-                Survivors::from_parts(self.slots.iter().map(|slot| slot.whole.clone()).collect());
+            let whole = self.slots.iter().map(|slot| slot.whole.clone());
+            *survivors = Survivors::from_parts(whole.collect()).with_trust(self.trust);
         }
         let parts = survivors.parts_mut();
         for (part, slot) in parts.iter_mut().zip(&self.slots) {
@@ -370,11 +431,21 @@ impl Kitchen {
                 self.keep(parts, |k| k == a || rest == Rest::Kept);
                 parts[self.free[a]].content = self.slots[self.free[a]].garbage();
             }
+            Recipe::Without(count, lost) => self.keep(parts, |k| k < count && k != lost),
+            Recipe::WithoutDrawn => {
+                let count = 2 + below(draw, self.free.len() - 1);
+                let lost = below(draw, count - 1);
+                self.keep(parts, |k| k < count && k != lost);
+            }
             Recipe::Number(number) => self.digits(parts, number),
             Recipe::Sample => self.sample(parts, draw),
             Recipe::Tear(a, how, rest) => {
                 self.keep(parts, |k| k == a || rest == Rest::Kept);
                 parts[self.free[a]].content = self.slots[self.free[a]].torn(how, draw);
+            }
+            Recipe::Spoil(a, how, rest) => {
+                self.keep(parts, |k| k == a || rest == Rest::Kept);
+                parts[self.free[a]].content = self.slots[self.free[a]].spoilt(how, draw);
             }
             Recipe::TearSample => self.tear_sample(parts, draw),
         }
@@ -418,14 +489,14 @@ impl Kitchen {
                 }
                 continue;
             }
-            let content = digit % slot.content_radix();
+            let content = digit % self.content_radix(slot);
             parts[place].content = match content {
                 0 if slot.sectors > 0 => Fate::Lost,
                 2 => slot.garbage(),
                 _ => Fate::Whole,
             };
             if slot.has_length() {
-                let lost = digit / slot.content_radix() == 0;
+                let lost = digit / self.content_radix(slot) == 0;
                 parts[place].length = if lost { Length::Lost } else { Length::Kept };
                 if slot.sectors == 0 && lost {
                     parts[place].content = Fate::Lost;
@@ -513,6 +584,9 @@ impl Kitchen {
             match draw(4) {
                 0 if self.newest != Some(k) => parts[place].clone_from(&slot.lost),
                 0 | 1 => {}
+                2 if self.contract.destroys() && slot.sectors > 0 => {
+                    parts[place].content = slot.spoilt(How::Drawn, draw);
+                }
                 _ if slot.sectors < 2 => {}
                 _ => {
                     let shape = usize::try_from(draw(16))
@@ -551,23 +625,27 @@ impl Slot {
         self.whole.length == Length::Kept
     }
 
-    fn content_radix(&self) -> u64 {
-        match (self.sectors, self.advisory) {
-            (0, _) => 1,
-            (_, false) => 2,
-            (_, true) => 3,
-        }
-    }
-
     fn length_radix(&self) -> u64 {
         if self.has_length() { 2 } else { 1 }
     }
 
     fn garbage(&self) -> Fate {
         Fate::Scattered {
-            zero: SectorMask::none(self.sectors),
+            asked: SectorMask::none(self.sectors),
             garbage: SectorMask::from_fn(self.sectors, |_| true),
         }
+    }
+
+    /// Garbage in some sectors; the others as asked, or where that is drawn as before.
+    fn spoilt(&self, how: How, draw: &mut Draw<'_>) -> Fate {
+        let garbage = match how {
+            How::Shape(shape) => SectorMask::of_shape(shape, self.sectors),
+            How::Drawn => SectorMask::from_fn(self.sectors, |_| draw(2) == 0),
+        };
+        let asked = SectorMask::from_fn(self.sectors, |sector| {
+            !garbage.contains(sector) && (how != How::Drawn || draw(2) == 0)
+        });
+        Fate::Scattered { asked, garbage }
     }
 
     fn torn(&self, how: How, draw: &mut Draw<'_>) -> Fate {
@@ -575,7 +653,7 @@ impl Slot {
         match how {
             How::Shape(shape) => Fate::Torn(SectorMask::of_shape(shape, self.sectors)),
             How::Drawn if self.advisory => Fate::Scattered {
-                zero: drawn(draw),
+                asked: drawn(draw),
                 garbage: drawn(draw),
             },
             How::Drawn => Fate::Torn(drawn(draw)),

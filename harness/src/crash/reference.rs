@@ -35,7 +35,7 @@ pub(super) fn states(
     cut: Tick,
     contract: Contract,
 ) -> BTreeSet<ContentHash> {
-    let order = order(recording, cut);
+    let order = order(recording, cut, contract);
     let mut found = BTreeSet::new();
     let each: Vec<Vec<Choice>> = order
         .iter()
@@ -64,7 +64,7 @@ pub(super) fn states(
     found
 }
 
-fn order(recording: &Recording, cut: Tick) -> Vec<(&Entry, How)> {
+fn order(recording: &Recording, cut: Tick, contract: Contract) -> Vec<(&Entry, How)> {
     let changes = |entry: &&Entry| {
         entry.submitted <= cut
             && entry.effect != Effect::Dropped
@@ -100,7 +100,7 @@ fn order(recording: &Recording, cut: Tick) -> Vec<(&Entry, How)> {
     answered
         .into_iter()
         .map(|entry| {
-            let durable = covered(entry) || fua(entry);
+            let durable = contract != Contract::Liar && (covered(entry) || fua(entry));
             (
                 entry,
                 if durable {
@@ -129,7 +129,8 @@ fn choices(entry: &Entry, how: How, contract: Contract) -> Vec<Choice> {
     };
     let kept = uniform(entry, Left::Asked, true);
     let lost = uniform(entry, Left::Old, false);
-    let possible: &[Left] = if advice {
+    let spoils = matches!(contract, Contract::EpochTornGarbage | Contract::Liar);
+    let possible: &[Left] = if advice || spoils {
         &[Left::Old, Left::Asked, Left::Garbage]
     } else {
         &[Left::Old, Left::Asked]
@@ -143,7 +144,7 @@ fn choices(entry: &Entry, how: How, contract: Contract) -> Vec<Choice> {
             .iter()
             .map(|left| vec![*left; entry.op.sector_count()])
             .collect(),
-        (_, Contract::EpochTorn) => {
+        (_, Contract::EpochTorn | Contract::EpochTornGarbage | Contract::Liar) => {
             let sectors = vec![possible.to_vec(); entry.op.sector_count()];
             let mut all = Vec::new();
             product(&sectors, &mut Vec::new(), &mut |chosen| {

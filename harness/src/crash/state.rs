@@ -4,13 +4,14 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use blkdebug::contract::Contract;
 use blkdebug::disks::Disks;
 use blkdebug::mask::SectorMask;
 use blkdebug::record::{Effect, Entry, RecordedOp, Recording, RequestId, SectorContent, Tick};
 use engine::device::{ContentHash, PageImage, SECTOR_BYTES, sector_hash};
 use xxhash_rust::xxh3::xxh3_128;
 
-use super::durability::{Frontier, Standing, Tail};
+use super::durability::{Frontier, Standing, Tail, Trust};
 
 const SECTOR: usize = 512;
 
@@ -24,11 +25,12 @@ pub enum Fate {
     Whole,
     /// These sectors read as asked, the others as before.
     Torn(SectorMask),
-    /// Of advice: some sectors read zero, some garbage, the others as before.
+    /// Of advice, and where the disk leaves garbage in what it was writing: some sectors read as
+    /// asked, some garbage, the others as before.
     Scattered {
-        /// The sectors that read zero.
-        zero: SectorMask,
-        /// The sectors that read garbage; zero wins.
+        /// The sectors that read as asked.
+        asked: SectorMask,
+        /// The sectors that read garbage; what was asked wins.
         garbage: SectorMask,
     },
 }
@@ -58,7 +60,11 @@ pub struct Part {
 
 /// What became of every volatile request at a cut, in the order of the frontier.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Survivors(Vec<Part>);
+pub struct Survivors {
+    parts: Vec<Part>,
+    /// How long the disks kept their word, on which hangs what was volatile.
+    trust: Trust,
+}
 
 /// Survivors that the cut cannot have.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -76,9 +82,17 @@ pub enum Mismatch {
         /// How many the mask is for.
         masked: usize,
     },
-    /// Only advice can leave garbage.
-    #[error("request {} is not a discard and cannot leave garbage", .0.0)]
-    NotAdvice(RequestId),
+    /// Only advice leaves garbage on a disk that keeps this contract.
+    #[error("request {} is not a discard, and leaves no garbage on a disk that is `{contract}`", request.0)]
+    NotAdvice {
+        /// The request.
+        request: RequestId,
+        /// The contract.
+        contract: Contract,
+    },
+    /// Only a liar ignores what it acknowledged.
+    #[error("a disk that is `{0}` ignores no flush that it acknowledged")]
+    NoLiar(Contract),
 }
 
 /// The kind of search that came upon a state.
@@ -90,6 +104,8 @@ pub enum Level {
     Single,
     /// Only two requests, and all but two.
     Pair,
+    /// Everything up to one request, without another.
+    Without,
     /// Every subset.
     Every,
     /// Sampled subsets.
@@ -122,6 +138,7 @@ impl Level {
             Self::Prefix => "L0",
             Self::Single => "L1",
             Self::Pair => "L2",
+            Self::Without => "L3",
             Self::Every => "L4",
             Self::Sampled => "L5",
             Self::Torn => "L6",
@@ -137,7 +154,7 @@ impl CrashState {
         cut: Tick,
         survivors: &Survivors,
     ) -> Result<Self, Mismatch> {
-        let frontier = Frontier::at(recording, cut);
+        let frontier = survivors.frontier(recording, cut);
         let survivors = survivors.fit(&frontier)?;
         Ok(Self::at(&frontier, survivors, Level::Given))
     }
@@ -177,33 +194,55 @@ pub(super) fn joint_hash(hashes: &Disks<ContentHash>) -> ContentHash {
 impl Survivors {
     /// These parts, in any order.
     pub fn from_parts(parts: Vec<Part>) -> Self {
-        Self(parts)
+        Self {
+            parts,
+            trust: Trust::Always,
+        }
+    }
+
+    /// The same on disks that kept their word for so long.
+    #[must_use]
+    pub fn with_trust(self, trust: Trust) -> Self {
+        Self { trust, ..self }
     }
 
     /// Nothing volatile survives.
     pub fn nothing(frontier: &Frontier<'_>) -> Self {
-        Self(frontier.volatile().map(Part::lost).collect())
+        Self::from_parts(frontier.volatile().map(Part::lost).collect()).with_trust(frontier.trust())
     }
 
     /// Everything survives.
     pub fn everything(frontier: &Frontier<'_>) -> Self {
-        Self(frontier.volatile().map(Part::whole).collect())
+        Self::from_parts(frontier.volatile().map(Part::whole).collect())
+            .with_trust(frontier.trust())
     }
 
     /// What became of each request.
     pub fn parts(&self) -> &[Part] {
-        &self.0
+        &self.parts
     }
 
     pub(super) fn parts_mut(&mut self) -> &mut [Part] {
-        &mut self.0
+        &mut self.parts
+    }
+
+    /// How long the disks kept their word.
+    pub fn trust(&self) -> Trust {
+        self.trust
+    }
+
+    /// What these survivors survive: the frontier at a cut, on disks that kept their word for so long.
+    pub fn frontier<'a>(&self, recording: &'a Recording, cut: Tick) -> Frontier<'a> {
+        let mut frontier = Frontier::trusting(recording, self.trust);
+        frontier.advance(cut);
+        frontier
     }
 
     /// The same survivors as the cut has them: in its order, what is not named lost, what has no
     /// length of its own without one.
     pub fn fit(&self, frontier: &Frontier<'_>) -> Result<Self, Mismatch> {
         let mut named: BTreeMap<RequestId, &Part> =
-            self.0.iter().map(|part| (part.request, part)).collect();
+            self.parts.iter().map(|part| (part.request, part)).collect();
         let fitted = frontier
             .volatile()
             .map(|tail| match named.remove(&tail.request) {
@@ -213,7 +252,36 @@ impl Survivors {
             .collect::<Result<_, _>>()?;
         match named.into_keys().next() {
             Some(request) => Err(Mismatch::NotVolatile(request)),
-            None => Ok(Self(fitted)),
+            None => Ok(Self::from_parts(fitted).with_trust(frontier.trust())),
+        }
+    }
+
+    /// Whether nothing of this is more than `contract` lets a disk destroy.
+    pub fn destroy_by(
+        &self,
+        recording: &Recording,
+        cut: Tick,
+        contract: Contract,
+    ) -> Result<(), Mismatch> {
+        if self.trust != Trust::Always && contract != Contract::Liar {
+            return Err(Mismatch::NoLiar(contract));
+        }
+        if contract.destroys() {
+            return Ok(());
+        }
+        let frontier = self.frontier(recording, cut);
+        let fitted = self.fit(&frontier)?;
+        let spoilt = |(tail, part): &(&Tail, &Part)| {
+            let garbage =
+                matches!(&part.content, Fate::Scattered { garbage, .. } if !garbage.is_none());
+            garbage && !tail.advisory
+        };
+        match frontier.volatile().zip(fitted.parts()).find(spoilt) {
+            None => Ok(()),
+            Some((tail, _)) => Err(Mismatch::NotAdvice {
+                request: tail.request,
+                contract,
+            }),
         }
     }
 
@@ -240,7 +308,7 @@ impl Survivors {
             .map(|(tail, position)| match position {
                 None => (tail, (&Fate::Whole, Length::Kept)),
                 Some(position) => {
-                    let part = &self.0[position];
+                    let part = &self.parts[position];
                     (tail, (&part.content, part.length))
                 }
             })
@@ -254,7 +322,7 @@ impl Survivors {
                 .map_or_else(String::new, |entry| entry.name().to_string());
             format!("{name}: {part}\n")
         };
-        self.0.iter().map(line).collect()
+        self.parts.iter().map(line).collect()
     }
 }
 
@@ -311,11 +379,8 @@ impl Part {
         match &self.content {
             Fate::Lost | Fate::Whole => {}
             Fate::Torn(mask) => fits(mask)?,
-            Fate::Scattered { zero, garbage } => {
-                if !tail.advisory {
-                    return Err(Mismatch::NotAdvice(self.request));
-                }
-                fits(zero)?;
+            Fate::Scattered { asked, garbage } => {
+                fits(asked)?;
                 fits(garbage)?;
             }
         }
@@ -343,11 +408,11 @@ impl fmt::Display for Part {
                 mask.iter().count(),
                 mask.sector_count()
             )?,
-            Fate::Scattered { zero, garbage } => write!(
+            Fate::Scattered { asked, garbage } => write!(
                 f,
-                "scattered, of {} sectors {} read zero and {} garbage",
-                zero.sector_count(),
-                zero.iter().count(),
+                "scattered, of {} sectors {} read as asked and {} garbage",
+                asked.sector_count(),
+                asked.iter().count(),
                 garbage.iter().count()
             )?,
         }
@@ -374,11 +439,11 @@ impl Fate {
             Self::Lost => false,
             Self::Whole => true,
             Self::Torn(mask) => mask.contains(index),
-            Self::Scattered { zero, garbage } => {
-                if !zero.contains(index) && garbage.contains(index) && entry.happens(index) {
+            Self::Scattered { asked, garbage } => {
+                if !asked.contains(index) && garbage.contains(index) && entry.happens(index) {
                     return Outcome::Garbage;
                 }
-                zero.contains(index)
+                asked.contains(index)
             }
         };
         if asked && entry.happens(index) {

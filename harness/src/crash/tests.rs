@@ -17,7 +17,7 @@ use super::durability::{Frontier, Standing, volatile_at_end};
 use super::explore::{Budget, Explorer};
 use super::footprint::Footprint;
 use super::reference;
-use super::state::{CrashState, Fate, Length, Level, Part, Survivors};
+use super::state::{CrashState, Fate, Length, Level, Mismatch, Part, Survivors};
 
 /// A disk of eight sectors that is told what to do and when.
 struct Tape(Rc<VolatileDisk>);
@@ -296,7 +296,7 @@ fn a_discard_leaves_old_zero_or_garbage_until_it_is_flushed() {
         let part = Part {
             request: id,
             content: Fate::Scattered {
-                zero: mask(0, 0),
+                asked: mask(0, 0),
                 garbage: mask(0, 1),
             },
             length: Length::Untouched,
@@ -323,17 +323,21 @@ fn zeroes_that_keep_the_space_are_a_write() {
     let scattered = Part {
         request: id,
         content: Fate::Scattered {
-            zero: SectorMask::none(1),
-            garbage: SectorMask::none(1),
+            asked: SectorMask::none(1),
+            garbage: SectorMask::from_fn(1, |_| true),
         },
         length: Length::Untouched,
     };
     let survivors = Survivors::from_parts(vec![scattered]);
-    let built = CrashState::build(&recording, recording.end(), &survivors);
+    let judged = |contract| survivors.destroy_by(&recording, recording.end(), contract);
     assert_eq!(
-        built.map(drop).unwrap_err(),
-        super::state::Mismatch::NotAdvice(id)
+        judged(Contract::EpochTorn),
+        Err(Mismatch::NotAdvice {
+            request: id,
+            contract: Contract::EpochTorn
+        })
     );
+    assert_eq!(judged(Contract::EpochTornGarbage), Ok(()));
     assert_eq!(tape.bytes(vec![whole(id)])[..2], [0, 0xBB]);
 }
 
@@ -345,10 +349,7 @@ fn survivors_that_the_cut_cannot_have_are_refused() {
     let recording = tape.recording();
     let survivors = Survivors::from_parts(vec![whole(id)]);
     let built = CrashState::build(&recording, recording.end(), &survivors);
-    assert_eq!(
-        built.map(drop).unwrap_err(),
-        super::state::Mismatch::NotVolatile(id)
-    );
+    assert_eq!(built.map(drop).unwrap_err(), Mismatch::NotVolatile(id));
     assert!(CrashState::build(&recording, Tick(2), &survivors).is_ok());
 }
 
@@ -436,6 +437,16 @@ struct Script {
 }
 
 fn run(script: &Script) -> Recording {
+    run_some(script, 4)
+}
+
+/// As much of a script as can be taken literally under this contract: garbage triples what a sector may hold, and on
+/// a disk that lies everything stays open.
+fn run_for(script: &Script, contract: Contract) -> Recording {
+    run_some(script, if contract.destroys() { 2 } else { 4 })
+}
+
+fn run_some(script: &Script, mut changes_left: u32) -> Recording {
     let tear = |skip| Rule {
         skip,
         ..Rule::new(Fault::Tear(Tear::Shape(Shape::OnlyLast)))
@@ -444,7 +455,6 @@ fn run(script: &Script) -> Recording {
         script.torn.into_iter().map(tear).collect(),
         vec![],
     ));
-    let mut changes_left = 4;
     for step in &script.steps {
         follow(&tape, *step, &mut changes_left);
     }
@@ -514,12 +524,10 @@ fn both_hashes(state: &CrashState) -> [ContentHash; 2] {
     [Disk::Image, Disk::Backing].map(|disk| state.disks.get(disk).unwrap().content_hash())
 }
 
-/// Every choice of whole requests and lengths at a cut, of which there must not be many.
-fn every_survivors(recording: &Recording, cut: Tick) -> Vec<Survivors> {
-    let frontier = Frontier::at(recording, cut);
+/// Every choice of these fates and of lengths at a cut, of which there must not be many.
+fn every_survivors(frontier: &Frontier<'_>, contents: &[Fate]) -> Vec<Survivors> {
     let mut all = vec![Vec::new()];
     for tail in frontier.volatile() {
-        let contents = [Fate::Lost, Fate::Whole];
         let lengths: &[Length] = if tail.has_length {
             &[Length::Lost, Length::Kept]
         } else {
@@ -541,7 +549,10 @@ fn every_survivors(recording: &Recording, cut: Tick) -> Vec<Survivors> {
             })
             .collect();
     }
-    all.into_iter().map(Survivors::from_parts).collect()
+    let trust = frontier.trust();
+    all.into_iter()
+        .map(|parts| Survivors::from_parts(parts).with_trust(trust))
+        .collect()
 }
 
 /// A draw function that anyone can repeat.
@@ -578,9 +589,9 @@ proptest! {
     fn every_explored_state_is_one_that_the_contract_allows(
         script in script(), every_parts in 0_u32..6, seed: u64,
     ) {
-        let recording = run(&script);
         let budget = Budget { every_parts, ..THOROUGH };
         for contract in Contract::ALL {
+            let recording = run_for(&script, contract);
             let mut known = BTreeMap::new();
             let explorer = Explorer::new(&recording, contract, budget, &[recording.end()]);
             for state in explorer.with_draw(draws(seed)) {
@@ -594,6 +605,7 @@ proptest! {
                 );
                 let again = CrashState::build(&recording, state.cut, &state.survivors).unwrap();
                 prop_assert_eq!(again.hash, state.hash);
+                prop_assert_eq!(state.survivors.destroy_by(&recording, state.cut, contract), Ok(()));
             }
         }
     }
@@ -694,7 +706,8 @@ proptest! {
             }
         }
         for cut in (0..=recording.end().0).map(Tick) {
-            for parts in every_survivors(&recording, cut) {
+            let frontier = Frontier::at(&recording, cut);
+            for parts in every_survivors(&frontier, &[Fate::Lost, Fate::Whole]) {
                 let state = CrashState::build(&recording, cut, &parts).unwrap();
                 let (_, sort) = look(state.disks.image());
                 prop_assert!(judged.contains(&sort), "{}", parts.describe(&recording));
@@ -709,7 +722,7 @@ proptest! {
     ) {
         let recording = run_both(&steps);
         let budget = Budget { every_parts, ..THOROUGH };
-        for contract in Contract::ALL {
+        for contract in Contract::ALL.into_iter().filter(|contract| !contract.destroys()) {
             let mut known = BTreeMap::new();
             let explorer = Explorer::new(&recording, contract, budget, &[recording.end()]);
             for state in explorer.with_draw(draws(seed)) {
@@ -772,9 +785,9 @@ proptest! {
     /// Each contract allows what the weaker one allows.
     #[test]
     fn contracts_grow(script in script()) {
-        let recording = run(&script);
-        for cut in (0..=recording.end().0).map(Tick) {
-            for pair in Contract::ALL.windows(2) {
+        for pair in Contract::ALL.windows(2) {
+            let recording = run_for(&script, pair[1]);
+            for cut in (0..=recording.end().0).map(Tick) {
                 let weaker = reference::states(&recording, cut, pair[0]);
                 let stronger = reference::states(&recording, cut, pair[1]);
                 prop_assert!(weaker.is_subset(&stronger), "{} within {}", pair[0], pair[1]);
@@ -879,6 +892,37 @@ fn an_ordered_cache_can_be_overtaken_by_fua() {
 }
 
 #[test]
+fn everything_up_to_a_request_without_another_is_one_of_the_levels() {
+    let tape = Tape::new();
+    for sector in 0..8 {
+        tape.done(write(sector, 1, 1));
+    }
+    let recording = tape.recording();
+    let budget = Budget {
+        every_parts: 0,
+        ..Budget::default()
+    };
+    // At the last cut alone: at an earlier one this is everything but one.
+    let explorer = Explorer::new(&recording, Contract::Epoch, budget, &[recording.end()])
+        .with_expectation(|cut| u128::from(cut.0))
+        .filter(|state| state.cut == recording.end());
+    let kept = |state: &CrashState| -> Vec<bool> {
+        let first_bytes = state.disks.image().read_vec(0, 8 * 512);
+        first_bytes
+            .chunks(512)
+            .map(|sector| sector[0] == 1)
+            .collect()
+    };
+    let seen: BTreeSet<Vec<bool>> = explorer.map(|state| kept(&state)).collect();
+    for count in 2..8 {
+        for lost in 0..count {
+            let wanted: Vec<bool> = (0..8).map(|at| at < count && at != lost).collect();
+            assert!(seen.contains(&wanted), "{wanted:?}");
+        }
+    }
+}
+
+#[test]
 fn a_budget_ends_the_exploration() {
     let tape = Tape::new();
     for sector in 0..6 {
@@ -930,3 +974,5 @@ proptest! {
         prop_assert_eq!(volatile_at_end(&recording).map(|entry| entry.id), first);
     }
 }
+
+mod destroying;

@@ -13,6 +13,8 @@ use crate::guest::{Expectation, Level, SectorViolation};
 use crate::subject::{Failure, Tally};
 use crate::workload::stamp::{SectorValue, identify};
 
+/// The kind of failure where the subject said that it failed.
+pub(super) const FAILED: &str = "failed";
 /// As many lines of each kind are shown; the rest is counted.
 const SHOWN: usize = 8;
 
@@ -83,7 +85,7 @@ pub(super) fn failure(failure: &Failure, doing: &str, oracle: Oracle) -> Verdict
         }
         Failure::Error { kind, message } => (
             oracle,
-            "failed",
+            FAILED,
             kind.clone(),
             format!("{doing} fails: {message}"),
         ),
@@ -144,6 +146,19 @@ pub(super) fn guest(worst: Level, misses: &[SectorViolation], count: usize) -> V
     lines.extend(diff(&expected, &found));
     note_rest(&mut lines, to_u64(count), "sectors");
     Violation::new(Oracle::Guest, worst.name(), "", lines)
+}
+
+/// A sector that reads as something that nothing on the way to it accounts for.
+pub(super) fn silently_wrong(miss: &SectorViolation, doing: &str) -> Violation {
+    let legal: Vec<String> = miss.legal.iter().map(ToString::to_string).collect();
+    let lines = vec![
+        format!(
+            "after {doing} guest sector {} reads as {}, and no sector that the disk destroyed accounts for that",
+            miss.sector, miss.found
+        ),
+        format!("it may read as {}, or fail", legal.join(", or ")),
+    ];
+    Violation::new(Oracle::Guest, "silently-wrong", "", lines)
 }
 
 /// A repair that changed what the guest reads.

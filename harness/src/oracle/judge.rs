@@ -16,6 +16,7 @@ use blkdebug::disks::Disk;
 use blkdebug::record::{RecordedOp, Recording};
 use engine::device::PageImage;
 
+use super::damage::Standing;
 use super::explain;
 use super::snapshots::{check_alternatives, check_snapshots, compare_snapshots};
 use super::structure::{StructureReport, walk};
@@ -67,6 +68,8 @@ pub struct Judgement {
     pub recovered: Option<Witness>,
     /// The recordings of what wrote to the image in order to repair it.
     pub repairs: Vec<Recording>,
+    /// What the state came to, where the disk destroyed something and more than right or wrong is asked.
+    pub standing: Standing,
     /// The sectors of the image that the subject read, in no order, and those that were looked at of what it left.
     pub(crate) read: Vec<Range<u64>>,
 }
@@ -112,11 +115,10 @@ impl Judge<'_> {
             Err(verdict) => *verdict,
         };
         Judgement {
-            verdict,
-            state: case.state,
             recovered: case.recovered,
             repairs: case.repairs,
             read: case.read,
+            ..Judgement::of(case.state, verdict)
         }
     }
 
@@ -146,6 +148,18 @@ impl Judge<'_> {
 }
 
 impl Judgement {
+    /// Of this state, with nothing else to tell.
+    pub(super) fn of(state: Witness, verdict: Verdict) -> Self {
+        Self {
+            verdict,
+            state,
+            recovered: None,
+            repairs: Vec::new(),
+            standing: Standing::Right,
+            read: Vec::new(),
+        }
+    }
+
     /// Every sector of the image that this verdict hangs on. It is known of states that survived: a judgement that
     /// ends early has not looked at everything that it names.
     pub fn footprint(&self) -> Option<Footprint> {
@@ -646,7 +660,11 @@ pub(super) fn compare_views(
     Ok(())
 }
 
-fn shows_the_same(view: &GuestView<'_>, base: &GuestView<'_>, sectors: &Range<u64>) -> bool {
+pub(super) fn shows_the_same(
+    view: &GuestView<'_>,
+    base: &GuestView<'_>,
+    sectors: &Range<u64>,
+) -> bool {
     sectors.end <= base.virtual_bytes() / 512 && view.difference(base, sectors.clone()).is_none()
 }
 

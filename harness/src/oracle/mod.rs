@@ -4,6 +4,7 @@
 //! both against the guest's history and against what recovery makes of the state. None of them shares
 //! code with the engine's allocation, check or repair, and none writes to the state it judges.
 
+pub mod damage;
 mod explain;
 mod inflated;
 pub mod judge;
@@ -18,9 +19,10 @@ mod succession;
 pub mod verdict;
 pub mod view;
 
+pub use damage::{Damage, Standing};
 pub use judge::{Judge, Judgement, Witness};
 pub(crate) use key_slots::fingerprint;
 pub use raw::judge_raw;
 pub use service::Service;
 pub use succession::Succession;
-pub use verdict::{FailureClass, Oracle, Verdict, Violation};
+pub use verdict::{Acceptance, FailureClass, Oracle, Verdict, Violation};

@@ -48,8 +48,7 @@ impl Judge<'_> {
                 ledger: None,
             };
         };
-        let first_id = expectation.ledger().next_id();
-        let operations = workload(&view, first_id, &snapshots_to_use(recovered));
+        let operations = work(&view, recovered, expectation);
         let attempt = self.subject.serve(&recovered.image, &operations);
         let recording = attempt.recording;
         let history = match attempt.result {
@@ -122,7 +121,8 @@ impl Judge<'_> {
         };
         let interest = interest(&view, &expectation);
         let before = before.view(self.backing, self.data);
-        check_guest(&view, before.as_ref(), &expectation, &interest, None)?;
+        let accept = self.accept;
+        check_guest(&view, before.as_ref(), &expectation, &interest, accept)?;
         check_snapshots(after, self.backing, &expectation)?;
         check_bitmaps(after, &view, &expectation)
     }
@@ -140,6 +140,16 @@ fn as_service(verdict: Verdict) -> Verdict {
         }),
         Verdict::Survived | Verdict::NotMeasured(_) | Verdict::HarnessBroken(_) => verdict,
     }
+}
+
+/// What the subject is asked to do on what recovery left.
+pub(super) fn work(
+    view: &GuestView<'_>,
+    recovered: &Witness,
+    expectation: &Expectation<'_>,
+) -> Vec<(OperationId, Operation)> {
+    let first_id = expectation.ledger().next_id();
+    workload(view, first_id, &snapshots_to_use(recovered))
 }
 
 /// A little of everything, at the places where recovery may have gone wrong: a cluster that is mapped,

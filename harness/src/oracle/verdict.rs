@@ -3,6 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::guest::Level;
+
 /// The oracles, cheap to strong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Oracle {
@@ -29,6 +31,20 @@ pub enum Verdict {
     NotMeasured(String),
     /// The harness contradicts itself, and how.
     HarnessBroken(String),
+}
+
+/// How far what a guest finds may miss what is legal, strictest first. What a sector lost for good is never let pass, nor
+/// is anything but a guest's sectors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Acceptance {
+    /// Not at all.
+    Strict,
+    /// By zeroes.
+    Zeros,
+    /// By what the same disk holds or held elsewhere.
+    StaleOwn,
+    /// By anything.
+    StaleForeign,
 }
 
 /// A broken promise.
@@ -71,6 +87,46 @@ impl Oracle {
             Self::Repair => "repair",
             Self::Guest => "guest",
             Self::Service => "service",
+        }
+    }
+}
+
+impl Acceptance {
+    /// All of them, strictest first.
+    pub const ALL: [Self; 4] = [
+        Self::Strict,
+        Self::Zeros,
+        Self::StaleOwn,
+        Self::StaleForeign,
+    ];
+
+    /// The name used in reports and traces.
+    pub fn name(self) -> &'static str {
+        self.level().map_or("strict", Level::name)
+    }
+
+    /// That of this name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|one| one.name() == name)
+    }
+
+    /// The mildest level that is let pass.
+    pub fn level(self) -> Option<Level> {
+        match self {
+            Self::Strict => None,
+            Self::Zeros => Some(Level::Zeros),
+            Self::StaleOwn => Some(Level::StaleOwn),
+            Self::StaleForeign => Some(Level::StaleForeign),
+        }
+    }
+
+    /// What is broken by what fails under this, and under nothing milder.
+    pub fn broken(self) -> &'static str {
+        match self {
+            Self::Strict => "strict, and nothing milder",
+            Self::Zeros => "strict and zeros",
+            Self::StaleOwn => "strict, zeros and stale-own",
+            Self::StaleForeign => "every level",
         }
     }
 }

@@ -52,9 +52,11 @@ fn tell(case: &Case, life: &Life, finding: &Finding) -> Option<Told> {
     let Some(then) = &crash.then else {
         let mut judge = |disks, _| first(disks).verdict;
         let (told, relation) = vary(&outer, finding, &mut judge)?;
+        // Where the disk destroys what was durable, the order of writes is not the cause.
+        let destroys = case.scenario.contract.destroys();
         return Some(Told {
             crash: Some(told.crash?),
-            sentence: relation,
+            sentence: relation.filter(|_| !destroys),
             violation: told.violation,
         });
     };

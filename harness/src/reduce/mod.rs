@@ -15,12 +15,13 @@ use rayon::prelude::*;
 
 use crate::campaign::Found;
 use crate::caught::{Panic, catch};
+use crate::guest::Level;
 use crate::minimise::{End, Limits, Tried, minimise};
 use crate::oracle::verdict::NoFailureClass;
-use crate::oracle::{FailureClass, Violation};
+use crate::oracle::{Acceptance, FailureClass, Verdict, Violation};
 use crate::prng::Prng;
-use crate::run::{Case, Effort, From, Outcome, Reach, Schedule, find, live};
-use crate::trace::{Crash, Expected, Then, Trace};
+use crate::run::{Case, Effort, From, Life, Outcome, Reach, Schedule, find, judge_accepting, live};
+use crate::trace::{Crash, Expected, Shown, Then, Trace};
 use crate::workload::shape::Scenario;
 
 use case::Small;
@@ -49,6 +50,8 @@ pub struct Reduced {
     pub sentence: String,
     /// What the oracle found.
     pub lines: Vec<String>,
+    /// How little it takes to show.
+    pub shown: Shown,
     /// Whether it shows on a disk that loses nothing that was completed, too.
     pub control: Control,
     /// How many cases were tried.
@@ -174,10 +177,14 @@ impl Search {
         let minimised = minimise(start, LIMITS, &mut |variants: &[Small]| {
             self.attempt(variants)
         });
+        let mut small = minimised.input;
+        if minimised.end == End::Limit {
+            small.scenario.contract = self.weakest(&small);
+        }
         Ok(Reduced {
             attempts: minimised.attempts,
             end: minimised.end,
-            ..self.explain(minimised.input)?
+            ..self.explain(small)?
         })
     }
 
@@ -193,6 +200,25 @@ impl Search {
         let twice = outcome.counts.work.saturating_mul(2);
         self.effort.work = self.effort.work.min(twice.max(LEAST));
         Ok(())
+    }
+
+    /// The weakest contract under which a case fails. A search that came to its end has tried all.
+    fn weakest(&self, small: &Small) -> Contract {
+        let own = small.scenario.contract;
+        let weaker = Contract::ALL
+            .into_iter()
+            .take_while(|contract| *contract < own);
+        let fails = |contract: &Contract| {
+            let case = Case {
+                scenario: Scenario {
+                    contract: *contract,
+                    ..small.scenario.clone()
+                },
+                schedule: Schedule::Given(small.choices.clone()),
+            };
+            self.find(&case).is_some()
+        };
+        weaker.into_iter().find(fails).unwrap_or(own)
     }
 
     /// Tries variants side by side. Only what those up to the first that fails took is counted: whether others
@@ -245,6 +271,31 @@ impl Search {
         findings.any(|finding| finding.violation.class == self.class)
     }
 
+    /// The mildest acceptance under which the state that a crash leaves still fails. What the run itself did is all that
+    /// there is where it takes no crash.
+    fn breaks(&self, case: &Case, life: &Life, crash: Option<&Crash>) -> Acceptance {
+        let mildest_first = Acceptance::ALL.into_iter().rev();
+        let fails = |acceptance: &Acceptance| match crash {
+            Some(crash) => {
+                let verdict = judge_accepting(case, life, crash, *acceptance);
+                matches!(verdict, Ok(Verdict::Violated(_)))
+            }
+            None => {
+                let missed = Level::ALL
+                    .into_iter()
+                    .find(|level| level.name() == self.class.kind);
+                let is_let_pass = missed.is_some_and(|missed| {
+                    missed != Level::Lost && acceptance.level().is_some_and(|mild| missed <= mild)
+                });
+                !is_let_pass
+            }
+        };
+        mildest_first
+            .into_iter()
+            .find(fails)
+            .unwrap_or(Acceptance::Strict)
+    }
+
     fn explain(&self, small: Small) -> Result<Reduced, Irreducible> {
         let case = Case {
             scenario: small.scenario,
@@ -267,6 +318,10 @@ impl Search {
             Some(_) => Control::Fails,
             None => Control::Passes,
         };
+        let shown = Shown {
+            contract: case.scenario.contract,
+            breaks: self.breaks(&case, &life, told.crash.as_ref()),
+        };
         let anyhow = || told.violation.lines.first().cloned().unwrap_or_default();
         let sentence = told.sentence.unwrap_or_else(anyhow);
         Ok(Reduced {
@@ -276,11 +331,13 @@ impl Search {
                 choices: small.choices,
                 crash: told.crash,
                 expected: Expected::Violated(self.class.to_string()),
+                shown: Some(shown),
                 digest: Some(life.lived.digest),
             },
             class: self.class.clone(),
             sentence,
             lines: told.violation.lines,
+            shown,
             control,
             attempts: 0,
             end: End::Smallest,

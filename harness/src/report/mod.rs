@@ -31,6 +31,10 @@ pub struct Summary {
     pub states_judged: u64,
     /// Judged states that were left by a second power loss, inside a repair or in the work after it.
     pub states_nested: u64,
+    /// States of which the disk destroyed something: something was refused, and nothing read wrong.
+    pub states_refused: u64,
+    /// States of which the disk destroyed something that was read wrong, as nobody can know.
+    pub states_undetectable: u64,
     /// Judged states that recovery had to repair.
     pub repairs: u64,
     /// Judged states on which work went on after recovery.
@@ -69,6 +73,8 @@ impl Summary {
             states_nested,
             states_known: _,
             survived: _,
+            refused,
+            undetectable,
             repairs,
             served,
             not_measured,
@@ -93,6 +99,8 @@ impl Summary {
             states_distinct,
             states_judged,
             states_nested,
+            states_refused: refused,
+            states_undetectable: undetectable,
             repairs,
             served,
             not_measured,

@@ -9,16 +9,17 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use blkdebug::disks::{Disk, Disks};
-use blkdebug::record::Recording;
+use blkdebug::record::{Recording, Tick};
 use engine::device::{ContentHash, PageImage};
 use engine::qcow2::OpenOptions;
 use engine::qcow2::create::BackingFormat;
 
 use super::Case;
 use super::live::{Life, planted};
-use crate::guest::Expectation;
+use crate::crash::destroyed::{Destroyed, Honest};
+use crate::guest::{Expectation, Level};
 use crate::oracle::view::Backing;
-use crate::oracle::{Judge, Judgement, Service, Verdict, Witness, judge_raw};
+use crate::oracle::{Damage, Judge, Judgement, Service, Standing, Verdict, Witness, judge_raw};
 use crate::pace::Observer;
 use crate::sim::stage::{Stage, open_options};
 use crate::subject::EngineSubject;
@@ -37,6 +38,11 @@ pub struct Bench<'a> {
     always: Option<Rc<Tools>>,
     /// The files that passed, by disk, content and expectation, and at which cut at the latest.
     passed: RefCell<BTreeMap<(Disk, ContentHash, u128), Moment>>,
+    /// What happened, where the disks may destroy what had been durable: what they destroyed follows from it.
+    destroying: Option<&'a Recording>,
+    /// What disks may hold that destroy nothing, at the cut that was judged last.
+    honest: RefCell<Option<(Tick, Rc<Honest>)>>,
+    accept: Option<Level>,
 }
 
 /// What one image is judged with.
@@ -88,6 +94,12 @@ impl Judged {
         })
     }
 
+    /// What the state came to: the worst of what its images did.
+    pub fn standing(&self) -> Standing {
+        let beneath = self.beneath.iter().map(|(_, of)| of.standing);
+        beneath.fold(self.image.standing, Standing::max)
+    }
+
     /// The image as recovery left it.
     pub fn recovered(&self) -> &Witness {
         let recovered = self.image.recovered.as_ref();
@@ -96,13 +108,18 @@ impl Judged {
 }
 
 impl Tools {
-    fn judge<'a>(&'a self, base: Option<&'a Witness>, observer: &'a dyn Observer) -> Judge<'a> {
+    fn judge<'a>(
+        &'a self,
+        base: Option<&'a Witness>,
+        accept: Option<Level>,
+        observer: &'a dyn Observer,
+    ) -> Judge<'a> {
         Judge {
             subject: &self.subject,
             backing: self.backing.as_ref(),
             data: self.data.as_ref(),
             base,
-            accept: None,
+            accept,
             observer,
         }
     }
@@ -126,6 +143,9 @@ impl<'a> Bench<'a> {
             found: life.later.iter().map(|process| &process.found).collect(),
             always: None,
             passed: RefCell::default(),
+            destroying: case.scenario.contract.destroys().then(|| life.recording()),
+            honest: RefCell::default(),
+            accept: None,
         };
         if !stage.is_chain() && stage.data.is_none() {
             let disks = Disks::one(stage.image.clone());
@@ -173,26 +193,57 @@ impl<'a> Bench<'a> {
         self.found.get(later).copied()
     }
 
+    /// The same, letting pass what misses by no more than this.
+    #[must_use]
+    pub fn accepting(self, accept: Option<Level>) -> Self {
+        Self { accept, ..self }
+    }
+
+    /// What the disks destroyed of what they hold at a cut; `None` where they destroy nothing.
+    fn destroyed(&self, disks: &Disks<PageImage>, cut: Moment) -> Option<Disks<Destroyed>> {
+        let recording = self.destroying?;
+        let cut = Tick(cut.0);
+        let mut known = self.honest.borrow_mut();
+        if known.as_ref().is_none_or(|(of, _)| *of != cut) {
+            *known = Some((cut, Rc::new(Honest::at(recording, cut))));
+        }
+        known.as_ref().map(|(_, honest)| honest.destroyed(disks))
+    }
+
     /// Judges what a power loss left on the disks that were written to.
     pub fn judge(&self, disks: Disks<PageImage>, expectation: &Expectation<'_>) -> Judged {
         let tools = self.tools(Disk::Image, &disks);
-        let judge = tools.judge(self.base(expectation), self.observer);
-        let image = judge.judge(disks.image().clone(), expectation, None);
-        let image = image.with_autoclear_of(&self.base.image);
+        let judge = tools.judge(self.base(expectation), self.accept, self.observer);
+        let image = disks.image().clone();
+        let destroyed = self.destroyed(&disks, expectation.cut());
+        let (image, ending) = match &destroyed {
+            None => {
+                let judged = judge.judge(image, expectation, None);
+                (
+                    judged.with_autoclear_of(&self.base.image),
+                    Ending::PowerLoss,
+                )
+            }
+            Some(destroyed) => {
+                let damage = damage(destroyed, Disk::Image);
+                let judged = judge.judge_damaged(image, expectation, &damage);
+                (judged, Ending::Damaged(destroyed))
+            }
+        };
         let judged = Judged {
             verdict: image.verdict.clone(),
             disks,
             image,
             beneath: Vec::new(),
         };
-        self.judge_beneath(judged, expectation, Ending::PowerLoss)
+        self.judge_beneath(judged, expectation, ending)
     }
 
     /// Judges what a workload left that closed the image in good order: nothing is left that a repair
     /// could improve.
     pub fn judge_closed(&self, disks: Disks<PageImage>, expectation: &Expectation<'_>) -> Judged {
         let tools = self.tools(Disk::Image, &disks);
-        let judge = tools.judge(self.base(expectation), self.observer);
+        let judge = tools.judge(self.base(expectation), self.accept, self.observer);
         let image = judge.judge_closed(
             disks.image().clone(),
             expectation,
@@ -211,7 +262,7 @@ impl<'a> Bench<'a> {
         &self,
         mut judged: Judged,
         expectation: &Expectation<'_>,
-        ending: Ending,
+        ending: Ending<'_>,
     ) -> Judged {
         let written = judged.disks.others().map(|(disk, _)| disk);
         let written: Vec<Disk> = written.filter(|disk| *disk != Disk::Data).collect();
@@ -231,7 +282,7 @@ impl<'a> Bench<'a> {
         disk: Disk,
         judged: &mut Judged,
         expectation: &Expectation<'_>,
-        ending: Ending,
+        ending: Ending<'_>,
     ) -> Verdict {
         let (Some(file), Some(content)) = (self.stage.file(disk), judged.disks.get(disk)) else {
             return Verdict::HarnessBroken(format!("there is no file `{}`", disk.name()));
@@ -243,7 +294,7 @@ impl<'a> Bench<'a> {
         );
         let cut = expectation.cut();
         let passed = self.passed.borrow().get(&known).copied();
-        if ending == Ending::PowerLoss && passed.is_some_and(|earlier| earlier <= cut) {
+        if matches!(ending, Ending::PowerLoss) && passed.is_some_and(|earlier| earlier <= cut) {
             return Verdict::Survived;
         }
         let Some(expected) = expectation.of_file(disk) else {
@@ -251,13 +302,21 @@ impl<'a> Bench<'a> {
             return Verdict::HarnessBroken(how);
         };
         let verdict = match file.format {
-            BackingFormat::Raw => judge_raw(content, &expected),
+            BackingFormat::Raw => match ending {
+                Ending::PowerLoss | Ending::Closed => judge_raw(content, &expected),
+                // Whoever reads it reads what is there.
+                Ending::Damaged(_) => Verdict::Survived,
+            },
             BackingFormat::Qcow2 => {
                 let tools = self.tools(disk, &judged.disks);
-                let judge = tools.judge(None, self.observer);
+                let judge = tools.judge(None, self.accept, self.observer);
                 let judgement = match ending {
                     Ending::PowerLoss => judge.judge(content.clone(), &expected, None),
                     Ending::Closed => judge.judge_closed(content.clone(), &expected, None),
+                    Ending::Damaged(destroyed) => {
+                        let damage = damage(destroyed, disk);
+                        judge.judge_damaged(content.clone(), &expected, &damage)
+                    }
                 };
                 let verdict = judgement.verdict.clone();
                 judged.beneath.push((disk, judgement));
@@ -288,14 +347,14 @@ impl<'a> Bench<'a> {
         let before = Some(&before.state);
         let tools = self.tools(disk, &judged.disks);
         if disk == Disk::Image {
-            let judge = tools.judge(self.base(expectation), self.observer);
+            let judge = tools.judge(self.base(expectation), self.accept, self.observer);
             let again = judge.judge(image, expectation, before);
             return again.with_autoclear_of(&self.base.image);
         }
         let expected = expectation.of_file(disk);
         let expected = expected.expect("what was judged is in the history");
         let again = tools
-            .judge(None, self.observer)
+            .judge(None, self.accept, self.observer)
             .judge(image, &expected, before);
         Judgement {
             verdict: in_file(again.verdict, disk),
@@ -306,7 +365,10 @@ impl<'a> Bench<'a> {
     /// Lets work go on with the recovered image.
     pub fn serve(&self, judged: &Judged, expectation: &Expectation<'_>) -> Service {
         let tools = self.tools(Disk::Image, &judged.disks);
-        let judge = tools.judge(self.base(expectation), self.observer);
+        let judge = tools.judge(self.base(expectation), self.accept, self.observer);
+        if self.destroying.is_some() {
+            return judge.serve_damaged(judged.recovered(), expectation);
+        }
         judge.judge_service(judged.recovered(), expectation)
     }
 
@@ -322,16 +384,30 @@ impl<'a> Bench<'a> {
             disks.put(disk, content.clone());
         }
         let tools = self.tools(Disk::Image, &disks);
-        let judge = tools.judge(self.base(expectation), self.observer);
+        let judge = tools.judge(self.base(expectation), self.accept, self.observer);
         judge.judge_in_service(judged.recovered(), left.into_image(), expectation)
     }
 }
 
 /// How a workload ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Ending {
+#[derive(Clone, Copy, Debug)]
+enum Ending<'a> {
     PowerLoss,
     Closed,
+    /// By a power loss that destroyed this.
+    Damaged(&'a Disks<Destroyed>),
+}
+
+/// What concerns the image of one disk.
+fn damage(destroyed: &Disks<Destroyed>, disk: Disk) -> Damage {
+    let of = |disk| destroyed.get(disk).cloned().unwrap_or_default();
+    let is_beneath = |other: Disk| other != disk && other != Disk::Image && other != Disk::Data;
+    let mut beneath = destroyed.iter().filter(|(other, _)| is_beneath(*other));
+    Damage {
+        image: of(disk),
+        data: of(Disk::Data),
+        beneath: beneath.any(|(_, destroyed)| !destroyed.is_none()),
+    }
 }
 
 /// The same complaint, about a file beneath the image.

@@ -19,7 +19,7 @@ use crate::crash::explore::{Budget, Explored, Explorer};
 use crate::crash::footprint::Footprint;
 use crate::crash::state::{CrashState, Survivors};
 use crate::guest::{Expectation, Ledger};
-use crate::oracle::{Judgement, Oracle, Service, Verdict, Violation};
+use crate::oracle::{Judgement, Oracle, Service, Standing, Verdict, Violation};
 use crate::pace::{Observer, Stage};
 use crate::prng::Prng;
 use crate::trace::{Crash, Then, in_repairs, operation_text};
@@ -139,7 +139,7 @@ impl Examination<'_> {
         }
         if !self.stopped {
             match self.effort.reach {
-                Reach::Classes { from, most } if self.case.scenario.contract >= Contract::Epoch => {
+                Reach::Classes { from, most } if has_classes(self.case.scenario.contract) => {
                     self.cover(from, most);
                 }
                 Reach::Levels | Reach::Classes { .. } => self.explore(),
@@ -289,7 +289,15 @@ impl Examination<'_> {
         }
         let footprint = self.footprint(&judged.image);
         self.outcome.counts.survived += 1;
-        let interrupt = repaired && is_due(self.outcome.counts.repairs, self.effort.repair_every);
+        match judged.standing() {
+            Standing::Right => {}
+            Standing::Refused => self.outcome.counts.refused += 1,
+            Standing::Undetectable => self.outcome.counts.undetectable += 1,
+        }
+        // Of what a disk destroys in the middle of a repair as well nothing is promised that is not of its first loss.
+        let interrupt = repaired
+            && !self.case.scenario.contract.destroys()
+            && is_due(self.outcome.counts.repairs, self.effort.repair_every);
         let serve = is_due(self.outcome.counts.survived, self.effort.serve_every);
         if interrupt || serve {
             self.passed.push(Passed {
@@ -357,7 +365,7 @@ impl Examination<'_> {
     ) {
         let contract = self.case.scenario.contract;
         if let Reach::Classes { most, .. } = self.effort.reach
-            && contract >= Contract::Epoch
+            && has_classes(contract)
         {
             let mut classes = Classes::new(recording, contract, &[], Tick::default(), most, |_| 0);
             while !self.stopped
@@ -555,6 +563,12 @@ impl Examination<'_> {
             Some(_) => {}
         }
     }
+}
+
+/// Whether all states of a contract are looked through by classes: a judgement of what was destroyed does not tell what
+/// it hangs on.
+fn has_classes(contract: Contract) -> bool {
+    contract >= Contract::Epoch && !contract.destroys()
 }
 
 /// How much work a search may still be.

@@ -21,6 +21,7 @@ use crate::workload::shape::Scenario;
 pub use bench::{Bench, Judged};
 pub use live::{Life, live};
 pub use process::Process;
+pub(crate) use replay::judge_accepting;
 pub use replay::{Replayed, Step, Unreplayable, replay};
 
 /// What is run: a scenario and who decides its schedule.
@@ -74,7 +75,8 @@ pub enum Reach {
     #[default]
     Levels,
     /// Under `epoch`, every subset of whole requests at each cut, under `epoch-torn` of their sectors; a state for each
-    /// class of them that no judgement can tell apart. As [`Self::Levels`] under the contracts that leave less open.
+    /// class of them that no judgement can tell apart. As [`Self::Levels`] under the contracts that leave less open,
+    /// and where the disk destroys what was durable.
     Classes {
         /// Where the cuts begin.
         from: From,
@@ -156,6 +158,10 @@ pub struct Counts {
     pub states_known: u64,
     /// Judged states of a first power loss that passed.
     pub survived: u64,
+    /// Those of the survivors of which something was destroyed and refused, and nothing read wrong.
+    pub refused: u64,
+    /// Those of the survivors of which something was destroyed and read wrong, as nobody can know.
+    pub undetectable: u64,
     /// Judged states that recovery had to repair.
     pub repairs: u64,
     /// Judged states on which work went on after recovery.
@@ -227,6 +233,8 @@ impl Counts {
             states_nested,
             states_known,
             survived,
+            refused,
+            undetectable,
             repairs,
             served,
             not_measured,
@@ -246,6 +254,8 @@ impl Counts {
         self.states_nested += states_nested;
         self.states_known += states_known;
         self.survived += survived;
+        self.refused += refused;
+        self.undetectable += undetectable;
         self.repairs += repairs;
         self.served += served;
         self.not_measured += not_measured;

@@ -1,5 +1,6 @@
 //! Running a trace again: the one crash that it names, or every crash state of its run.
 
+use blkdebug::contract::Contract;
 use blkdebug::disks::Disks;
 use blkdebug::record::{Entry, Recording, RequestName, Tick};
 use engine::device::PageImage;
@@ -8,9 +9,8 @@ use super::bench::Bench;
 use super::live::{Life, live};
 use super::{Case, Effort, Schedule, find};
 use crate::caught::{Panic, catch};
-use crate::crash::durability::Frontier;
 use crate::crash::state::{CrashState, Mismatch, Survivors};
-use crate::oracle::{Judgement, Verdict};
+use crate::oracle::{Acceptance, Judgement, Verdict};
 use crate::sim::stage::StageError;
 use crate::trace::{Crash, Expected, Misplaced, Then, Trace, operation_text};
 use crate::workload::ops::{Happening, Moment};
@@ -108,7 +108,7 @@ impl Replayed {
         cut: Tick,
         survivors: &Survivors,
     ) -> Result<(), Unreplayable> {
-        let survivors = survivors.fit(&Frontier::at(recording, cut))?;
+        let survivors = survivors.fit(&survivors.frontier(recording, cut))?;
         self.lost += survivors
             .parts()
             .iter()
@@ -118,14 +118,30 @@ impl Replayed {
         Ok(())
     }
 
+    /// A life of which nothing is judged yet.
+    fn of(life: &Life) -> Self {
+        Self {
+            verdict: Verdict::Survived,
+            same_run: None,
+            digest: life.lived.digest,
+            steps: Vec::new(),
+            survivors: String::new(),
+            lost: 0,
+            crashed: None,
+            recovered: None,
+        }
+    }
+
     /// The state of a second power loss, with its steps behind those of the first.
     fn second(
         &mut self,
         recording: &Recording,
         crash: &Crash,
         during: &str,
+        contract: Contract,
     ) -> Result<CrashState, Unreplayable> {
         let (cut, survivors) = crash.find(recording)?;
+        survivors.destroy_by(recording, cut, contract)?;
         let requests = recording.entries.iter().flat_map(request_steps);
         let named = requests.map(|step| Step {
             text: format!("{during}: {}", step.text),
@@ -154,22 +170,29 @@ fn replay_caught(trace: &Trace) -> Result<Replayed, Unreplayable> {
     };
     let life = live(&case)?;
     let mut replayed = Replayed {
-        verdict: Verdict::Survived,
         same_run: trace.digest.map(|digest| digest == life.lived.digest),
-        digest: life.lived.digest,
-        steps: Vec::new(),
-        survivors: String::new(),
-        lost: 0,
-        crashed: None,
-        recovered: None,
+        ..Replayed::of(&life)
     };
     if let Some(crash) = &trace.crash {
-        judge_crash(&case, &life, crash, &mut replayed)?;
+        judge_crash(&Bench::of(&case, &life), &case, &life, crash, &mut replayed)?;
     } else {
         replayed.steps = steps(&life, Tick(u64::MAX));
         replayed.verdict = judge_run(&case, &life, &trace.expected)?;
     }
     Ok(replayed)
+}
+
+/// What the state that a crash leaves comes to where so much is let pass.
+pub(crate) fn judge_accepting(
+    case: &Case,
+    life: &Life,
+    crash: &Crash,
+    acceptance: Acceptance,
+) -> Result<Verdict, Unreplayable> {
+    let bench = Bench::of(case, life).accepting(acceptance.level());
+    let mut replayed = Replayed::of(life);
+    judge_crash(&bench, case, life, crash, &mut replayed)?;
+    Ok(replayed.verdict)
 }
 
 /// Judges the run itself and every crash state of it.
@@ -202,13 +225,15 @@ fn is_expected(violation: &crate::oracle::Violation, expected: &Expected) -> boo
 
 /// Judges the state that one crash leaves.
 fn judge_crash(
+    bench: &Bench<'_>,
     case: &Case,
     life: &Life,
     crash: &Crash,
     replayed: &mut Replayed,
 ) -> Result<(), Unreplayable> {
-    let bench = Bench::of(case, life);
     let (cut, survivors) = crash.find(life.recording())?;
+    let contract = case.scenario.contract;
+    survivors.destroy_by(life.recording(), cut, contract)?;
     let expectation = life.expect(cut);
     let state = CrashState::build(life.recording(), cut, &survivors)?;
     replayed.steps = steps(life, cut);
@@ -232,7 +257,7 @@ fn judge_crash(
                 };
                 let of_last = last.as_ref().and_then(|last| last.repairs.get(*attempt));
                 let recording = of_last.ok_or(Unreplayable::NoRepair(*attempt))?;
-                let state = replayed.second(recording, crash, "repair")?;
+                let state = replayed.second(recording, crash, "repair", contract)?;
                 let image = state.disks.into_image();
                 crashed.put(*disk, image.clone());
                 let again = bench.judge_repair(&judged, *disk, image, &expectation);
@@ -246,7 +271,7 @@ fn judge_crash(
             let service = bench.serve(&judged, &expectation);
             replayed.verdict = service.verdict;
             if let (Some(crash), Some(ledger)) = (crash, &service.ledger) {
-                let second = replayed.second(&service.recording, crash, "service")?;
+                let second = replayed.second(&service.recording, crash, "service", contract)?;
                 let expectation = ledger.expect(Moment(second.cut.0));
                 for (disk, image) in second.disks.iter() {
                     crashed.put(disk, image.clone());

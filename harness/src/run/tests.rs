@@ -123,6 +123,7 @@ fn a_trace_tells_of_power_losses_inside_repairs_of_repairs() {
         choices: Vec::new(),
         crash: Some(Crash { then, ..crash }),
         expected: Expected::Survived,
+        shown: None,
         digest: None,
     };
     let text = trace.to_json();

@@ -15,7 +15,7 @@ use engine::qcow2::{Files, OpenOptions, Qcow2, Unlock, check};
 use engine::raw::Raw;
 
 use super::metered::Metered;
-use super::{Attempt, Failure, Repair, Subject, Tally};
+use super::{Answers, Attempt, Failure, Repair, Subject, Tally};
 use crate::caught::catch;
 use crate::oracle::fingerprint;
 use crate::oracle::structure::encryption_header;
@@ -152,6 +152,20 @@ impl Subject for EngineSubject {
             }
             open.close().await?;
             Ok(data)
+        })
+    }
+
+    fn read_each(&self, image: &PageImage, reads: &[Range<u64>]) -> Attempt<Answers> {
+        self.attempt(image, async |devices| {
+            let open = self.open(&devices).await?;
+            let mut answers = Vec::with_capacity(reads.len());
+            for range in reads {
+                let len = usize::try_from(range.end - range.start).expect("a read fits memory");
+                let read = open.read(range.start, len).await;
+                answers.push(read.map_err(|error| failure(&error)));
+            }
+            drop(open.close().await);
+            Ok(answers)
         })
     }
 

@@ -74,11 +74,30 @@ pub struct Tally {
     pub leaks: u64,
 }
 
+/// What came of each of several reads.
+pub type Answers = Vec<Result<Vec<u8>, Failure>>;
+
 /// An implementation of an image format, over a chain of images below that never changes.
 pub trait Subject {
     /// Opens the image for reading and writing, with whatever repair the format promises at that;
     /// reads each of `reads`, ranges of guest bytes; closes it.
     fn recover(&self, image: &PageImage, reads: &[Range<u64>]) -> Attempt<Vec<Vec<u8>>>;
+
+    /// The same, with an answer to each of `reads` by itself; what closing comes to is not told. Unless a subject knows
+    /// better, each is asked of an image that was opened for it.
+    fn read_each(&self, image: &PageImage, reads: &[Range<u64>]) -> Attempt<Answers> {
+        let opened = self.recover(image, &[]);
+        let read = |range: &Range<u64>| {
+            let one = self.recover(image, std::slice::from_ref(range));
+            one.result.map(|mut data| data.pop().unwrap_or_default())
+        };
+        Attempt {
+            result: opened.result.map(|_| reads.iter().map(read).collect()),
+            recording: opened.recording,
+            image: opened.image,
+            data: opened.data,
+        }
+    }
 
     /// Checks the image, and repairs it as far as `repair` says.
     fn check(&self, image: &PageImage, repair: Repair) -> Attempt<Tally>;

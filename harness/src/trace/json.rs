@@ -20,7 +20,8 @@ use engine::zeroes::DetectZeroes;
 use serde::{Deserialize, Serialize};
 
 use super::text::{self, BadText};
-use super::{BadTrace, Crash, Cut, Expected, Loader, MAJOR, MINOR, Then, Trace, bytes};
+use super::{BadTrace, Crash, Cut, Expected, Loader, MAJOR, MINOR, Shown, Then, Trace, bytes};
+use crate::oracle::Acceptance;
 use crate::workload::shape::{
     Backing, CacheShape, Chain, Encrypted, Extent, Given, ImageShape, Management, OptionShape,
     Scenario, Start, backing_format,
@@ -48,6 +49,8 @@ struct TraceJson {
     version: Version,
     about: String,
     expected: ExpectedJson,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    shown: Option<ShownJson>,
     image: ImageJson,
     caches: CachesJson,
     #[serde(default, skip_serializing_if = "OptionsJson::is_plain")]
@@ -97,6 +100,13 @@ struct ExpectedJson {
     verdict: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     class: Option<String>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ShownJson {
+    contract: String,
+    breaks: String,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -241,6 +251,8 @@ struct CrashJson {
     moment: u64,
     survivors: Vec<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    ignored_from: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     in_repair: Option<RepairJson>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     in_service: Option<ServiceJson>,
@@ -281,6 +293,10 @@ pub(super) fn write(trace: &Trace) -> String {
                 class: Some(class.clone()),
             },
         },
+        shown: trace.shown.map(|shown| ShownJson {
+            contract: shown.contract.name().into(),
+            breaks: shown.breaks.name().into(),
+        }),
         image: match &scenario.image {
             Start::New(shape) => ImageJson::New(Box::new(write_shape(shape))),
             Start::Given(given) => ImageJson::Given(write_given(given)),
@@ -474,6 +490,7 @@ fn write_crash(crash: &Crash) -> CrashJson {
         cut: text::cut_text(&crash.cut),
         moment: crash.cut.moment,
         survivors: crash.survivors.iter().map(text::survivor_text).collect(),
+        ignored_from: crash.ignored_from.map(|request| request.to_string()),
         in_repair: None,
         in_service: None,
     };
@@ -512,6 +529,7 @@ pub(super) fn read(text: &str, loader: Loader<'_>) -> Result<Trace, BadTrace> {
             None => None,
         },
         expected: read_expected(json.expected)?,
+        shown: json.shown.as_ref().map(read_shown).transpose()?,
         digest: match json.digest {
             Some(digest) => Some(hex("digest", &digest)?),
             None => None,
@@ -750,6 +768,14 @@ fn read_crash(field: &str, json: CrashJson) -> Result<Crash, BadTrace> {
         let field = format!("{field}.survivors[{index}]");
         survivors.push(text::survivor(survivor).map_err(|bad| meaning(&field, &bad))?);
     }
+    let ignored_from = match &json.ignored_from {
+        None => None,
+        Some(name) => Some(known(
+            &format!("{field}.ignored_from"),
+            name,
+            text::request_named,
+        )?),
+    };
     let then = match (json.in_repair, json.in_service) {
         (None, None) => None,
         (Some(repair), None) => Some(Then::Repair {
@@ -775,6 +801,7 @@ fn read_crash(field: &str, json: CrashJson) -> Result<Crash, BadTrace> {
             moment: json.moment,
         },
         survivors,
+        ignored_from,
         then,
     })
 }
@@ -792,6 +819,13 @@ fn read_expected(json: ExpectedJson) -> Result<Expected, BadTrace> {
             problem: "the verdict is `survived`, or `violated` with a class".into(),
         }),
     }
+}
+
+fn read_shown(json: &ShownJson) -> Result<Shown, BadTrace> {
+    Ok(Shown {
+        contract: known("shown.contract", &json.contract, Contract::from_name)?,
+        breaks: known("shown.breaks", &json.breaks, Acceptance::from_name)?,
+    })
 }
 
 fn known<T>(

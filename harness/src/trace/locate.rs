@@ -9,7 +9,7 @@ use blkdebug::mask::SectorMask;
 use blkdebug::record::{Entry, Recording, Tick};
 
 use super::{Crash, Cut, Edge, Left, LengthLeft, RequestRef, Survivor};
-use crate::crash::durability::Frontier;
+use crate::crash::durability::{Trust, acknowledged};
 use crate::crash::state::{Fate, Length, Mismatch, Part, Survivors};
 
 /// A crash that a recording does not have.
@@ -21,6 +21,9 @@ pub enum Misplaced {
     /// The request was never answered.
     #[error("the run ends before {0} completes")]
     NeverCompleted(RequestRef),
+    /// What is said to have been ignored promises nothing.
+    #[error("the run is not promised anything by {0}, so that no disk can ignore it")]
+    NoPromise(RequestRef),
     /// The survivors do not fit the cut.
     #[error("the survivors do not fit the cut: {0}")]
     Survivors(#[from] Mismatch),
@@ -101,8 +104,8 @@ impl Crash {
                     Fate::Lost => Left::Sectors(Vec::new()),
                     Fate::Whole => Left::Whole,
                     Fate::Torn(mask) => Left::Sectors(mask.iter().collect()),
-                    Fate::Scattered { zero, garbage } => Left::Scattered {
-                        zero: zero.iter().collect(),
+                    Fate::Scattered { asked, garbage } => Left::Scattered {
+                        asked: asked.iter().collect(),
                         garbage: garbage.iter().collect(),
                     },
                 },
@@ -114,8 +117,19 @@ impl Crash {
         Self {
             cut: Cut::at(recording, moment),
             survivors: named.collect(),
+            ignored_from: first_ignored(recording, moment, survivors.trust()),
             then: None,
         }
+    }
+
+    /// How long the disks of a recording keep their word.
+    fn trust(&self, recording: &Recording) -> Result<Trust, Misplaced> {
+        let Some(request) = self.ignored_from else {
+            return Ok(Trust::Always);
+        };
+        let entry = request.find(recording)?;
+        let moment = acknowledged(entry).ok_or(Misplaced::NoPromise(request))?;
+        Ok(Trust::Until(Tick(moment.0 - 1)))
     }
 
     /// The moment and the survivors of this crash in a recording; a crash inside the repair is left to
@@ -137,9 +151,24 @@ impl Crash {
                 })
             })
             .collect::<Result<Vec<_>, Misplaced>>()?;
-        let frontier = Frontier::at(recording, moment);
-        Ok((moment, Survivors::from_parts(parts).fit(&frontier)?))
+        let survivors = Survivors::from_parts(parts).with_trust(self.trust(recording)?);
+        let frontier = survivors.frontier(recording, moment);
+        Ok((moment, survivors.fit(&frontier)?))
     }
+}
+
+/// The first flush, or write with FUA, up to a cut that the disks acknowledged and ignored.
+fn first_ignored(recording: &Recording, cut: Tick, trust: Trust) -> Option<RequestRef> {
+    let Trust::Until(last) = trust else {
+        return None;
+    };
+    let promises = recording
+        .entries
+        .iter()
+        .filter_map(|entry| Some((acknowledged(entry)?, entry)));
+    let ignored = promises.filter(|(moment, _)| *moment > last && *moment <= cut);
+    let first = ignored.min_by_key(|(moment, _)| *moment);
+    first.map(|(_, entry)| RequestRef::of(entry))
 }
 
 impl Left {
@@ -152,8 +181,8 @@ impl Left {
             Self::Whole => Fate::Whole,
             Self::Sectors(sectors) if sectors.is_empty() => Fate::Lost,
             Self::Sectors(sectors) => Fate::Torn(mask(sectors)),
-            Self::Scattered { zero, garbage } => Fate::Scattered {
-                zero: mask(zero),
+            Self::Scattered { asked, garbage } => Fate::Scattered {
+                asked: mask(asked),
                 garbage: mask(garbage),
             },
         }

@@ -12,9 +12,13 @@ mod json;
 mod locate;
 mod text;
 
+use std::fmt;
+
+use blkdebug::contract::Contract;
 use blkdebug::disks::Disk;
 use engine::device::{Event, OpKind, PageImage};
 
+use crate::oracle::Acceptance;
 use crate::workload::shape::Scenario;
 
 pub use locate::Misplaced;
@@ -38,6 +42,8 @@ pub struct Trace {
     pub crash: Option<Crash>,
     /// What it must come to.
     pub expected: Expected,
+    /// How little it takes to come to that, where it was found out.
+    pub shown: Option<Shown>,
     /// The digest of the run when the trace was written; another digest means that the engine writes
     /// something else by now.
     pub digest: Option<u128>,
@@ -52,6 +58,28 @@ pub enum Expected {
     Violated(String),
 }
 
+/// How little it takes for a violation to show.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shown {
+    /// The weakest contract under which it does.
+    pub contract: Contract,
+    /// The mildest acceptance under which the state of the trace still fails.
+    pub breaks: Acceptance,
+}
+
+impl fmt::Display for Shown {
+    /// What follows on "shown by".
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { contract, breaks } = self;
+        let disk = contract.describe();
+        write!(
+            f,
+            "any disk that {disk} ({contract}); breaks: {}",
+            breaks.broken()
+        )
+    }
+}
+
 /// A power loss.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Crash {
@@ -59,6 +87,8 @@ pub struct Crash {
     pub cut: Cut,
     /// What of the volatile requests survived; the others are lost.
     pub survivors: Vec<Survivor>,
+    /// The first flush, or write with FUA, that the disks acknowledged and ignored, as they did all that followed.
+    pub ignored_from: Option<RequestRef>,
     /// What came after it, where that is what went wrong.
     pub then: Option<Then>,
 }
@@ -144,10 +174,10 @@ pub enum Left {
     Whole,
     /// These sectors, ascending.
     Sectors(Vec<usize>),
-    /// Of a discard: these sectors read zero, and those read garbage.
+    /// These sectors read as asked, which of a discard is zero, and those read garbage.
     Scattered {
         /// Ascending.
-        zero: Vec<usize>,
+        asked: Vec<usize>,
         /// Ascending.
         garbage: Vec<usize>,
     },

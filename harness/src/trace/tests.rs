@@ -39,7 +39,7 @@ fn crash() -> impl Strategy<Value = Crash> {
     let content = prop_oneof![
         Just(Left::Whole),
         sectors().prop_map(Left::Sectors),
-        (sectors(), sectors()).prop_map(|(zero, garbage)| Left::Scattered { zero, garbage }),
+        (sectors(), sectors()).prop_map(|(asked, garbage)| Left::Scattered { asked, garbage }),
     ];
     let length = prop_oneof![Just(LengthLeft::Kept), Just(LengthLeft::Lost)];
     let survivor = (request(), content, length).prop_map(|(request, content, length)| Survivor {
@@ -51,10 +51,12 @@ fn crash() -> impl Strategy<Value = Crash> {
         prop::option::of((edge, request())),
         any::<u64>(),
         prop::collection::vec(survivor, 0..5),
+        prop::option::of(request()),
     )
-        .prop_map(|(before, moment, survivors)| Crash {
+        .prop_map(|(before, moment, survivors, ignored_from)| Crash {
             cut: Cut { before, moment },
             survivors,
+            ignored_from,
             then: None,
         })
         .boxed();
@@ -121,6 +123,10 @@ prop_compose! {
         contract in prop::sample::select(Contract::ALL.to_vec()),
         flaw in prop::option::of(flaw()),
         class in prop::option::of(".*"),
+        shown in prop::option::of((
+            prop::sample::select(Contract::ALL.to_vec()),
+            prop::sample::select(Acceptance::ALL.to_vec()),
+        )),
         choices in prop::collection::vec(0u32..9, 0..50),
         digest: Option<u128>,
     ) -> Trace {
@@ -135,6 +141,7 @@ prop_compose! {
             choices,
             crash,
             expected: class.map_or(Expected::Survived, Expected::Violated),
+            shown: shown.map(|(contract, breaks)| Shown { contract, breaks }),
             digest,
         }
     }
@@ -168,6 +175,7 @@ fn sample(seed: u64) -> Trace {
         choices: vec![1, 0, 2],
         crash: None,
         expected: Expected::Survived,
+        shown: None,
         digest: None,
     }
 }

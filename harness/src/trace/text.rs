@@ -433,6 +433,11 @@ impl fmt::Display for RequestRef {
     }
 }
 
+/// The request of that name.
+pub(super) fn request_named(name: &str) -> Option<RequestRef> {
+    request(&name.split_ascii_whitespace().collect::<Vec<_>>())
+}
+
 fn request(words: &[&str]) -> Option<RequestRef> {
     let (disk, [event, kind, ordinal]) = (match words {
         [name @ .., "on", disk] => (Disk::from_name(disk)?, name),
@@ -480,9 +485,10 @@ pub(super) fn survivor_text(survivor: &Survivor) -> String {
             text.push_str(" sectors ");
             text.push_str(&sectors_text(sectors));
         }
-        Left::Scattered { zero, garbage } => {
-            text.push_str(" zero ");
-            text.push_str(&sectors_text(zero));
+        Left::Scattered { asked, garbage } => {
+            let is_write = survivor.request.kind == OpKind::Write;
+            text.push_str(if is_write { " sectors " } else { " zero " });
+            text.push_str(&sectors_text(asked));
             text.push_str(" garbage ");
             text.push_str(&sectors_text(garbage));
         }
@@ -504,8 +510,8 @@ pub(super) fn survivor(text: &str) -> Parsed<Survivor> {
     let content = match rest {
         [] => Some(Left::Whole),
         ["sectors", list] => Some(Left::Sectors(sectors(list)?)),
-        ["zero", zero, "garbage", garbage] => Some(Left::Scattered {
-            zero: sectors(zero)?,
+        ["zero" | "sectors", asked, "garbage", garbage] => Some(Left::Scattered {
+            asked: sectors(asked)?,
             garbage: sectors(garbage)?,
         }),
         _ => None,

@@ -176,7 +176,7 @@ impl Survey<'_> {
         } else {
             self.correct_refcounts().await?;
         }
-        if self.copied_in_doubt {
+        if self.copied_in_doubt || self.planted.has(Defect::RepairDropsUncounted) {
             self.flush(Barrier::RepairCopied).await?;
             self.correct_copied().await?;
         }
@@ -309,6 +309,7 @@ impl Survey<'_> {
             self.rewrite_l2(table, |entry| {
                 match entry.decode(header.geometry, header.version) {
                     Ok(mapping) => match mapping.parts() {
+                        (Some((offset, _)), _) if self.is_dropped(offset) => L2Entry::default(),
                         (Some((offset, _)), _) => L2Entry {
                             word: self.with_data_copied(entry.word, offset),
                             ..entry
@@ -321,6 +322,15 @@ impl Survey<'_> {
             .await?;
         }
         self.withdraw_compressed_claims().await
+    }
+
+    /// Whether a mapping to this cluster is lost to a planted defect.
+    fn is_dropped(&self, offset: HostOffset) -> bool {
+        let geometry = self.header.geometry;
+        self.planted.has(Defect::RepairDropsUncounted)
+            && !self.header.is_dirty()
+            && !geometry.has_external_data()
+            && self.stored.get(geometry.cluster_of(offset).0) == 0
     }
 
     /// Clears COPIED on compressed clusters, where it has no meaning, in the tables of snapshots too.

@@ -1,0 +1,357 @@
+//! Judges what a disk left that destroys what had been durable: detect or be right.
+//!
+//! No format that changes its tables in place can rebuild a sector that reads as garbage, or that reads as it did before
+//! a flush which the disk acknowledged and ignored. What is promised then, and held here against the subject:
+//!
+//! - It neither panics nor hangs: not at opening, reading, closing, checking or repairing, and not in work after that.
+//! - It may refuse with an error, whatever it was asked.
+//! - What it reads nevertheless is legal, unless a sector on the way to it was destroyed. On the way are the header, the
+//!   entry of the L1 table, that of the L2 table, and the sectors that it names. Nobody can know by a sector of data that
+//!   it is garbage or stale, nor by a table that it is an older one; but garbage in a table must not pass for a table.
+//! - A repair that claims success leaves all of that so.
+//! - Where nothing is left that the walk objects to, what follows is held to everything that is always promised.
+
+use std::ops::Range;
+
+use blkdebug::record::Recording;
+use engine::device::PageImage;
+
+use super::explain;
+use super::judge::{Ended, Judge, Judgement, Witness, interest, shows_the_same};
+use super::service::{Service, work};
+use super::structure::{Layout, Mapping, StructureReport};
+use super::verdict::{Oracle, Verdict};
+use super::view::merge;
+use crate::crash::destroyed::{Destroyed, Ruin};
+use crate::guest::{Expectation, SectorViolation};
+use crate::pace::Stage;
+use crate::subject::{Attempt, Failure, Repair};
+use crate::workload::stamp::identify;
+
+/// What a disk destroyed, as far as it concerns one image.
+#[derive(Clone, Debug, Default)]
+pub struct Damage {
+    /// Of the image's own file.
+    pub image: Destroyed,
+    /// Of the file that its guest data stand in, where that is another.
+    pub data: Destroyed,
+    /// Whether anything of the files beneath it was.
+    pub beneath: bool,
+}
+
+/// What a state that a judge let pass came to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Standing {
+    /// Everything was read, and is right.
+    #[default]
+    Right,
+    /// Something was refused; what was read is right.
+    Refused,
+    /// Something was read that is wrong, and cannot be known to be.
+    Undetectable,
+}
+
+impl Judge<'_> {
+    /// Judges an image of which a disk destroyed something.
+    pub fn judge_damaged(
+        &self,
+        image: PageImage,
+        expectation: &Expectation<'_>,
+        damage: &Damage,
+    ) -> Judgement {
+        self.observer.begin(Stage::StructureBefore);
+        let mut case = Case {
+            judge: self,
+            state: Witness::new(image),
+            recovered: None,
+            repairs: Vec::new(),
+            damage,
+            standing: Standing::Right,
+        };
+        let verdict = match case.run(expectation) {
+            Ok(()) => Verdict::Survived,
+            Err(verdict) => *verdict,
+        };
+        Judgement {
+            standing: case.standing,
+            recovered: case.recovered,
+            repairs: case.repairs,
+            ..Judgement::of(case.state, verdict)
+        }
+    }
+
+    /// Lets the subject work on an image of which something is destroyed. As long as the walk objects to something, that
+    /// need not go well; but it ends.
+    pub fn serve_damaged(&self, image: &Witness, expectation: &Expectation<'_>) -> Service {
+        if image.report.is_perfect() {
+            let service = self.judge_service(image, expectation);
+            // Compressed bytes can be garbage that the walk does not look at, and the subject says so.
+            let is_refused = matches!(&service.verdict, Verdict::Violated(violation)
+                if violation.class.kind == explain::FAILED);
+            return Service {
+                verdict: if is_refused {
+                    Verdict::Survived
+                } else {
+                    service.verdict
+                },
+                ledger: None,
+                ..service
+            };
+        }
+        self.observer.begin(Stage::Serve);
+        let view = image.view(self.backing, self.data);
+        let operations = view.map_or_else(Vec::new, |view| work(&view, image, expectation));
+        let attempt = self.subject.serve(&image.image, &operations);
+        let mut standing = Standing::Right;
+        let verdict = match ended(attempt.result, "work on a damaged image", &mut standing) {
+            Ok(_) => Verdict::Survived,
+            Err(verdict) => *verdict,
+        };
+        Service {
+            verdict,
+            recording: attempt.recording,
+            ledger: None,
+        }
+    }
+}
+
+struct Case<'a> {
+    judge: &'a Judge<'a>,
+    state: Witness,
+    recovered: Option<Witness>,
+    repairs: Vec<Recording>,
+    damage: &'a Damage,
+    standing: Standing,
+}
+
+impl Case<'_> {
+    fn run(&mut self, expectation: &Expectation<'_>) -> Result<(), Ended> {
+        if let Some(what) = self.state.report.not_measured
+            && self.damage.image.is_none()
+        {
+            return Err(Box::new(Verdict::NotMeasured(what.into())));
+        }
+        let reads = self.read_plan(expectation);
+        self.judge.observer.begin(Stage::Recover);
+        let image = self.state.image.clone();
+        let opened = self.read(&image, &reads, expectation, "opening the image for writing")?;
+        self.judge.observer.begin(Stage::Check);
+        let attempt = self.judge.subject.check(&opened, Repair::All);
+        let repaired = attempt.image;
+        self.repairs
+            .extend(Some(attempt.recording).filter(Recording::changes));
+        let tally = ended(attempt.result, "check with repair", &mut self.standing)?;
+        self.judge.observer.begin(Stage::Again);
+        if tally.is_some() && repaired.content_hash() != opened.content_hash() {
+            self.read(&repaired, &reads, expectation, "opening the repaired image")?;
+        }
+        self.recovered = Some(Witness::new(repaired));
+        Ok(())
+    }
+
+    /// Opens an image for writing, reads it, closes it, and holds what was read against what is legal. Yields the image
+    /// as that left it.
+    fn read(
+        &mut self,
+        image: &PageImage,
+        reads: &[Range<u64>],
+        expectation: &Expectation<'_>,
+        doing: &str,
+    ) -> Result<PageImage, Ended> {
+        let attempt: Attempt<_> = self.judge.subject.read_each(image, reads);
+        let after = attempt.image;
+        self.repairs
+            .extend(Some(attempt.recording).filter(Recording::changes));
+        let Some(answers) = ended(attempt.result, doing, &mut self.standing)? else {
+            return Ok(after);
+        };
+        self.judge.observer.begin(Stage::GuestAfter);
+        let mut checker = expectation.checker();
+        let mut wrong: Vec<SectorViolation> = Vec::new();
+        for (range, answer) in reads.iter().zip(answers) {
+            let reading = format!("after {doing}, reading at {:#x}", range.start);
+            let Some(data) = ended(answer, &reading, &mut self.standing)? else {
+                continue;
+            };
+            if u64::try_from(data.len()) != Ok(range.end - range.start) {
+                return Err(explain::short_read().into());
+            }
+            for (sector, bytes) in (range.start / 512..).zip(data.as_chunks::<512>().0) {
+                wrong.extend(checker.check(sector, identify(bytes)));
+            }
+        }
+        for miss in wrong {
+            if !self.is_excused(miss.sector) {
+                return Err(explain::silently_wrong(&miss, doing).into());
+            }
+            self.standing = Standing::Undetectable;
+        }
+        Ok(after)
+    }
+
+    /// Whether nobody can know that what this guest sector shows is wrong.
+    fn is_excused(&self, sector: u64) -> bool {
+        let Some(layout) = self.state.report.layout else {
+            return false;
+        };
+        let way = Way::to(sector, &self.state, &layout);
+        let destroyed = &self.damage.image;
+        let stale_table = way
+            .tables
+            .iter()
+            .any(|table| destroyed.within(table.clone()) == Some(Ruin::Stale));
+        let of_data = if layout.external_data && !way.packed {
+            &self.damage.data
+        } else {
+            destroyed
+        };
+        let data = way.data.is_some_and(|data| of_data.within(data).is_some());
+        stale_table || data || way.beneath && self.damage.beneath
+    }
+
+    /// The guest sectors that are read, a cluster at a time: all that is not zero, and both ends of what is.
+    fn read_plan(&self, expectation: &Expectation<'_>) -> Vec<Range<u64>> {
+        let known: Vec<Range<u64>> = expectation.touched().chain(expectation.given()).collect();
+        let Some(view) = self.state.view(self.judge.backing, self.judge.data) else {
+            let first = known.iter().map(|range| range.start * 512);
+            return first.map(|start| start..start + 512).collect();
+        };
+        let base = self.judge.base;
+        let base = base.and_then(|base| base.view(self.judge.backing, self.judge.data));
+        let checker = &mut expectation.checker();
+        let at_once = view.cluster_sectors();
+        let mut packed_left = MOST_PACKED_BYTES;
+        let mut plan = Vec::new();
+        for sectors in pieces(interest(&view, expectation), at_once) {
+            let ends = [
+                sectors.start..sectors.start + 1,
+                sectors.end - 1..sectors.end,
+            ];
+            match mapping(&self.state.report, sectors.start / at_once) {
+                Some(Mapping::Zero) => plan.extend(ends),
+                // A table of garbage names many, each as long as two clusters.
+                Some(Mapping::Compressed { len_bytes, .. }) => {
+                    let is_known = known
+                        .iter()
+                        .any(|range| range.start < sectors.end && sectors.start < range.end);
+                    packed_left = packed_left.saturating_sub(len_bytes);
+                    if is_known || packed_left > 0 {
+                        plan.push(sectors);
+                    }
+                }
+                Some(Mapping::Bad) => plan.push(sectors),
+                Some(Mapping::Data(_) | Mapping::Split { .. }) | None => {
+                    for run in view.runs(sectors) {
+                        if run.is_zeroes() {
+                            let Range { start, end } = run.sectors;
+                            plan.extend([start..start + 1, end - 1..end]);
+                        } else if !(checker.is_untouched(&run.sectors)
+                            && base.is_some_and(|base| shows_the_same(&view, &base, &run.sectors)))
+                        {
+                            plan.push(run.sectors);
+                        }
+                    }
+                }
+            }
+        }
+        let plan = pieces(merge(plan, view.virtual_bytes() / 512), at_once);
+        plan.map(|range| range.start * 512..range.end * 512)
+            .collect()
+    }
+}
+
+/// Of compressed bytes that no operation is known to have written so many are read at most, in one state.
+const MOST_PACKED_BYTES: u64 = 4 << 20;
+
+/// Ranges of sectors, cut where clusters of so many end.
+fn pieces(ranges: Vec<Range<u64>>, at_once: u64) -> impl Iterator<Item = Range<u64>> {
+    ranges.into_iter().flat_map(move |range| {
+        let mut at = range.start;
+        std::iter::from_fn(move || {
+            let start = at;
+            at = (start / at_once + 1).saturating_mul(at_once).min(range.end);
+            (start < at).then_some(start..at)
+        })
+    })
+}
+
+/// What stands between a guest and one of its sectors.
+#[derive(Debug)]
+struct Way {
+    /// Sectors of the header and of the tables.
+    tables: Vec<Range<u64>>,
+    /// The sectors that hold the data.
+    data: Option<Range<u64>>,
+    /// Whether these are compressed, and so in the image's own file.
+    packed: bool,
+    /// Whether a file beneath is looked at.
+    beneath: bool,
+}
+
+impl Way {
+    /// As the tables of an image have it.
+    fn to(sector: u64, state: &Witness, layout: &Layout) -> Self {
+        let entry_bytes = if layout.extended_l2 { 16 } else { 8 };
+        let cluster_bytes = layout.cluster_sectors() * 512;
+        let cluster = sector / layout.cluster_sectors();
+        let per_table = cluster_bytes / entry_bytes;
+        let l1_at = layout.l1_offset + cluster / per_table * 8;
+        let one = |at: u64| at / 512..at / 512 + 1;
+        // Which sectors of the header matter, the header says.
+        let header = (0..layout.cluster_sectors()).map(|sector| sector..sector + 1);
+        let mut tables: Vec<Range<u64>> = header.chain([one(l1_at)]).collect();
+        let l1_entry = state.image.read_vec(l1_at, 8);
+        let l1_entry = u64::from_be_bytes(l1_entry.try_into().unwrap_or_default());
+        let l2_table = l1_entry & 0x00ff_ffff_ffff_fe00;
+        if l2_table != 0 {
+            tables.push(one(l2_table + cluster % per_table * entry_bytes));
+        }
+        let within = sector % layout.cluster_sectors();
+        let mapping = mapping(&state.report, cluster);
+        let data = match mapping {
+            Some(Mapping::Data(offset) | Mapping::Split { offset, .. }) => {
+                Some(offset / 512 + within..offset / 512 + within + 1)
+            }
+            Some(Mapping::Compressed { offset, len_bytes }) => {
+                Some(offset / 512..offset.saturating_add(len_bytes).div_ceil(512))
+            }
+            Some(Mapping::Zero | Mapping::Bad) | None => None,
+        };
+        Self {
+            tables,
+            data,
+            packed: matches!(mapping, Some(Mapping::Compressed { .. })),
+            beneath: matches!(mapping, None | Some(Mapping::Split { .. })),
+        }
+    }
+}
+
+fn mapping(report: &StructureReport, cluster: u64) -> Option<Mapping> {
+    let mapped = &report.mapped;
+    let index = mapped
+        .binary_search_by_key(&cluster, |mapped| mapped.guest_cluster)
+        .ok()?;
+    Some(mapped[index].mapping)
+}
+
+/// What was answered; `None` where it was refused. Only an answer is an answer: a panic is a violation, and so is waiting
+/// for ever.
+fn ended<T>(
+    result: Result<T, Failure>,
+    doing: &str,
+    standing: &mut Standing,
+) -> Result<Option<T>, Ended> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(Failure::Error { .. }) => {
+            *standing = (*standing).max(Standing::Refused);
+            Ok(None)
+        }
+        Err(failure @ (Failure::Panic(_) | Failure::Hang { .. } | Failure::NotMeasured(_))) => {
+            Err(Box::new(explain::failure(&failure, doing, Oracle::Repair)))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
