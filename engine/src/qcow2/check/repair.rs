@@ -21,6 +21,7 @@ use crate::barrier::Barrier;
 use crate::defect::{Defect, Planted};
 use crate::device::{DeviceError, Event, Port, SECTOR_BYTES};
 use crate::error::Error;
+use crate::probe::Probe;
 use crate::qcow2::entry::{Copied, L1Entry, L1Word, L2Entry, Mapping};
 use crate::qcow2::header::{self, Header, HeaderSector, autoclear, be_u64, incompatible};
 use crate::qcow2::refblock::{GROUP, group_bytes, read_group, set_refcount};
@@ -69,7 +70,7 @@ pub(super) async fn repair_all(file: &Port, planted: Planted) -> Result<CheckRep
             Work::Entries | Work::Counts | Work::Snapshots if in_vain => break,
             Work::Entries => survey.drop_unaligned_reserves().await?,
             Work::Snapshots => match rewrite_table(file, &header, sector, planted).await {
-                Ok(()) => {}
+                Ok(()) => file.note(Probe::RepairSnapshots),
                 // Nothing was written on an image that is not to be written on.
                 Err(Error::BadImage(_) | Error::Unsupported(_) | Error::Refused(_)) => break,
                 Err(Error::Device(error)) => return Err(error.into()),
@@ -138,6 +139,7 @@ async fn forget_unknown(
     if header.autoclear & !autoclear::KNOWN == 0 {
         return Ok(());
     }
+    file.note(Probe::RepairForgot);
     sector.set_autoclear(header.autoclear & autoclear::KNOWN);
     file.at(Event::None).write(0, sector.bytes()).await
 }
@@ -170,6 +172,7 @@ impl Survey<'_> {
             self.clear_marks(sector).await?;
         }
         self.lengthen().await?;
+        self.note_work();
         if self.rebuild {
             self.rebuild_refcounts(sector).await?;
         } else {
@@ -184,6 +187,19 @@ impl Survey<'_> {
             self.clear_marks(sector).await?;
         }
         Ok(self.flush(Barrier::RepairDone).await?)
+    }
+
+    /// Tells of what is rare in what there is to repair.
+    fn note_work(&self) {
+        let found = self.report.found;
+        if self.rebuild {
+            self.file.note(Probe::RepairRebuilt);
+        } else if found.leaks > 0 && found.corruptions == 0 {
+            self.file.note(Probe::RepairLeaksOnly);
+        }
+        if self.copied_in_doubt {
+            self.file.note(Probe::RepairCopied);
+        }
     }
 
     fn is_marked(&self) -> bool {
@@ -212,6 +228,7 @@ impl Survey<'_> {
         if self.lost_end == 0 || self.planted.has(Defect::RepairKeepsShortFile) {
             return Ok(());
         }
+        self.file.note(Probe::RepairLengthened);
         let len_bytes = self.header.geometry.round_up(self.lost_end);
         self.file.at(Event::None).set_len(len_bytes).await
     }
