@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use blkdebug::contract::Contract;
 use clap::{Args, ValueEnum};
-use harness::campaign::{Campaign, Plan, campaign};
-use harness::report::Summary;
+use harness::campaign::{Campaign, Plan, Proceed, Progress, campaign};
+use harness::guide::{Guidance, Guide};
+use harness::report::{self, Summary};
 use harness::run::Effort;
 use harness::workload::pin::{OPTIONS, Pins};
 
@@ -25,9 +26,12 @@ pub(crate) struct Fuzz {
     /// Where the generators start; printed first
     #[arg(long, value_name = "N")]
     seed: u64,
-    /// End after so many runs [default: 160 where no --time is given]
+    /// End after so many runs [default: 160 where no other end is given]
     #[arg(long, value_name = "R", value_parser = clap::value_parser!(u64).range(1..))]
     runs: Option<u64>,
+    /// End after the batch with which so many crash states are judged
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    states: Option<u64>,
     /// End after so long, such as 30s, 10m or 2h
     #[arg(long, value_name = "T", value_parser = parse_duration)]
     time: Option<Duration>,
@@ -47,6 +51,9 @@ pub(crate) struct Fuzz {
     /// Start from a copy of this qcow2 image; the file itself is never written
     #[arg(long, value_name = "FILE")]
     image: Option<PathBuf>,
+    /// Whether what earlier runs showed decides about later ones
+    #[arg(long, value_name = "on|off", value_parser = parse_guidance, default_value = "on")]
+    guide: Guidance,
     /// Where summary.json and the traces go
     #[arg(long, value_name = "DIR", default_value = "reports")]
     out: PathBuf,
@@ -68,6 +75,14 @@ fn parse_contract(name: &str) -> Result<Contract, String> {
     })
 }
 
+pub(crate) fn parse_guidance(name: &str) -> Result<Guidance, String> {
+    match name {
+        "on" => Ok(Guidance::On),
+        "off" => Ok(Guidance::Off),
+        _ => Err("expected on or off".into()),
+    }
+}
+
 impl Fuzz {
     pub(crate) fn run(&self) -> Result<Ending, Refusal> {
         let Format::Qcow2 = self.format;
@@ -76,22 +91,29 @@ impl Fuzz {
         source::writable_directory(&self.out)?;
         let plan = Plan {
             seed: self.seed,
-            runs: self.runs.unwrap_or(if self.time.is_some() {
-                u64::MAX
-            } else {
-                DEFAULT_RUNS
-            }),
+            runs: self
+                .runs
+                .unwrap_or(if self.time.is_some() || self.states.is_some() {
+                    u64::MAX
+                } else {
+                    DEFAULT_RUNS
+                }),
             pins: self.options.unwrap_or_default(),
             contract: Some(self.contract),
             given,
             flaw: None,
             effort: Effort::campaign(),
+            guidance: self.guide,
         };
         let limit = self.time.map_or(Limit::Runs(plan.runs), Limit::Time);
         let mut display = Display::start(limit);
         let jobs = self.jobs.map_or_else(default_jobs, usize::from);
-        let mut between = |progress: &_| {
+        let mut between = |progress: &Progress| {
             display.show(progress);
+            let judged = progress.counts.states_judged;
+            if self.states.is_some_and(|states| judged >= states) {
+                return Proceed::Stop;
+            }
             display.proceed()
         };
         let campaign = campaign(&plan, jobs, &mut between).map_err(Refusal::new)?;
@@ -124,6 +146,7 @@ impl Fuzz {
             summary.states_judged, summary.states_nested
         );
         println!("states repaired   {}", summary.repairs);
+        tell_guidance(&campaign.guide);
         println!("seconds           {:.1}", summary.seconds);
         println!("states a second   {:.0}", summary.states_per_second);
         println!(
@@ -140,4 +163,37 @@ impl Fuzz {
             Ending::Clean
         })
     }
+}
+
+/// What a campaign was led to, and what it was never led to.
+fn tell_guidance(guide: &Guide) {
+    let counts = guide.counts;
+    let features: u64 = guide.topics().iter().map(|(_, count)| count).sum();
+    println!(
+        "features          {features} (of {} topics)",
+        guide.topics().len()
+    );
+    println!(
+        "runs kept         {} ({} of them neighbours of kept ones)",
+        counts.kept, counts.kept_mutants
+    );
+    println!(
+        "neighbours run    {} ({} of them with other crash states; {} more meant nothing)",
+        counts.mutants, counts.toggled, counts.senseless
+    );
+    println!(
+        "runs spared       {} (the workload had been run; {} were run again for want of another)",
+        counts.repeated, counts.run_again
+    );
+    println!("rare situations");
+    for rare in guide.rare.iter().filter(|rare| rare.count > 0) {
+        println!("  {:<26} {}", rare.name, rare.count);
+    }
+    let never: Vec<&str> = report::never(&guide.rare).collect();
+    let never = if never.is_empty() {
+        "none".into()
+    } else {
+        never.join(" ")
+    };
+    println!("never there       {never}");
 }

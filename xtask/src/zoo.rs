@@ -8,8 +8,10 @@ use std::time::Duration;
 use clap::Args;
 use engine::defect::Defect;
 use harness::canary::sight;
+use harness::guide::Guidance;
 
 use crate::canary::parse_defect;
+use crate::fuzz::parse_guidance;
 use crate::terminal::{Display, Limit, parse_duration};
 use crate::{Ending, Refusal};
 
@@ -26,6 +28,9 @@ pub(crate) struct Zoo {
     /// The time after which a defect counts as not seen
     #[arg(long, value_name = "T", value_parser = parse_duration, default_value = "60s")]
     budget: Duration,
+    /// Whether what earlier runs showed decides about later ones
+    #[arg(long, value_name = "on|off", value_parser = parse_guidance, default_value = "on")]
+    guide: Guidance,
     /// Use so many threads
     #[arg(long, value_name = "J", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024))]
     jobs: u16,
@@ -73,8 +78,13 @@ impl Zoo {
     fn look(&self, defect: Defect, seed: u64) -> Result<Look, Refusal> {
         let display = Display::start(Limit::Time(self.budget));
         let mut between = |_: &_| display.proceed();
-        let sighting =
-            sight(defect.into(), seed, self.jobs.into(), &mut between).map_err(Refusal::new)?;
+        let sighting = sight(
+            defect.into(),
+            (seed, self.guide),
+            self.jobs.into(),
+            &mut between,
+        )
+        .map_err(Refusal::new)?;
         Ok(Look {
             seen: sighting.seen,
             took: display.finish(),

@@ -2,9 +2,12 @@
 
 mod certificate;
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 
 use crate::campaign::Campaign;
+use crate::guide::rare::Sightings;
 use crate::run::Counts;
 
 pub use certificate::{BadCertificate, Certificate, Circumstances};
@@ -41,6 +44,24 @@ pub struct Summary {
     pub faults: u64,
     /// Violations, those of one class in one run included.
     pub violations: u64,
+    /// How often each rare situation was there, under its name.
+    pub rare: BTreeMap<&'static str, u64>,
+    /// The rare situations that never were.
+    pub never: Vec<&'static str>,
+    /// Features that were seen, by topic.
+    pub features: BTreeMap<&'static str, u64>,
+    /// All of them.
+    pub features_total: u64,
+    /// Runs that were neighbours of kept ones.
+    pub mutants: u64,
+    /// Runs that showed something new and were kept.
+    pub kept: u64,
+    /// Those of them that were neighbours of kept ones.
+    pub kept_mutants: u64,
+    /// Neighbours that meant nothing, and in the place of which workloads were drawn.
+    pub senseless: u64,
+    /// Workloads that had been run before, and were replaced by others.
+    pub repeated: u64,
     /// How long it took; not part of the digest.
     pub seconds: f64,
     /// Judged states a second.
@@ -82,6 +103,10 @@ impl Summary {
                 classes.push(class);
             }
         }
+        let guide = &campaign.guide;
+        let topics = guide.topics().into_iter();
+        let topics: BTreeMap<&str, u64> = topics.map(|(it, n)| (it.name(), n)).collect();
+        let features_total = topics.values().sum();
         Self {
             seed,
             runs: campaign.progress.runs,
@@ -97,6 +122,15 @@ impl Summary {
             not_measured,
             faults,
             violations,
+            rare: guide.rare.iter().map(|it| (it.name, it.count)).collect(),
+            never: never(&guide.rare).collect(),
+            features: topics,
+            features_total,
+            mutants: guide.counts.mutants,
+            kept: guide.counts.kept,
+            kept_mutants: guide.counts.kept_mutants,
+            senseless: guide.counts.senseless,
+            repeated: guide.counts.repeated,
             seconds,
             states_per_second: rate(states_judged, seconds),
             digest: format!("{:032x}", campaign.digest),
@@ -111,6 +145,11 @@ impl Summary {
         text.push('\n');
         text
     }
+}
+
+/// The names of the rare situations that never were.
+pub fn never(rare: &Sightings) -> impl Iterator<Item = &'static str> {
+    rare.iter().filter(|it| it.count == 0).map(|it| it.name)
 }
 
 /// How many a second; 0 where there was no time to tell.

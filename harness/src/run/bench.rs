@@ -17,6 +17,7 @@ use engine::qcow2::create::BackingFormat;
 use super::Case;
 use super::live::{Life, planted};
 use crate::guest::Expectation;
+use crate::guide::rare::Hits;
 use crate::oracle::view::Backing;
 use crate::oracle::{Judge, Judgement, Service, Verdict, Witness, judge_raw};
 use crate::sim::stage::{Stage, open_options};
@@ -34,6 +35,8 @@ pub struct Bench<'a> {
     always: Option<Rc<Tools>>,
     /// The files that passed, by disk, content and expectation, and at which cut at the latest.
     passed: RefCell<BTreeMap<(Disk, ContentHash, u128), Moment>>,
+    /// What the engine told of rare situations.
+    pub(super) hits: Rc<Hits>,
 }
 
 /// What one image is judged with.
@@ -110,6 +113,7 @@ impl<'a> Bench<'a> {
             base: Witness::new(stage.image.clone()),
             always: None,
             passed: RefCell::default(),
+            hits: Rc::default(),
         };
         if !stage.is_chain() && stage.data.is_none() {
             let disks = Disks::one(stage.image.clone());
@@ -131,7 +135,7 @@ impl<'a> Bench<'a> {
         };
         let subject = EngineSubject::new(self.options.clone(), backing.clone());
         Rc::new(Tools {
-            subject: subject.with_data(data.cloned()),
+            subject: subject.with_data(data.cloned()).counting(&self.hits),
             data: data.cloned(),
             backing,
         })

@@ -1,7 +1,7 @@
 //! Judging the crash states of a life.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use blkdebug::contract::Contract;
@@ -12,12 +12,14 @@ use xxhash_rust::xxh3::Xxh3;
 
 use super::bench::{Bench, Judged};
 use super::live::{Life, live};
+use super::toggle::neighbours;
 use super::{Case, Counts, Effort, Finding, From, Outcome, Reach};
 use crate::crash::classes::{Classes, Covered, Task};
 use crate::crash::explore::{Budget, Explored, Explorer};
 use crate::crash::footprint::Footprint;
 use crate::crash::state::{CrashState, Survivors};
 use crate::guest::{Expectation, Ledger};
+use crate::guide::observe::{Watch, Watcher};
 use crate::oracle::{Oracle, Service, Verdict, Violation};
 use crate::prng::Prng;
 use crate::trace::{Crash, Then, in_repairs, operation_text};
@@ -30,6 +32,7 @@ const KEPT: usize = 4;
 pub(super) fn examine(
     case: &Case,
     effort: &Effort,
+    watch: Option<&Watch<'_>>,
     stop: &mut dyn FnMut(&Violation) -> bool,
 ) -> Outcome {
     let life = match live(case) {
@@ -47,6 +50,8 @@ pub(super) fn examine(
         passed: Vec::new(),
         outcome: Outcome::default(),
         digest: Xxh3::new(),
+        watcher: watch.map(|watch| Watcher::new(watch, life.recording())),
+        around: watch.and_then(|watch| watch.around),
         stop,
         stopped: false,
     };
@@ -54,8 +59,12 @@ pub(super) fn examine(
     let Examination {
         mut outcome,
         digest,
+        watcher,
         ..
     } = examination;
+    if let Some(watcher) = watcher {
+        outcome.seen = watcher.finish(&life, &bench.hits);
+    }
     outcome.digest = digest.digest128();
     outcome.choices.clone_from(&life.lived.choices);
     outcome.widths.clone_from(&life.lived.widths);
@@ -112,6 +121,9 @@ struct Examination<'a> {
     passed: Vec<Passed<'a>>,
     outcome: Outcome,
     digest: Xxh3,
+    watcher: Option<Watcher<'a>>,
+    /// A power loss whose neighbours are judged in the place of all else.
+    around: Option<&'a Crash>,
     stop: &'a mut dyn FnMut(&Violation) -> bool,
     stopped: bool,
 }
@@ -126,7 +138,9 @@ impl Examination<'_> {
         for violation in life.violations() {
             self.report(violation, None);
         }
-        if !self.stopped {
+        if let Some(crash) = self.around {
+            self.toggle(crash);
+        } else if !self.stopped {
             match self.effort.reach {
                 Reach::Classes { from, most } if self.case.scenario.contract >= Contract::Epoch => {
                     self.cover(from, most);
@@ -184,6 +198,31 @@ impl Examination<'_> {
             }
         }
         self.count(explorer.explored());
+    }
+
+    /// Judges the neighbours of a power loss. One that this life no longer has has none.
+    fn toggle(&mut self, around: &Crash) {
+        let life = self.life;
+        let contract = self.case.scenario.contract;
+        let mut draw = self.draw.fork("toggle");
+        let Ok((cut, survivors)) = around.find(life.recording()) else {
+            return;
+        };
+        let mut seen = BTreeSet::new();
+        for (cut, near) in neighbours(life.recording(), contract, cut, &survivors, &mut draw) {
+            if self.stopped {
+                break;
+            }
+            self.outcome.counts.states_generated += 1;
+            match CrashState::build(life.recording(), cut, &near) {
+                Ok(state) if seen.insert((state.hash, cut)) => {
+                    self.outcome.counts.states_distinct += 1;
+                    self.visit(state);
+                }
+                Ok(_) => {}
+                Err(mismatch) => keep(&mut self.outcome.broken, mismatch.to_string()),
+            }
+        }
     }
 
     /// Judges a state of each class.
@@ -259,6 +298,9 @@ impl Examination<'_> {
             self.digest.update(&hash.0.to_le_bytes());
         }
         self.outcome.counts.repairs += u64::from(repaired);
+        if let Some(watcher) = &mut self.watcher {
+            watcher.judged(state.cut, &state.survivors, &judged.image);
+        }
         if !survived {
             return None;
         }
@@ -379,6 +421,9 @@ impl Examination<'_> {
             .bench
             .judge_repair(judged, nest.disk, image, expectation);
         self.outcome.counts.states_nested += 1;
+        if let Some(watcher) = &mut self.watcher {
+            watcher.judged_nested(longer.len(), &again);
+        }
         self.settle(state.hash, again.verdict.clone(), || nest.crash(&longer));
         let footprint = again.footprint();
         let mut seen = nest.seen.borrow_mut();

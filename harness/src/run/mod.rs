@@ -7,9 +7,11 @@ mod bench;
 mod examine;
 mod live;
 mod replay;
+mod toggle;
 
 use crate::caught::Panic;
 use crate::crash::explore::Budget;
+use crate::guide::observe::{Seen, Watch};
 use crate::oracle::Violation;
 use crate::prng::Prng;
 use crate::trace::Crash;
@@ -98,6 +100,8 @@ pub struct Outcome {
     pub widths: Vec<u32>,
     /// Folds every step, every byte written, and every state with its verdict.
     pub digest: u128,
+    /// What was new about it, where it was watched.
+    pub seen: Seen,
 }
 
 /// A violation, and when the power went out.
@@ -240,7 +244,14 @@ impl Counts {
 
 /// Runs a case. A panic of the harness itself comes back as one.
 pub fn run(case: &Case, effort: &Effort) -> Result<Outcome, Panic> {
-    crate::caught::catch(|| examine::examine(case, effort, &mut |_| effort.first_only))
+    let stop = &mut |_: &_| effort.first_only;
+    crate::caught::catch(|| examine::examine(case, effort, None, stop))
+}
+
+/// Runs a case, and takes note of what is new about it.
+pub fn watch(case: &Case, effort: &Effort, watch: &Watch<'_>) -> Result<Outcome, Panic> {
+    let stop = &mut |_: &_| effort.first_only;
+    crate::caught::catch(|| examine::examine(case, effort, Some(watch), stop))
 }
 
 /// Runs a case until a violation is found that `wanted` recognises.
@@ -249,7 +260,7 @@ pub fn find(
     effort: &Effort,
     wanted: &mut dyn FnMut(&Violation) -> bool,
 ) -> Result<Outcome, Panic> {
-    crate::caught::catch(|| examine::examine(case, effort, wanted))
+    crate::caught::catch(|| examine::examine(case, effort, None, wanted))
 }
 
 #[cfg(test)]
