@@ -15,7 +15,8 @@ use crate::caught::Panic;
 use crate::guide::mutate::{self, Ground, Stock};
 use crate::guide::observe::Watch;
 use crate::guide::signature::signature;
-use crate::guide::{Guidance, Guide, Parent, Report};
+use crate::guide::way::Way;
+use crate::guide::{Guidance, Guide, Kept, Report};
 use crate::prng::Prng;
 use crate::run::{Case, Counts, Effort, Finding, Outcome, Schedule, watch};
 use crate::trace::Crash;
@@ -28,10 +29,6 @@ pub const BATCH_RUNS: u64 = 16;
 /// One run in so many is done twice, and must come to the same.
 const TWICE_EVERY: u64 = 100;
 const STACK_BYTES: usize = 16 << 20;
-/// So many of so many runs of a guided campaign are neighbours of kept ones.
-const MUTANTS: (u64, u64) = (1, 2);
-/// So many of so many neighbours have the same workload, and other crash states.
-const TOGGLES: (u64, u64) = (1, 8);
 
 /// What a campaign does.
 #[derive(Clone, Debug)]
@@ -174,9 +171,11 @@ struct Proposal {
     run: u64,
     attempt: u64,
     case: Case,
-    /// A power loss of the kept run whose neighbours are judged.
+    way: Way,
+    /// The kept run that it goes on from.
+    from: Option<usize>,
+    /// A power loss of that run whose neighbours are judged.
     around: Option<Crash>,
-    parent: Option<Parent>,
     /// Whether it is drawn because the neighbour that was tried meant nothing.
     senseless: bool,
 }
@@ -185,7 +184,7 @@ struct Proposal {
 struct Done {
     run: u64,
     scenario: Scenario,
-    parent: Option<Parent>,
+    way: Way,
     outcome: Result<Outcome, Panic>,
     again: Option<Result<Outcome, Panic>>,
 }
@@ -224,66 +223,65 @@ impl Plan {
             prng = prng.fork_indexed("again", attempt);
         }
         let mut draw = prng.fork("guide");
-        let guided = self.guidance == Guidance::On && draw.chance(MUTANTS.0, MUTANTS.1);
-        let picked = guided.then(|| guide.pick(&mut draw)).flatten();
-        let neighbour = picked.map(|kept| self.neighbour(guide, kept, &prng, &mut draw));
-        let senseless = matches!(neighbour, Some(None));
-        neighbour.flatten().map_or_else(
-            || Proposal {
-                run,
-                attempt,
-                case: self.drawn(&prng),
-                around: None,
-                parent: None,
-                senseless,
-            },
-            |(case, around, parent)| Proposal {
+        let way = match self.guidance {
+            Guidance::Off => Way::Drawn,
+            Guidance::On => guide.yields.choose(&mut draw),
+        };
+        let from = guide.pick(way, &mut draw);
+        let near = from.map(|at| self.near(guide, at, way, &prng, &mut draw));
+        let senseless = matches!(near, Some(None));
+        match (near.flatten(), from) {
+            (Some((case, around)), Some(_)) => Proposal {
                 run,
                 attempt,
                 case,
+                way,
+                from,
                 around,
-                parent: Some(parent),
                 senseless,
             },
-        )
+            (None, _) | (Some(_), None) => Proposal {
+                run,
+                attempt,
+                case: self.drawn(&prng),
+                way: Way::Drawn,
+                from: None,
+                around: None,
+                senseless,
+            },
+        }
     }
 
-    /// A neighbour of a kept run, if what was tried means anything.
-    fn neighbour(
+    /// What a kept run leads to in this way, if that means anything.
+    fn near(
         &self,
         guide: &Guide,
         at: usize,
+        way: Way,
         prng: &Prng,
         draw: &mut Prng,
-    ) -> Option<(Case, Option<Crash>, Parent)> {
+    ) -> Option<(Case, Option<Crash>)> {
         let kept = &guide.kept[at];
-        let mut parent = Parent {
-            kept: at,
-            toggles: false,
+        let same = |choices| Case {
+            scenario: kept.scenario.clone(),
+            schedule: Schedule::Given(choices),
         };
-        if kept.crash.is_some() && draw.chance(TOGGLES.0, TOGGLES.1) {
-            parent.toggles = true;
-            let case = Case {
-                scenario: kept.scenario.clone(),
-                schedule: Schedule::Given(kept.choices.clone()),
-            };
-            return Some((case, kept.crash.clone(), parent));
+        match way {
+            Way::Drawn => None,
+            Way::Toggle => Some((same(kept.choices.clone()), kept.crash.clone())),
+            Way::Schedule => Some((same(mutate::choices(draw, &kept.choices)), None)),
+            Way::Neighbour => Some((self.neighbour(guide, kept, prng, draw)?, None)),
         }
-        let near = |draw: &mut Prng| Schedule::Given(mutate::choices(draw, &kept.choices));
-        if kept.scenario.concurrency > 1 && draw.chance(1, 6) {
-            let case = Case {
-                scenario: kept.scenario.clone(),
-                schedule: near(draw),
-            };
-            return Some((case, None, parent));
-        }
+    }
+
+    /// The workload of a kept run, changed a little.
+    fn neighbour(&self, guide: &Guide, kept: &Kept, prng: &Prng, draw: &mut Prng) -> Option<Case> {
         let given = self.given.as_ref();
         let given = given.map(|(_, virtual_bytes, geometry)| Ground {
             virtual_bytes: *virtual_bytes,
             geometry: *geometry,
         });
-        let fresh = draw.chance(1, 2);
-        let other = if fresh {
+        let other = if draw.chance(1, 2) {
             self.drawn(&prng.fork("other")).scenario
         } else {
             guide.kept[draw.index(guide.kept.len())].scenario.clone()
@@ -296,11 +294,11 @@ impl Plan {
         let scenario = mutate::neighbour(draw, &stock);
         scenario.check().ok()?;
         let schedule = if scenario.concurrency > 1 && draw.chance(1, 3) {
-            near(draw)
+            Schedule::Given(mutate::choices(draw, &kept.choices))
         } else {
             Schedule::Drawn(Box::new(prng.fork("schedule")))
         };
-        Some((Case { scenario, schedule }, None, parent))
+        Some(Case { scenario, schedule })
     }
 
     /// Replaces a workload that was run before, and takes note of what is going to be run.
@@ -317,8 +315,8 @@ impl Plan {
             guide.counts.repeated += 1;
             proposal = self.propose(guide, proposal.run, proposal.attempt + 1);
         }
-        if let Some(parent) = proposal.parent {
-            guide.count_parent(parent);
+        if let Some(from) = proposal.from {
+            guide.count_pick(from, proposal.way);
         }
         proposal
     }
@@ -328,7 +326,7 @@ impl Plan {
             run,
             case,
             around,
-            parent,
+            way,
             ..
         } = proposal;
         let for_what = Watch {
@@ -341,7 +339,7 @@ impl Plan {
             outcome: watch(&case, &self.effort, &for_what),
             again: twice.then(|| watch(&case, &self.effort, &for_what)),
             scenario: case.scenario,
-            parent,
+            way,
         }
     }
 }
@@ -356,7 +354,7 @@ impl Campaign {
         let Done {
             run,
             scenario,
-            parent,
+            way,
             outcome,
             again,
         } = done;
@@ -379,7 +377,8 @@ impl Campaign {
             run,
             scenario: &scenario,
             choices: &outcome.choices,
-            parent,
+            way,
+            states: outcome.counts.states_judged,
             seen: &outcome.seen,
         });
         self.progress.counts.add(&outcome.counts);

@@ -1,13 +1,14 @@
 //! `fuzz`: a campaign of drawn workloads, every crash state worth visiting judged.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use blkdebug::contract::Contract;
 use clap::{Args, ValueEnum};
-use harness::campaign::{Campaign, Plan, Proceed, Progress, campaign};
+use harness::campaign::{BATCH_RUNS, Campaign, Plan, Proceed, carry_on};
+use harness::guide::way::{Way, Yield};
 use harness::guide::{Guidance, Guide};
-use harness::report::{self, Summary};
+use harness::report::{self, Summary, read_standing, write_standing};
 use harness::run::Effort;
 use harness::workload::pin::{OPTIONS, Pins};
 
@@ -54,7 +55,10 @@ pub(crate) struct Fuzz {
     /// Whether what earlier runs showed decides about later ones
     #[arg(long, value_name = "on|off", value_parser = parse_guidance, default_value = "on")]
     guide: Guidance,
-    /// Where summary.json and the traces go
+    /// Go on from where the campaign stands whose campaign.json is in DIR
+    #[arg(long)]
+    resume: bool,
+    /// Where summary.json, campaign.json and the traces go
     #[arg(long, value_name = "DIR", default_value = "reports")]
     out: PathBuf,
 }
@@ -108,15 +112,35 @@ impl Fuzz {
         let limit = self.time.map_or(Limit::Runs(plan.runs), Limit::Time);
         let mut display = Display::start(limit);
         let jobs = self.jobs.map_or_else(default_jobs, usize::from);
-        let mut between = |progress: &Progress| {
-            display.show(progress);
-            let judged = progress.counts.states_judged;
+        let ledger = Ledger::of(&plan, &self.out);
+        let start = if self.resume {
+            ledger.load()?
+        } else {
+            Campaign::default()
+        };
+        let (mut saved_at, mut trouble) = (Duration::ZERO, None);
+        let mut between = |campaign: &Campaign| {
+            display.show(&campaign.progress);
+            match ledger.keep(campaign, saved_at, display.elapsed()) {
+                Ok(at) => saved_at = at,
+                Err(refusal) => {
+                    trouble = Some(refusal);
+                    return Proceed::Stop;
+                }
+            }
+            let judged = campaign.progress.counts.states_judged;
             if self.states.is_some_and(|states| judged >= states) {
                 return Proceed::Stop;
             }
             display.proceed()
         };
-        let campaign = campaign(&plan, jobs, &mut between).map_err(Refusal::new)?;
+        let campaign = carry_on(&plan, jobs, start, &mut between).map_err(Refusal::new)?;
+        if let Some(trouble) = trouble {
+            return Err(trouble);
+        }
+        if campaign.is_between_batches() {
+            ledger.save(&campaign)?;
+        }
         let mut summary = Summary::new(self.seed, &campaign, display.finish().as_secs_f64());
         let origin = format!("seed-{}-", self.seed);
         let traces = violation::tell_each(&campaign.found, "run", &origin, &self.out)?;
@@ -165,6 +189,59 @@ impl Fuzz {
     }
 }
 
+/// The file that says where a campaign stands.
+struct Ledger<'a> {
+    plan: &'a Plan,
+    path: PathBuf,
+}
+
+impl<'a> Ledger<'a> {
+    /// It is written so often while a campaign goes on, and at its end.
+    const EVERY: Duration = Duration::from_mins(1);
+
+    fn of(plan: &'a Plan, directory: &Path) -> Self {
+        let path = directory.join("campaign.json");
+        Self { plan, path }
+    }
+
+    fn refuse(&self, problem: &dyn std::fmt::Display) -> Refusal {
+        Refusal(format!("{}: {problem}", self.path.display()))
+    }
+
+    fn load(&self) -> Result<Campaign, Refusal> {
+        let text = std::fs::read_to_string(&self.path).map_err(|error| self.refuse(&error))?;
+        let campaign = read_standing(self.plan, &text).map_err(|error| self.refuse(&error))?;
+        println!("going on          after {} runs", campaign.progress.runs);
+        Ok(campaign)
+    }
+
+    /// Writes where the campaign stands if it was not written for long, or if what follows is less than a whole batch,
+    /// behind which nothing can go on. `last` is when it was written last; so is the answer.
+    fn keep(
+        &self,
+        campaign: &Campaign,
+        last: Duration,
+        now: Duration,
+    ) -> Result<Duration, Refusal> {
+        let left = self.plan.runs.saturating_sub(campaign.progress.runs);
+        let is_last = (1..BATCH_RUNS).contains(&left);
+        if campaign.is_between_batches() && (is_last || now >= last + Self::EVERY) {
+            self.save(campaign)?;
+            return Ok(now);
+        }
+        Ok(last)
+    }
+
+    /// Puts a new file in the place of the old one, whole.
+    fn save(&self, campaign: &Campaign) -> Result<(), Refusal> {
+        let fresh = self.path.with_extension("json.new");
+        let text = write_standing(self.plan, campaign);
+        std::fs::write(&fresh, text)
+            .and_then(|()| std::fs::rename(&fresh, &self.path))
+            .map_err(|error| self.refuse(&error))
+    }
+}
+
 /// What a campaign was led to, and what it was never led to.
 fn tell_guidance(guide: &Guide) {
     let counts = guide.counts;
@@ -173,17 +250,16 @@ fn tell_guidance(guide: &Guide) {
         "features          {features} (of {} topics)",
         guide.topics().len()
     );
+    for way in Way::ALL {
+        let Yield { runs, kept, .. } = guide.yields.of(way);
+        println!(
+            "runs {:<12} {runs} ({kept} of them with something new)",
+            way.name()
+        );
+    }
     println!(
-        "runs kept         {} ({} of them neighbours of kept ones)",
-        counts.kept, counts.kept_mutants
-    );
-    println!(
-        "neighbours run    {} ({} of them with other crash states; {} more meant nothing)",
-        counts.mutants, counts.toggled, counts.senseless
-    );
-    println!(
-        "runs spared       {} (the workload had been run; {} were run again for want of another)",
-        counts.repeated, counts.run_again
+        "runs spared       {} ({} more for want of another were run again; {} neighbours meant nothing)",
+        counts.repeated, counts.run_again, counts.senseless
     );
     println!("rare situations");
     for rare in guide.rare.iter().filter(|rare| rare.count > 0) {

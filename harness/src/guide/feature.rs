@@ -60,6 +60,16 @@ impl Topic {
         }
     }
 
+    /// What a new feature of this topic is worth: most where a few features stand for much.
+    pub fn weight(self) -> u64 {
+        match self {
+            Self::OperationPair | Self::Cause | Self::ProbePair | Self::Survivors => 1,
+            Self::Event | Self::Failure => 2,
+            Self::EventPair | Self::Survivor => 4,
+            Self::Probe | Self::Repair => 8,
+        }
+    }
+
     fn number(self) -> u64 {
         let place = Self::ALL.iter().position(|topic| *topic == self);
         let place = place.expect("every topic is listed");

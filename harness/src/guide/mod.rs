@@ -2,8 +2,8 @@
 //!
 //! Each run is watched ([`observe`]) for features that no earlier one had ([`feature`]): events, pairs of them, classes of
 //! metadata that survived next to an event, what repairs had to do, rare situations ([`rare`]). A run that has a new one is
-//! kept, and of the runs that follow, some are its neighbours ([`mutate`]) instead of drawn anew. A workload that was run
-//! before is not run again ([`signature`]).
+//! kept, and of the runs that follow, some are its neighbours ([`mutate`]) instead of drawn anew: as many as pay ([`way`]).
+//! A workload that was run before is not run again ([`signature`]).
 //!
 //! Nothing of this depends on the number of threads: what a batch of runs starts from is what all batches before have left,
 //! and a run draws from a generator of its own.
@@ -13,6 +13,7 @@ pub mod mutate;
 pub mod observe;
 pub mod rare;
 pub mod signature;
+pub mod way;
 
 use crate::prng::Prng;
 use crate::trace::Crash;
@@ -21,6 +22,7 @@ use crate::workload::shape::Scenario;
 use feature::{NumberSet, Topic};
 use observe::Seen;
 use rare::Sightings;
+use way::{Way, Yields};
 
 /// Whether a campaign is guided.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -43,23 +45,17 @@ pub struct Kept {
     pub choices: Vec<u32>,
     /// The last crash state that had a new feature.
     pub crash: Option<Crash>,
-    /// How many features were new.
+    /// What was new about it, by [`Topic::weight`].
     pub gain: u64,
     /// How often a neighbour of it was run.
     pub picked: u64,
+    /// Whether the neighbours of its crash state were judged.
+    pub toggled: bool,
 }
 
 /// What guidance came to, in numbers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct GuideCounts {
-    /// Runs that were neighbours of kept ones.
-    pub mutants: u64,
-    /// Those of them whose crash states were the neighbours of a kept one's.
-    pub toggled: u64,
-    /// Runs that showed something new and were kept.
-    pub kept: u64,
-    /// Those of them that were neighbours of kept ones.
-    pub kept_mutants: u64,
     /// Neighbours that meant nothing: a drawn workload took their place.
     pub senseless: u64,
     /// Workloads that had been run before, and were replaced by others.
@@ -79,17 +75,10 @@ pub struct Guide {
     pub signatures: NumberSet,
     /// The rare situations.
     pub rare: Sightings,
-    /// What it came to.
+    /// What came of each way to come by a run.
+    pub yields: Yields,
+    /// What else it came to.
     pub counts: GuideCounts,
-}
-
-/// What a run is a neighbour of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Parent {
-    /// The place of the kept run.
-    pub kept: usize,
-    /// Whether the workload is the same, and the crash states are the neighbours of one of its own.
-    pub toggles: bool,
 }
 
 /// What becomes of a run.
@@ -101,8 +90,10 @@ pub struct Report<'a> {
     pub scenario: &'a Scenario,
     /// Its schedule.
     pub choices: &'a [u32],
-    /// What it was a neighbour of.
-    pub parent: Option<Parent>,
+    /// How it was come by.
+    pub way: Way,
+    /// How many states were judged.
+    pub states: u64,
     /// What was seen.
     pub seen: &'a Seen,
 }
@@ -111,14 +102,21 @@ impl Guide {
     /// Runs are kept up to this number; then the one goes that is worth the least.
     const MOST_KEPT: usize = 512;
 
-    /// A kept run to go on from: of a few that are drawn, the one that showed most for what was made of it.
-    pub fn pick(&self, draw: &mut Prng) -> Option<usize> {
-        const LOOKS: usize = 3;
+    /// A kept run to go on from in this way: of a few that are drawn, the one that showed most for what was made of it.
+    pub fn pick(&self, way: Way, draw: &mut Prng) -> Option<usize> {
+        const LOOKS: usize = 4;
+        let fits = |at: &usize| match way {
+            Way::Drawn => false,
+            Way::Neighbour => true,
+            Way::Schedule => self.kept[*at].scenario.concurrency > 1,
+            Way::Toggle => self.kept[*at].crash.is_some() && !self.kept[*at].toggled,
+        };
         if self.kept.is_empty() {
             return None;
         }
         let looks = (0..LOOKS).map(|_| draw.index(self.kept.len()));
-        looks.max_by_key(|at| (self.kept[*at].worth(), *at))
+        let fitting = looks.filter(fits);
+        fitting.max_by_key(|at| (self.kept[*at].worth(), *at))
     }
 
     /// Takes note of a signature; says whether it is new.
@@ -126,12 +124,11 @@ impl Guide {
         self.signatures.insert(signature)
     }
 
-    /// Takes note that a neighbour of a kept run is about to be run.
-    pub fn count_parent(&mut self, parent: Parent) {
-        self.counts.mutants += 1;
-        self.counts.toggled += u64::from(parent.toggles);
-        if let Some(kept) = self.kept.get_mut(parent.kept) {
+    /// Takes note that a kept run is about to be gone on from.
+    pub fn count_pick(&mut self, at: usize, way: Way) {
+        if let Some(kept) = self.kept.get_mut(at) {
             kept.picked += 1;
+            kept.toggled |= way == Way::Toggle;
         }
     }
 
@@ -139,21 +136,20 @@ impl Guide {
     pub fn learn(&mut self, report: &Report<'_>) {
         self.rare.add(&report.seen.rare);
         let features = report.seen.features.iter();
-        let new = features
-            .filter(|feature| self.features.insert(feature.0))
-            .count();
-        if new == 0 {
+        let new = features.filter(|feature| self.features.insert(feature.0));
+        let gain = new.map(|it| it.topic().map_or(0, Topic::weight)).sum();
+        self.yields.learn(report.way, report.states, gain);
+        if gain == 0 {
             return;
         }
-        self.counts.kept += 1;
-        self.counts.kept_mutants += u64::from(report.parent.is_some());
         self.kept.push(Kept {
             run: report.run,
             scenario: report.scenario.clone(),
             choices: report.choices.to_vec(),
             crash: report.seen.crash.clone(),
-            gain: u64::try_from(new).expect("features can be counted"),
+            gain,
             picked: 0,
+            toggled: false,
         });
     }
 
@@ -187,6 +183,6 @@ impl Kept {
     /// The more it showed and the less was made of it, the more it is worth.
     fn worth(&self) -> u64 {
         const SCALE: u64 = 1 << 16;
-        self.gain.min(64) * SCALE / (1 + self.picked)
+        self.gain.min(256) * SCALE / (1 + self.picked)
     }
 }

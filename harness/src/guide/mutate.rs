@@ -72,9 +72,10 @@ enum Change {
     Repeat,
     Swap,
     Circumstances,
+    Image,
 }
 
-const CHANGES: [(Change, u64); 9] = [
+const CHANGES: [(Change, u64); 10] = [
     (Change::Insert, 5),
     (Change::Remove, 3),
     (Change::Splice, 3),
@@ -84,6 +85,7 @@ const CHANGES: [(Change, u64); 9] = [
     (Change::Repeat, 2),
     (Change::Swap, 2),
     (Change::Circumstances, 2),
+    (Change::Image, 2),
 ];
 
 /// A scenario near the parent, fitted to its disk. It may mean nothing all the same.
@@ -137,6 +139,7 @@ fn apply(draw: &mut Prng, change: Change, stock: &Stock<'_>, scenario: &mut Scen
         Change::Insert => insert(draw, stock, operations),
         Change::Splice => splice(draw, stock, operations),
         Change::Circumstances => circumstances(draw, stock.pins, scenario),
+        Change::Image => change_image(draw, stock.pins, ground, scenario),
         Change::Flush => move_flush(draw, operations),
         Change::Remove if len > 1 => {
             let first = draw.index(len);
@@ -327,6 +330,36 @@ fn circumstances(draw: &mut Prng, pins: &Pins, scenario: &mut Scenario) {
             };
         }
         _ => {}
+    }
+}
+
+/// What the image holds before the run, and whether its refcounts are postponed.
+fn change_image(draw: &mut Prng, pins: &Pins, ground: Ground, scenario: &mut Scenario) {
+    let Start::New(shape) = &mut scenario.image else {
+        return;
+    };
+    let may_switch = pins.lazy_refcounts.is_none() && shape.version == 3;
+    if may_switch && draw.chance(1, 3) {
+        shape.lazy_refcounts = !shape.lazy_refcounts;
+        return;
+    }
+    if shape.filled.is_empty() {
+        return;
+    }
+    let at = draw.index(shape.filled.len());
+    let extent = shape.filled[at];
+    let bytes = draw.between(1, 8) * ground.geometry.cluster_bytes();
+    let most = ground.virtual_bytes - extent.offset.min(ground.virtual_bytes);
+    let len_bytes = if draw.chance(1, 2) {
+        extent.len_bytes.saturating_add(bytes.min(MAX_ADDED_BYTES))
+    } else {
+        extent.len_bytes.saturating_sub(bytes)
+    };
+    let len_bytes = len_bytes.min(most);
+    if len_bytes == 0 {
+        shape.filled.remove(at);
+    } else {
+        shape.filled[at].len_bytes = len_bytes;
     }
 }
 

@@ -1,6 +1,8 @@
-//! The numbers of a campaign as programs read them: `summary.json`; and of an exhaustive search: its certificate.
+//! The numbers of a campaign as programs read them: `summary.json`; where it stands, to go on from there; and of an
+//! exhaustive search: its certificate.
 
 mod certificate;
+mod standing;
 
 use std::collections::BTreeMap;
 
@@ -8,9 +10,11 @@ use serde::Serialize;
 
 use crate::campaign::Campaign;
 use crate::guide::rare::Sightings;
+use crate::guide::way::{Way, Yield, Yields};
 use crate::run::Counts;
 
 pub use certificate::{BadCertificate, Certificate, Circumstances};
+pub use standing::{BadStanding, read_standing, write_standing};
 
 /// A campaign in numbers. The fields are the keys of `summary.json`; they are added to, and never
 /// change their meaning.
@@ -52,12 +56,10 @@ pub struct Summary {
     pub features: BTreeMap<&'static str, u64>,
     /// All of them.
     pub features_total: u64,
-    /// Runs that were neighbours of kept ones.
-    pub mutants: u64,
-    /// Runs that showed something new and were kept.
-    pub kept: u64,
-    /// Those of them that were neighbours of kept ones.
-    pub kept_mutants: u64,
+    /// Runs by the way that they were come by.
+    pub ways: BTreeMap<&'static str, u64>,
+    /// Those of them that showed something new.
+    pub kept: BTreeMap<&'static str, u64>,
     /// Neighbours that meant nothing, and in the place of which workloads were drawn.
     pub senseless: u64,
     /// Workloads that had been run before, and were replaced by others.
@@ -126,9 +128,8 @@ impl Summary {
             never: never(&guide.rare).collect(),
             features: topics,
             features_total,
-            mutants: guide.counts.mutants,
-            kept: guide.counts.kept,
-            kept_mutants: guide.counts.kept_mutants,
+            ways: by_way(&guide.yields, |yielded| yielded.runs),
+            kept: by_way(&guide.yields, |yielded| yielded.kept),
             senseless: guide.counts.senseless,
             repeated: guide.counts.repeated,
             seconds,
@@ -145,6 +146,12 @@ impl Summary {
         text.push('\n');
         text
     }
+}
+
+fn by_way(yields: &Yields, count: impl Fn(Yield) -> u64) -> BTreeMap<&'static str, u64> {
+    let ways = Way::ALL.into_iter();
+    ways.map(|way| (way.name(), count(yields.of(way))))
+        .collect()
 }
 
 /// The names of the rare situations that never were.
