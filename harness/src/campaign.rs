@@ -13,7 +13,7 @@ use xxhash_rust::xxh3::xxh3_128;
 
 use crate::caught::Panic;
 use crate::guide::mutate::{self, Ground, Stock};
-use crate::guide::observe::Watch;
+use crate::guide::observe::{Focus, Watch};
 use crate::guide::signature::signature;
 use crate::guide::way::Way;
 use crate::guide::{Guidance, Guide, Kept, Report};
@@ -331,7 +331,11 @@ impl Plan {
         } = proposal;
         let for_what = Watch {
             known: &guide.features,
-            around: around.as_ref(),
+            focus: match (&around, self.guidance) {
+                (Some(crash), _) => Focus::Around(crash),
+                (None, Guidance::On) => Focus::News,
+                (None, Guidance::Off) => Focus::Anywhere,
+            },
         };
         let twice = run % TWICE_EVERY == TWICE_EVERY / 2;
         Done {

@@ -3,6 +3,9 @@
 //! A run is watched from outside: its requests, its history, and each crash state as it is judged. Nothing that is seen
 //! here reaches a verdict or a digest.
 
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+
 use blkdebug::record::{Entry, Recording, RequestId, Tick};
 use engine::device::OpKind;
 use xxhash_rust::xxh3::xxh3_64;
@@ -10,6 +13,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::feature::{Feature, NumberSet, Topic, mix};
 use super::rare::{Hits, Sighting, Sightings};
 use crate::crash::Class;
+use crate::crash::durability::{Frontier, effective_flush};
 use crate::crash::state::{Fate, Length, Part, Survivors};
 use crate::oracle::Judgement;
 use crate::oracle::structure::StructureReport;
@@ -22,8 +26,19 @@ use crate::workload::ops::{Happening, Manners, Operation, SnapshotOperation};
 pub struct Watch<'a> {
     /// The features that are no news.
     pub known: &'a NumberSet,
-    /// A power loss whose neighbours are judged in the place of what is judged otherwise.
-    pub around: Option<&'a Crash>,
+    /// Which power losses are looked at.
+    pub focus: Focus<'a>,
+}
+
+/// Which power losses of a run are looked at.
+#[derive(Clone, Copy, Debug)]
+pub enum Focus<'a> {
+    /// Those that are worth it anywhere.
+    Anywhere,
+    /// First those around a request that is new, if one is.
+    News,
+    /// The neighbours of this one, and no others.
+    Around(&'a Crash),
 }
 
 /// What was seen of a run.
@@ -55,20 +70,39 @@ pub(crate) struct Watcher<'a> {
     /// The class of each request, as a bit.
     classes: Vec<u64>,
     last: Option<(Tick, Survivors)>,
+    /// The requests that are news, each with the number of those like it.
+    news: Vec<(u64, RequestId)>,
 }
 
 impl<'a> Watcher<'a> {
-    /// Watches the crash states of this recording.
-    pub(crate) fn new(watch: &Watch<'a>, recording: &Recording) -> Self {
+    /// Watches the crash states of this life.
+    pub(crate) fn new(watch: &Watch<'a>, life: &Life) -> Self {
+        let recording = &life.recording;
         let classes = recording.entries.iter().map(class_bit).collect();
-        Self {
+        let mut watcher = Self {
             known: watch.known,
             new: NumberSet::default(),
             rare: Sightings::default(),
             nexts: nexts(recording),
             classes,
             last: None,
-        }
+            news: Vec::new(),
+        };
+        watcher.requests(recording, &life.lived.history);
+        watcher
+    }
+
+    /// Power losses that each take a request along that is news, and leave what came behind it: as late as no flush has
+    /// covered it. First those of the requests of which this run has the fewest like them.
+    pub(crate) fn news(&self, recording: &Recording) -> Vec<Crash> {
+        const MOST: usize = 3;
+        let mut news = self.news.clone();
+        news.sort_unstable_by_key(|(alike, request)| (*alike, Reverse(request.0)));
+        let requests = news.into_iter().map(|(_, request)| request);
+        requests
+            .take(MOST)
+            .filter_map(|request| without(recording, request))
+            .collect()
     }
 
     /// Takes note of a feature; says whether it is new.
@@ -166,7 +200,6 @@ impl<'a> Watcher<'a> {
 
     /// Looks at the life as a whole, and tells what is new. `recovery` is what was counted while states were judged.
     pub(crate) fn finish(mut self, life: &Life, recovery: &Hits) -> Seen {
-        self.requests(&life.recording, &life.lived.history);
         self.operations(&life.lived.history);
         for failure in &life.lived.failures {
             let operation = failure.id.and_then(|id| {
@@ -193,14 +226,16 @@ impl<'a> Watcher<'a> {
     /// The requests of the workload: how often, which after which, and during what.
     fn requests(&mut self, recording: &Recording, history: &[Happening]) {
         let kinds: Vec<u64> = history.iter().map(|it| kind_of(it.operation)).collect();
-        let mut counts = std::collections::BTreeMap::<u64, u64>::new();
+        let mut counts = BTreeMap::<u64, u64>::new();
+        for entry in &recording.entries {
+            *counts.entry(event_name(entry)).or_default() += 1;
+        }
         let mut before = 0;
         // Operations are submitted in order: those that ended are never looked at again.
         let mut first = 0;
         for entry in &recording.entries {
             let name = event_name(entry);
-            *counts.entry(name).or_default() += 1;
-            self.note(Topic::EventPair, [before, name]);
+            let mut is_news = self.note(Topic::EventPair, [before, name]);
             before = name;
             let ended = |it: &Happening| it.completed.is_some_and(|(at, _)| at < entry.submitted);
             while history.get(first).is_some_and(ended) {
@@ -209,8 +244,11 @@ impl<'a> Watcher<'a> {
             let open = history.iter().zip(&kinds).skip(first);
             let open = open.take_while(|(it, _)| it.submitted < entry.submitted);
             for (happening, kind) in open.filter(|(it, _)| !ended(it)) {
-                self.note(Topic::Cause, [*kind, name]);
+                is_news |= self.note(Topic::Cause, [*kind, name]);
                 self.tell_request(entry, happening);
+            }
+            if is_news && entry.changes_content() {
+                self.news.push((counts[&name], entry.id));
             }
         }
         for (name, count) in counts {
@@ -273,6 +311,26 @@ impl<'a> Watcher<'a> {
             }
         }
     }
+}
+
+/// The power loss that takes this request along and nothing else, as late as no flush has covered it.
+fn without(recording: &Recording, request: RequestId) -> Option<Crash> {
+    let entry = recording.entry(request)?;
+    let answered = entry.answered().unwrap_or(entry.submitted);
+    let covers = |it: &&Entry| it.submitted > answered;
+    let flushes = recording.entries.iter().filter(covers);
+    let covered = flushes.filter_map(effective_flush).min();
+    let cut = covered.map_or_else(|| recording.end(), |at| Tick(at.0.saturating_sub(1)));
+    let frontier = Frontier::at(recording, cut);
+    let parts = frontier.volatile().map(|tail| {
+        if tail.request == request {
+            Part::lost(tail)
+        } else {
+            Part::whole(tail)
+        }
+    });
+    let survivors = Survivors::from_parts(parts.collect());
+    Some(Crash::of(recording, cut, &survivors))
 }
 
 /// The bits of the classes on the image's disk; those of other disks are above.

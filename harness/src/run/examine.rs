@@ -19,7 +19,7 @@ use crate::crash::explore::{Budget, Explored, Explorer};
 use crate::crash::footprint::Footprint;
 use crate::crash::state::{CrashState, Survivors};
 use crate::guest::{Expectation, Ledger};
-use crate::guide::observe::{Watch, Watcher};
+use crate::guide::observe::{Focus, Watch, Watcher};
 use crate::oracle::{Oracle, Service, Verdict, Violation};
 use crate::prng::Prng;
 use crate::trace::{Crash, Then, in_repairs, operation_text};
@@ -50,8 +50,9 @@ pub(super) fn examine(
         passed: Vec::new(),
         outcome: Outcome::default(),
         digest: Xxh3::new(),
-        watcher: watch.map(|watch| Watcher::new(watch, life.recording())),
-        around: watch.and_then(|watch| watch.around),
+        watcher: watch.map(|watch| Watcher::new(watch, &life)),
+        focus: watch.map_or(Focus::Anywhere, |watch| watch.focus),
+        spent: 0,
         stop,
         stopped: false,
     };
@@ -122,8 +123,9 @@ struct Examination<'a> {
     outcome: Outcome,
     digest: Xxh3,
     watcher: Option<Watcher<'a>>,
-    /// A power loss whose neighbours are judged in the place of all else.
-    around: Option<&'a Crash>,
+    focus: Focus<'a>,
+    /// States that were judged around what is news.
+    spent: u64,
     stop: &'a mut dyn FnMut(&Violation) -> bool,
     stopped: bool,
 }
@@ -138,9 +140,10 @@ impl Examination<'_> {
         for violation in life.violations() {
             self.report(violation, None);
         }
-        if let Some(crash) = self.around {
-            self.toggle(crash);
+        if let Focus::Around(crash) = self.focus {
+            self.toggle(crash, u64::MAX);
         } else if !self.stopped {
+            self.look_at_news();
             match self.effort.reach {
                 Reach::Classes { from, most } if self.case.scenario.contract >= Contract::Epoch => {
                     self.cover(from, most);
@@ -187,7 +190,11 @@ impl Examination<'_> {
         let promises = promises(&life.ledger);
         let mut sampling = self.draw.fork("crash");
         let expectations = Expectations(Rc::clone(&self.expectations.0));
-        let budget = affordable(self.effort.states, life.last.image().len());
+        let affordable = affordable(self.effort.states, life.last.image().len());
+        let budget = Budget {
+            states: affordable.states.saturating_sub(self.spent).max(1),
+            ..affordable
+        };
         let mut explorer = Explorer::new(life.recording(), contract, budget, &promises)
             .with_draw(move |bound| sampling.below(bound))
             .with_expectation(move |cut| expectations.at(life, cut).key());
@@ -200,17 +207,35 @@ impl Examination<'_> {
         self.count(explorer.explored());
     }
 
-    /// Judges the neighbours of a power loss. One that this life no longer has has none.
-    fn toggle(&mut self, around: &Crash) {
+    /// Judges what is around requests that are news, for at most half of what the run may cost.
+    fn look_at_news(&mut self) {
+        if !matches!(self.focus, Focus::News) {
+            return;
+        }
+        let recording = self.life.recording();
+        let Some(watcher) = &self.watcher else {
+            return;
+        };
+        let crashes = watcher.news(recording);
+        let all = affordable(self.effort.states, self.life.last.image().len()).states;
+        let share = (all / 2).checked_div(count(crashes.len())).unwrap_or(0);
+        for crash in crashes {
+            self.spent += self.toggle(&crash, share);
+        }
+    }
+
+    /// Judges the neighbours of a power loss, at most so many, and says how many. One that this life no longer has has
+    /// none.
+    fn toggle(&mut self, around: &Crash, most: u64) -> u64 {
         let life = self.life;
         let contract = self.case.scenario.contract;
         let mut draw = self.draw.fork("toggle");
         let Ok((cut, survivors)) = around.find(life.recording()) else {
-            return;
+            return 0;
         };
         let mut seen = BTreeSet::new();
         for (cut, near) in neighbours(life.recording(), contract, cut, &survivors, &mut draw) {
-            if self.stopped {
+            if self.stopped || count(seen.len()) >= most {
                 break;
             }
             self.outcome.counts.states_generated += 1;
@@ -223,6 +248,7 @@ impl Examination<'_> {
                 Err(mismatch) => keep(&mut self.outcome.broken, mismatch.to_string()),
             }
         }
+        count(seen.len())
     }
 
     /// Judges a state of each class.
@@ -601,6 +627,10 @@ struct Inner<'a> {
     key: &'a dyn Fn(Tick) -> u128,
     judge: &'a dyn Fn(Disks<PageImage>, Tick) -> Verdict,
     crash: &'a dyn Fn(Box<Crash>) -> Crash,
+}
+
+fn count(len: usize) -> u64 {
+    u64::try_from(len).expect("a length fits 64 bits")
 }
 
 /// Whether the `count`th of its kind, from 1, is sampled.

@@ -27,33 +27,39 @@ pub(super) fn neighbours(
         return Vec::new();
     }
     let parts = survivors.parts();
-    let mut near = vec![parts.to_vec()];
+    let mut singles = Vec::new();
     let with = |at: usize, part: Part| {
         let mut parts = parts.to_vec();
         parts[at] = part;
         parts
     };
     for (at, part) in parts.iter().enumerate().take(MOST_SINGLE) {
-        near.push(with(at, flipped(part)));
+        singles.push(with(at, flipped(part)));
         if contract > Contract::Epoch {
-            near.extend(torn(recording, part, draw).map(|part| with(at, part)));
-            near.extend(of_other_length(part).map(|part| with(at, part)));
+            singles.extend(torn(recording, part, draw).map(|part| with(at, part)));
+            singles.extend(of_other_length(part).map(|part| with(at, part)));
         }
     }
+    // Whoever has no time for all of them shall not always miss the same.
+    for at in (1..singles.len()).rev() {
+        singles.swap(at, draw.index(at + 1));
+    }
+    let mut together = Vec::new();
     if parts.len() > 1 {
         for _ in 0..TOGETHER {
-            let mut together = parts.to_vec();
+            let mut few = parts.to_vec();
             for _ in 0..draw.between(2, 4) {
                 let at = draw.index(parts.len());
-                together[at] = flipped(&together[at]);
+                few[at] = flipped(&few[at]);
             }
-            near.push(together);
+            together.push(few);
         }
     }
-    let here = near
-        .into_iter()
-        .map(|parts| (cut, Survivors::from_parts(parts)));
-    here.chain(at_other_moments(recording, cut, survivors))
+    let near = singles.into_iter().chain(together);
+    let near = near.map(|parts| (cut, Survivors::from_parts(parts)));
+    std::iter::once((cut, survivors.clone()))
+        .chain(at_other_moments(recording, cut, survivors))
+        .chain(near)
         .collect()
 }
 
