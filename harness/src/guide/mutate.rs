@@ -4,7 +4,7 @@
 //! workload; ranges that are moved by a unit of the format; flushes; caches; the schedule. What comes of it may mean
 //! nothing: it is fitted to the disk as it is at each operation, and what still means nothing is dropped by the caller.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use engine::image::Unmap;
 use engine::preallocation::Preallocation;
@@ -268,29 +268,34 @@ fn nudged(draw: &mut Prng, operation: Operation, geometry: Geometry) -> Operatio
             bytes.saturating_sub(unit)
         }
     };
-    match operation {
-        Operation::Grow {
-            virtual_bytes,
-            preallocation,
-        } => Operation::Grow {
+    if let Operation::Grow {
+        virtual_bytes,
+        preallocation,
+    } = operation
+    {
+        return Operation::Grow {
             virtual_bytes: moved(virtual_bytes),
             preallocation,
-        },
-        Operation::Shrink { virtual_bytes } => Operation::Shrink {
-            virtual_bytes: moved(virtual_bytes).max(SECTOR),
-        },
-        other => match other.range() {
-            Some(range) if draw.chance(1, 2) => other.with_range(Extent {
-                offset: moved(range.offset),
-                ..range
-            }),
-            Some(range) => other.with_range(Extent {
-                len_bytes: moved(range.len_bytes).max(SECTOR),
-                ..range
-            }),
-            None => other,
-        },
+        };
     }
+    if let Operation::Shrink { virtual_bytes } = operation {
+        let virtual_bytes = moved(virtual_bytes).max(SECTOR);
+        return Operation::Shrink { virtual_bytes };
+    }
+    let Some(range) = operation.range() else {
+        return operation;
+    };
+    operation.with_range(if draw.chance(1, 2) {
+        Extent {
+            offset: moved(range.offset),
+            ..range
+        }
+    } else {
+        Extent {
+            len_bytes: moved(range.len_bytes).max(SECTOR),
+            ..range
+        }
+    })
 }
 
 /// Another of the operations that take a range, on the same one.
@@ -364,105 +369,111 @@ fn change_image(draw: &mut Prng, pins: &Pins, ground: Ground, scenario: &mut Sce
 }
 
 /// A disk as the operations so far have left it.
-struct Disk {
+struct Disk<'a> {
+    /// The image before the run, unless it is from outside.
+    shape: Option<&'a ImageShape>,
     virtual_bytes: u64,
     geometry: Geometry,
     /// The size that each snapshot has.
     snapshots: BTreeMap<u32, u64>,
-    /// The numbers that were ever taken.
-    taken: BTreeSet<u32>,
-    kinds: Kinds,
-}
-
-/// Which operations an image can take at all.
-#[derive(Clone, Copy, Debug)]
-struct Kinds {
-    is_new: bool,
-    compresses: bool,
-    has_slots: bool,
-    has_chain: bool,
-    has_data_file: bool,
-}
-
-impl Kinds {
-    fn of(start: &Start) -> Self {
-        let none = Self {
-            is_new: false,
-            compresses: true,
-            has_slots: false,
-            has_chain: false,
-            has_data_file: false,
-        };
-        match start {
-            Start::Given(_) => none,
-            Start::New(shape) => Self {
-                is_new: true,
-                compresses: shape.encryption.is_none() && shape.data_file.is_none(),
-                has_slots: shape.encryption == Some(Encrypted::Luks),
-                has_chain: shape.chain.is_some(),
-                has_data_file: shape.data_file.is_some(),
-            },
-        }
-    }
+    /// The number that no snapshot was taken with yet.
+    next_snapshot: u32,
 }
 
 /// Fits every operation to the disk of its time, and leaves out what an image of this kind never takes.
 fn fit(scenario: &mut Scenario, ground: Ground) {
-    let before = match &scenario.image {
-        Start::New(ImageShape { snapshots, .. }) => *snapshots,
-        Start::Given(_) => 0,
+    let shape = match &scenario.image {
+        Start::New(shape) => Some(shape),
+        Start::Given(_) => None,
     };
+    let before = shape.map_or(0, |shape| shape.snapshots);
     let mut disk = Disk {
+        shape,
         virtual_bytes: ground.virtual_bytes,
         geometry: ground.geometry,
         snapshots: (0..before).map(|it| (it, ground.virtual_bytes)).collect(),
-        taken: (0..before).collect(),
-        kinds: Kinds::of(&scenario.image),
+        next_snapshot: before,
     };
     let operations = std::mem::take(&mut scenario.operations);
     let fitted = operations.into_iter().filter_map(|it| disk.fit(it));
     scenario.operations = fitted.collect();
 }
 
-impl Disk {
+impl Disk<'_> {
+    fn has(&self, what: impl FnOnce(&ImageShape) -> bool) -> bool {
+        self.shape.is_some_and(what)
+    }
+
+    fn has_chain(&self) -> bool {
+        self.has(|shape| shape.chain.is_some())
+    }
+
+    fn has_data_file(&self) -> bool {
+        self.has(|shape| shape.data_file.is_some())
+    }
+
     fn fit(&mut self, operation: Operation) -> Option<Operation> {
-        match operation {
-            Operation::Grow {
-                virtual_bytes,
-                preallocation,
-            } => Some(self.grow(virtual_bytes, preallocation)),
-            Operation::Shrink { virtual_bytes } => self.shrink(virtual_bytes),
-            Operation::Snapshot(one) => self.snapshot(one),
-            Operation::Bitmap(BitmapOperation {
-                number,
-                change:
-                    BitmapChange::Create {
-                        granularity_bits,
-                        state,
-                    },
-            }) => {
-                let least = (self.virtual_bytes / MAX_BITS).next_power_of_two();
-                let least = u8::try_from(least.trailing_zeros().min(31)).unwrap_or(31);
-                let change = BitmapChange::Create {
-                    granularity_bits: granularity_bits.max(least),
-                    state,
-                };
-                let operation = Operation::Bitmap(BitmapOperation { number, change });
-                (!self.kinds.has_chain).then_some(operation)
-            }
-            Operation::WriteCompressed { offset, len_bytes } if !self.kinds.compresses => {
-                self.fit(Operation::Write { offset, len_bytes })
-            }
-            Operation::KeySlot(_) => self.kinds.has_slots.then_some(operation),
-            Operation::Chain(_) => self.kinds.has_chain.then_some(operation),
-            Operation::DataFile(_) => self.kinds.has_data_file.then_some(operation),
-            Operation::Rename { .. } | Operation::Empty | Operation::Bitmap(_)
-                if self.kinds.has_chain =>
-            {
-                None
-            }
-            other => Some(self.within(other)),
+        if let Operation::Grow {
+            virtual_bytes,
+            preallocation,
+        } = operation
+        {
+            return Some(self.grow(virtual_bytes, preallocation));
         }
+        if let Operation::Shrink { virtual_bytes } = operation {
+            return self.shrink(virtual_bytes);
+        }
+        if let Operation::Snapshot(one) = operation {
+            return self.snapshot(one);
+        }
+        let is_of_slots = matches!(operation, Operation::KeySlot(_));
+        let is_of_chains = matches!(operation, Operation::Chain(_));
+        let is_of_data_files = matches!(operation, Operation::DataFile(_));
+        let is_of_others = matches!(
+            operation,
+            Operation::Rename { .. } | Operation::Empty | Operation::Bitmap(_)
+        );
+        let has_slots = self.has(|it| it.encryption == Some(Encrypted::Luks));
+        if is_of_slots && !has_slots
+            || is_of_chains && !self.has_chain()
+            || is_of_data_files && !self.has_data_file()
+            || is_of_others && self.has_chain()
+        {
+            return None;
+        }
+        Some(self.within(self.plain(self.coarse(operation))))
+    }
+
+    /// As plain data, where the image stores nothing compressed.
+    fn plain(&self, operation: Operation) -> Operation {
+        if let Operation::WriteCompressed { offset, len_bytes } = operation
+            && (self.has_data_file() || self.has(|it| it.encryption.is_some()))
+        {
+            return Operation::Write { offset, len_bytes };
+        }
+        operation
+    }
+
+    /// A bitmap of no more bits than are judged soon.
+    fn coarse(&self, operation: Operation) -> Operation {
+        let Operation::Bitmap(BitmapOperation {
+            number,
+            change:
+                BitmapChange::Create {
+                    granularity_bits,
+                    state,
+                },
+        }) = operation
+        else {
+            return operation;
+        };
+        let least = (self.virtual_bytes / MAX_BITS).next_power_of_two();
+        let least = u8::try_from(least.trailing_zeros().min(31)).unwrap_or(31);
+        let change = BitmapChange::Create {
+            granularity_bits: granularity_bits.max(least),
+            state,
+        };
+        Operation::Bitmap(BitmapOperation { number, change })
     }
 
     /// No range reaches beyond the disk.
@@ -486,7 +497,7 @@ impl Disk {
     fn grow(&mut self, virtual_bytes: u64, preallocation: Preallocation) -> Operation {
         let cluster = self.geometry.cluster_bytes();
         let span = self.geometry.l1_span_bytes();
-        let small = self.kinds.has_chain || self.kinds.has_data_file;
+        let small = self.has_chain() || self.has_data_file();
         let most = if small {
             (8 * cluster).min(MAX_ADDED_BYTES.max(cluster))
         } else if cluster <= 1024 {
@@ -526,27 +537,26 @@ impl Disk {
 
     /// No number is taken twice, and what is not there is not asked for.
     fn snapshot(&mut self, operation: SnapshotOperation) -> Option<Operation> {
-        let free = (0..).find(|number| !self.taken.contains(number));
-        let known = self.snapshots.keys().next_back().copied();
-        let SnapshotOperation { snapshot, change } = operation;
-        let there = self.snapshots.contains_key(&snapshot);
-        let snapshot = match change {
-            SnapshotChange::Create if self.taken.contains(&snapshot) => free?,
-            SnapshotChange::Apply | SnapshotChange::Delete if !there => known?,
-            SnapshotChange::Create | SnapshotChange::Apply | SnapshotChange::Delete => snapshot,
-        };
-        if self.kinds.has_chain || self.kinds.has_data_file || !self.kinds.is_new {
+        if self.has_chain() || self.has_data_file() || self.shape.is_none() {
             return None;
         }
-        match change {
+        let SnapshotOperation { snapshot, change } = operation;
+        let known = self.snapshots.keys().next_back().copied();
+        let there = self.snapshots.contains_key(&snapshot);
+        let snapshot = match change {
             SnapshotChange::Create => {
-                self.taken.insert(snapshot);
-                self.snapshots.insert(snapshot, self.virtual_bytes);
+                let free = self.next_snapshot.max(snapshot);
+                self.next_snapshot = free.checked_add(1)?;
+                self.snapshots.insert(free, self.virtual_bytes);
+                free
             }
+            SnapshotChange::Apply | SnapshotChange::Delete if there => snapshot,
+            SnapshotChange::Apply | SnapshotChange::Delete => known?,
+        };
+        match change {
+            SnapshotChange::Create => {}
             SnapshotChange::Apply => self.virtual_bytes = *self.snapshots.get(&snapshot)?,
-            SnapshotChange::Delete => {
-                self.snapshots.remove(&snapshot);
-            }
+            SnapshotChange::Delete => drop(self.snapshots.remove(&snapshot)),
         }
         Some(Operation::Snapshot(SnapshotOperation { snapshot, change }))
     }

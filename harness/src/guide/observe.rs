@@ -70,8 +70,8 @@ pub(crate) struct Watcher<'a> {
     /// The class of each request, as a bit.
     classes: Vec<u64>,
     last: Option<(Tick, Survivors)>,
-    /// The requests that are news, each with the number of those like it.
-    news: Vec<(u64, RequestId)>,
+    /// The requests that are news, each with the number of those like it and with [`depth_of`] it.
+    news: Vec<(u64, u64, RequestId)>,
 }
 
 impl<'a> Watcher<'a> {
@@ -93,12 +93,13 @@ impl<'a> Watcher<'a> {
     }
 
     /// Power losses that each take a request along that is news, and leave what came behind it: as late as no flush has
-    /// covered it. First those of the requests of which this run has the fewest like them.
+    /// covered it. First those of the requests of which this run has the fewest like them, and of those the ones that most
+    /// hangs on.
     pub(crate) fn news(&self, recording: &Recording) -> Vec<Crash> {
         const MOST: usize = 3;
         let mut news = self.news.clone();
-        news.sort_unstable_by_key(|(alike, request)| (*alike, Reverse(request.0)));
-        let requests = news.into_iter().map(|(_, request)| request);
+        news.sort_unstable_by_key(|(alike, depth, request)| (*alike, *depth, Reverse(request.0)));
+        let requests = news.into_iter().map(|(_, _, request)| request);
         requests
             .take(MOST)
             .filter_map(|request| without(recording, request))
@@ -135,12 +136,11 @@ impl<'a> Watcher<'a> {
             let class = self.class(part.request);
             match part.content {
                 Fate::Lost => lost |= class,
-                Fate::Whole => kept |= class,
+                Fate::Whole | Fate::Scattered { .. } => kept |= class,
                 Fate::Torn(_) => {
                     kept |= class;
                     lost |= class;
                 }
-                Fate::Scattered { .. } => kept |= class,
             }
             self.tell_part(part, class);
         }
@@ -248,7 +248,8 @@ impl<'a> Watcher<'a> {
                 self.tell_request(entry, happening);
             }
             if is_news && entry.changes_content() {
-                self.news.push((counts[&name], entry.id));
+                let depth = depth_of(Class::of(entry));
+                self.news.push((counts[&name], depth, entry.id));
             }
         }
         for (name, count) in counts {
@@ -310,6 +311,19 @@ impl<'a> Watcher<'a> {
                 self.note(Topic::ProbePair, [*number, *other]);
             }
         }
+    }
+}
+
+/// How far from the root of an image bytes stand: from one that is lost hangs what stands further down.
+fn depth_of(class: Class) -> u64 {
+    match class {
+        Class::Header => 0,
+        Class::RefcountTable => 1,
+        Class::L1 => 2,
+        Class::Length => 3,
+        Class::RefcountBlock => 4,
+        Class::L2 => 5,
+        Class::Data => 6,
     }
 }
 

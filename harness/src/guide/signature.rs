@@ -116,31 +116,29 @@ impl Names {
     }
 
     fn plain(&mut self, operation: Operation) -> Operation {
-        match operation {
-            Operation::Snapshot(SnapshotOperation { snapshot, change })
-                if snapshot >= self.first_snapshot =>
-            {
-                let next = u32::try_from(self.snapshots.len()).unwrap_or(u32::MAX);
-                let next = self.first_snapshot.saturating_add(next);
-                let snapshot = *self.snapshots.entry(snapshot).or_insert(next);
-                Operation::Snapshot(SnapshotOperation { snapshot, change })
-            }
-            Operation::Bitmap(BitmapOperation { number, change }) => {
-                let change = match change {
-                    BitmapChange::Merge { source } => BitmapChange::Merge {
-                        source: self.bitmap(source),
-                    },
-                    BitmapChange::Create { .. }
-                    | BitmapChange::Remove
-                    | BitmapChange::SetState(_)
-                    | BitmapChange::Clear
-                    | BitmapChange::Mark { .. } => change,
-                };
-                let number = self.bitmap(number);
-                Operation::Bitmap(BitmapOperation { number, change })
-            }
-            other => other,
+        if let Operation::Snapshot(SnapshotOperation { snapshot, change }) = operation
+            && snapshot >= self.first_snapshot
+        {
+            let next = u32::try_from(self.snapshots.len()).unwrap_or(u32::MAX);
+            let next = self.first_snapshot.saturating_add(next);
+            let snapshot = *self.snapshots.entry(snapshot).or_insert(next);
+            return Operation::Snapshot(SnapshotOperation { snapshot, change });
         }
+        if let Operation::Bitmap(BitmapOperation { number, change }) = operation {
+            let change = match change {
+                BitmapChange::Merge { source } => BitmapChange::Merge {
+                    source: self.bitmap(source),
+                },
+                BitmapChange::Create { .. }
+                | BitmapChange::Remove
+                | BitmapChange::SetState(_)
+                | BitmapChange::Clear
+                | BitmapChange::Mark { .. } => change,
+            };
+            let number = self.bitmap(number);
+            return Operation::Bitmap(BitmapOperation { number, change });
+        }
+        operation
     }
 
     fn bitmap(&mut self, number: u8) -> u8 {
