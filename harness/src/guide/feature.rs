@@ -63,10 +63,11 @@ impl Topic {
     /// What a new feature of this topic is worth: most where a few features stand for much.
     pub fn weight(self) -> u64 {
         match self {
-            Self::OperationPair | Self::Cause | Self::ProbePair | Self::Survivors => 1,
-            Self::Event | Self::Failure => 2,
-            Self::EventPair | Self::Survivor => 4,
-            Self::Probe | Self::Repair => 8,
+            Self::Survivors => 1,
+            Self::OperationPair | Self::Cause | Self::ProbePair => 4,
+            Self::Event | Self::Failure => 8,
+            Self::EventPair | Self::Survivor => 16,
+            Self::Probe | Self::Repair => 32,
         }
     }
 

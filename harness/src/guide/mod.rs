@@ -183,6 +183,6 @@ impl Kept {
     /// The more it showed and the less was made of it, the more it is worth.
     fn worth(&self) -> u64 {
         const SCALE: u64 = 1 << 16;
-        self.gain.min(256) * SCALE / (1 + self.picked)
+        self.gain.min(1024) * SCALE / (1 + self.picked)
     }
 }

@@ -43,6 +43,15 @@ impl Way {
         }
     }
 
+    /// In a thousand: what a way is taken to be worth of which not enough is known. While drawn workloads show something
+    /// new every time, to go on from them is to go where one has nearly been.
+    fn untried(self) -> u64 {
+        match self {
+            Self::Drawn => 1000,
+            Self::Neighbour | Self::Schedule | Self::Toggle => 50,
+        }
+    }
+
     /// In a thousand: what a way is worth at least, beside the best.
     fn least(self) -> u64 {
         match self {
@@ -117,7 +126,7 @@ impl Yields {
         Way::ALL.map(|way| {
             let late = self.of(way).late;
             if late.cost < TRIED || best == 0 {
-                return 1000;
+                return way.untried();
             }
             (rate(late).saturating_mul(1000) / best).clamp(way.least(), 1000)
         })
@@ -160,10 +169,11 @@ mod tests {
     #[test]
     fn what_was_never_tried_is_tried() {
         let mut yields = Yields::default();
-        assert_eq!(yields.weights(), [1000; 4]);
+        assert_eq!(yields.weights(), [1000, 50, 50, 50]);
         for _ in 0..100 {
             yields.learn(Way::Drawn, 100, 1);
+            yields.learn(Way::Toggle, 100, 2);
         }
-        assert_eq!(yields.weights(), [1000; 4]);
+        assert_eq!(yields.weights(), [500, 50, 50, 1000]);
     }
 }

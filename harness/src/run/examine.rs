@@ -207,7 +207,7 @@ impl Examination<'_> {
         self.count(explorer.explored());
     }
 
-    /// Judges what is around requests that are news, for at most half of what the run may cost.
+    /// Judges what is around requests that are news, for at most an eighth of what the run may cost.
     fn look_at_news(&mut self) {
         if !matches!(self.focus, Focus::News) {
             return;
@@ -218,7 +218,7 @@ impl Examination<'_> {
         };
         let crashes = watcher.news(recording);
         let all = affordable(self.effort.states, self.life.last.image().len()).states;
-        let share = (all / 2).checked_div(count(crashes.len())).unwrap_or(0);
+        let share = (all / 8).checked_div(count(crashes.len())).unwrap_or(0);
         for crash in crashes {
             self.spent += self.toggle(&crash, share);
         }
