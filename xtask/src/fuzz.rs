@@ -53,7 +53,7 @@ pub(crate) struct Fuzz {
     #[arg(long, value_name = "FILE")]
     image: Option<PathBuf>,
     /// Whether what earlier runs showed decides about later ones
-    #[arg(long, value_name = "on|off", value_parser = parse_guidance, default_value = "on")]
+    #[arg(long, value_name = "on|off", value_parser = parse_guidance, default_value = "off")]
     guide: Guidance,
     /// Go on from where the campaign stands whose campaign.json is in DIR
     #[arg(long)]

@@ -29,7 +29,7 @@ pub(crate) struct Zoo {
     #[arg(long, value_name = "T", value_parser = parse_duration, default_value = "60s")]
     budget: Duration,
     /// Whether what earlier runs showed decides about later ones
-    #[arg(long, value_name = "on|off", value_parser = parse_guidance, default_value = "on")]
+    #[arg(long, value_name = "on|off", value_parser = parse_guidance, default_value = "off")]
     guide: Guidance,
     /// Use so many threads
     #[arg(long, value_name = "J", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024))]

@@ -28,9 +28,9 @@ use way::{Way, Yields};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Guidance {
     /// Every workload is drawn.
+    #[default]
     Off,
     /// Some are neighbours of those that showed something new.
-    #[default]
     On,
 }
 
@@ -41,7 +41,7 @@ pub struct Kept {
     pub run: u64,
     /// What it started from.
     pub scenario: Scenario,
-    /// Its schedule.
+    /// Its schedule, up to the last choice that is not the plainest.
     pub choices: Vec<u32>,
     /// The last crash state that had a new feature.
     pub crash: Option<Crash>,
@@ -142,10 +142,12 @@ impl Guide {
         if gain == 0 {
             return;
         }
+        // Where a list ends, whoever follows it goes on with 0, and so traces spell it.
+        let end = report.choices.iter().rposition(|choice| *choice != 0);
         self.kept.push(Kept {
             run: report.run,
             scenario: report.scenario.clone(),
-            choices: report.choices.to_vec(),
+            choices: report.choices[..end.map_or(0, |last| last + 1)].to_vec(),
             crash: report.seen.crash.clone(),
             gain,
             picked: 0,
