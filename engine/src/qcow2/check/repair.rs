@@ -58,6 +58,9 @@ pub(super) async fn repair_all(file: &Port, planted: Planted) -> Result<CheckRep
         let work = survey.work();
         check_errors = survey.report.check_errors;
         remaining = survey.report.found;
+        if work == Work::Counts {
+            survey.note_work();
+        }
         // Structures that overlap undo each other's repair for ever.
         let before = latest.replace((survey.report.findings.clone(), remaining));
         let in_vain = latest == before;
@@ -172,7 +175,6 @@ impl Survey<'_> {
             self.clear_marks(sector).await?;
         }
         self.lengthen().await?;
-        self.note_work();
         if self.rebuild {
             self.rebuild_refcounts(sector).await?;
         } else {
