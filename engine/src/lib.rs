@@ -16,6 +16,7 @@ pub mod image;
 pub mod luks;
 pub mod manage;
 pub mod preallocation;
+pub mod probe;
 pub mod qcow2;
 pub mod raw;
 pub mod sync;

@@ -6,6 +6,7 @@ use std::hint::black_box;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use harness::campaign::Plan;
+use harness::guide::Guidance;
 use harness::run::{Effort, run};
 use harness::workload::pin::Pins;
 
@@ -21,6 +22,7 @@ fn plan(options: &str) -> Plan {
         given: None,
         flaw: None,
         effort: Effort::campaign(),
+        guidance: Guidance::Off,
     }
 }
 

@@ -1,19 +1,25 @@
 //! Many runs of one seed, over as many threads as one likes.
 //!
-//! Runs are numbered, and each is a function of the seed and its number. They are done in batches of a
-//! fixed size and folded in order, so that counts, findings and digest do not depend on how many
-//! threads there are. A campaign ends with the batch in which something was found; whoever has a clock
-//! can end it after any batch.
+//! Runs are numbered, and each is a function of the seed, of its number and of what the batches before it have
+//! shown. They are done in batches of a fixed size and folded in order, so that counts, findings and digest do
+//! not depend on how many threads there are. A campaign ends with the batch in which something was found;
+//! whoever has a clock can end it after any batch, and go on from there another time.
 
 use blkdebug::contract::Contract;
 use engine::defect::Flaw;
 use engine::qcow2::geometry::Geometry;
 use rayon::prelude::*;
-use xxhash_rust::xxh3::Xxh3;
+use xxhash_rust::xxh3::xxh3_128;
 
 use crate::caught::Panic;
+use crate::guide::mutate::{self, Ground, Stock};
+use crate::guide::observe::{Focus, Watch};
+use crate::guide::signature::signature;
+use crate::guide::way::Way;
+use crate::guide::{Guidance, Guide, Kept, Report};
 use crate::prng::Prng;
-use crate::run::{Case, Counts, Effort, Finding, Outcome, Schedule, run};
+use crate::run::{Case, Counts, Effort, Finding, Outcome, Schedule, watch};
+use crate::trace::Crash;
 use crate::workload::generate;
 use crate::workload::pin::Pins;
 use crate::workload::shape::{Given, Scenario};
@@ -41,6 +47,8 @@ pub struct Plan {
     pub flaw: Option<Flaw>,
     /// How much of each run is judged.
     pub effort: Effort,
+    /// Whether what earlier runs showed decides about later ones.
+    pub guidance: Guidance,
 }
 
 /// How far a campaign is.
@@ -63,8 +71,10 @@ pub struct Campaign {
     pub not_measured: Vec<String>,
     /// How the harness contradicted itself; the first few.
     pub broken: Vec<String>,
-    /// Folds every step and every byte of all runs.
+    /// Folds every step and every byte of all runs, in order.
     pub digest: u128,
+    /// What was learned from the runs.
+    pub guide: Guide,
 }
 
 /// A violation and the case that showed it.
@@ -112,45 +122,88 @@ pub fn campaign(
     jobs: usize,
     between: &mut dyn FnMut(&Progress) -> Proceed,
 ) -> Result<Campaign, NoThreads> {
+    let mut told = |campaign: &Campaign| between(&campaign.progress);
+    carry_on(plan, jobs, Campaign::default(), &mut told)
+}
+
+/// The same from where a campaign of this plan has stopped. It comes to what it had come to without the stop, if
+/// that was behind a whole batch ([`Campaign::is_between_batches`]).
+pub fn carry_on(
+    plan: &Plan,
+    jobs: usize,
+    mut campaign: Campaign,
+    between: &mut dyn FnMut(&Campaign) -> Proceed,
+) -> Result<Campaign, NoThreads> {
     let threads = threads(jobs)?;
-    let mut campaign = Campaign::default();
-    let mut digest = Xxh3::new();
-    let mut next = 0;
-    while next < plan.runs {
+    while campaign.progress.runs < plan.runs {
+        let next = campaign.progress.runs;
         let end = plan.runs.min(next + BATCH_RUNS);
-        let batch: Vec<Done> =
-            threads.install(|| (next..end).into_par_iter().map(|i| plan.run(i)).collect());
+        let guide = &campaign.guide;
+        let proposals: Vec<Proposal> = threads.install(|| {
+            let runs = (next..end).into_par_iter();
+            runs.map(|run| plan.propose(guide, run, 0)).collect()
+        });
+        let accepted: Vec<Proposal> = proposals
+            .into_iter()
+            .map(|proposal| plan.accept(&mut campaign.guide, proposal))
+            .collect();
+        let guide = &campaign.guide;
+        let batch: Vec<Done> = threads.install(|| {
+            let runs = accepted.into_par_iter();
+            runs.map(|proposal| plan.run(guide, proposal)).collect()
+        });
         for done in batch {
-            campaign.fold(done, &mut digest);
+            campaign.fold(done);
         }
-        next = end;
-        campaign.progress.runs = next;
-        let proceed = between(&campaign.progress);
+        campaign.guide.trim();
+        campaign.progress.runs = end;
+        let proceed = between(&campaign);
         let enough = !campaign.found.is_empty() || !campaign.broken.is_empty();
         if enough || proceed == Proceed::Stop {
             break;
         }
     }
-    campaign.digest = digest.digest128();
     Ok(campaign)
+}
+
+/// What a run is going to be.
+struct Proposal {
+    run: u64,
+    attempt: u64,
+    case: Case,
+    way: Way,
+    /// The kept run that it goes on from.
+    from: Option<usize>,
+    /// A power loss of that run whose neighbours are judged.
+    around: Option<Crash>,
+    /// Whether it is drawn because the neighbour that was tried meant nothing.
+    senseless: bool,
 }
 
 /// One run, done.
 struct Done {
     run: u64,
     scenario: Scenario,
+    way: Way,
     outcome: Result<Outcome, Panic>,
     again: Option<Result<Outcome, Panic>>,
 }
 
 impl Plan {
-    /// The case of run number `index`.
+    /// The case of run number `index` where nothing is known of the runs before.
     pub fn case(&self, index: u64) -> Case {
-        let prng = Prng::from_seed(self.seed).fork_indexed("run", index);
+        self.drawn(&self.prng(index))
+    }
+
+    fn prng(&self, run: u64) -> Prng {
+        Prng::from_seed(self.seed).fork_indexed("run", run)
+    }
+
+    fn drawn(&self, prng: &Prng) -> Case {
         let drawn = match &self.given {
-            None => generate::scenario(&prng, &self.pins),
+            None => generate::scenario(prng, &self.pins),
             Some((given, virtual_bytes, geometry)) => {
-                generate::scenario_on(&prng, &self.pins, given.clone(), *virtual_bytes, *geometry)
+                generate::scenario_on(prng, &self.pins, given.clone(), *virtual_bytes, *geometry)
             }
         };
         Case {
@@ -163,23 +216,149 @@ impl Plan {
         }
     }
 
-    fn run(&self, index: u64) -> Done {
-        let case = self.case(index);
-        let twice = index % TWICE_EVERY == TWICE_EVERY / 2;
+    /// What run number `run` could be; each attempt is another.
+    fn propose(&self, guide: &Guide, run: u64, attempt: u64) -> Proposal {
+        let mut prng = self.prng(run);
+        if attempt > 0 {
+            prng = prng.fork_indexed("again", attempt);
+        }
+        let mut draw = prng.fork("guide");
+        let way = match self.guidance {
+            Guidance::Off => Way::Drawn,
+            Guidance::On => guide.yields.choose(&mut draw),
+        };
+        let from = guide.pick(way, &mut draw);
+        let near = from.map(|at| self.near(guide, at, way, &prng, &mut draw));
+        let senseless = matches!(near, Some(None));
+        match (near.flatten(), from) {
+            (Some((case, around)), Some(_)) => Proposal {
+                run,
+                attempt,
+                case,
+                way,
+                from,
+                around,
+                senseless,
+            },
+            (None, _) | (Some(_), None) => Proposal {
+                run,
+                attempt,
+                case: self.drawn(&prng),
+                way: Way::Drawn,
+                from: None,
+                around: None,
+                senseless,
+            },
+        }
+    }
+
+    /// What a kept run leads to in this way, if that means anything.
+    fn near(
+        &self,
+        guide: &Guide,
+        at: usize,
+        way: Way,
+        prng: &Prng,
+        draw: &mut Prng,
+    ) -> Option<(Case, Option<Crash>)> {
+        let kept = &guide.kept[at];
+        let same = |choices| Case {
+            scenario: kept.scenario.clone(),
+            schedule: Schedule::Given(choices),
+        };
+        match way {
+            Way::Drawn => None,
+            Way::Toggle => Some((same(kept.choices.clone()), kept.crash.clone())),
+            Way::Schedule => Some((same(mutate::choices(draw, &kept.choices)), None)),
+            Way::Neighbour => Some((self.neighbour(guide, kept, prng, draw)?, None)),
+        }
+    }
+
+    /// The workload of a kept run, changed a little.
+    fn neighbour(&self, guide: &Guide, kept: &Kept, prng: &Prng, draw: &mut Prng) -> Option<Case> {
+        let given = self.given.as_ref();
+        let given = given.map(|(_, virtual_bytes, geometry)| Ground {
+            virtual_bytes: *virtual_bytes,
+            geometry: *geometry,
+        });
+        let other = if draw.chance(1, 2) {
+            self.drawn(&prng.fork("other")).scenario
+        } else {
+            guide.kept[draw.index(guide.kept.len())].scenario.clone()
+        };
+        let stock = Stock {
+            pins: &self.pins,
+            parent: (&kept.scenario, Ground::of(&kept.scenario, given)?),
+            other: (&other, Ground::of(&other, given)?),
+        };
+        let scenario = mutate::neighbour(draw, &stock);
+        scenario.check().ok()?;
+        let schedule = if scenario.concurrency > 1 && draw.chance(1, 3) {
+            Schedule::Given(mutate::choices(draw, &kept.choices))
+        } else {
+            Schedule::Drawn(Box::new(prng.fork("schedule")))
+        };
+        Some(Case { scenario, schedule })
+    }
+
+    /// Replaces a workload that was run before, and takes note of what is going to be run.
+    fn accept(&self, guide: &mut Guide, mut proposal: Proposal) -> Proposal {
+        const ATTEMPTS: u64 = 8;
+        loop {
+            guide.counts.senseless += u64::from(proposal.senseless);
+            let Proposal { run, case, .. } = &proposal;
+            let is_new = guide.is_new(signature(case, proposal.around.as_ref(), *run));
+            if is_new || proposal.attempt == ATTEMPTS {
+                guide.counts.run_again += u64::from(!is_new);
+                break;
+            }
+            guide.counts.repeated += 1;
+            proposal = self.propose(guide, proposal.run, proposal.attempt + 1);
+        }
+        if let Some(from) = proposal.from {
+            guide.count_pick(from, proposal.way);
+        }
+        proposal
+    }
+
+    fn run(&self, guide: &Guide, proposal: Proposal) -> Done {
+        let Proposal {
+            run,
+            case,
+            around,
+            way,
+            ..
+        } = proposal;
+        let for_what = Watch {
+            known: &guide.features,
+            focus: match (&around, self.guidance) {
+                (Some(crash), _) => Focus::Around(crash),
+                (None, Guidance::On) => Focus::News,
+                (None, Guidance::Off) => Focus::Anywhere,
+            },
+        };
+        let twice = run % TWICE_EVERY == TWICE_EVERY / 2;
         Done {
-            run: index,
-            outcome: run(&case, &self.effort),
-            again: twice.then(|| run(&case, &self.effort)),
+            run,
+            outcome: watch(&case, &self.effort, &for_what),
+            again: twice.then(|| watch(&case, &self.effort, &for_what)),
             scenario: case.scenario,
+            way,
         }
     }
 }
 
 impl Campaign {
-    fn fold(&mut self, done: Done, digest: &mut Xxh3) {
+    /// Whether it can go on from here as if it had not stopped.
+    pub fn is_between_batches(&self) -> bool {
+        self.progress.runs.is_multiple_of(BATCH_RUNS)
+    }
+
+    fn fold(&mut self, done: Done) {
         let Done {
             run,
             scenario,
+            way,
             outcome,
             again,
         } = done;
@@ -196,7 +375,16 @@ impl Campaign {
             let text = format!("run {run} came to something else when it was done again");
             keep(&mut self.broken, text);
         }
-        digest.update(&outcome.digest.to_le_bytes());
+        let words = [self.digest.to_le_bytes(), outcome.digest.to_le_bytes()];
+        self.digest = xxh3_128(&words.concat());
+        self.guide.learn(&Report {
+            run,
+            scenario: &scenario,
+            choices: &outcome.choices,
+            way,
+            states: outcome.counts.states_judged,
+            seen: &outcome.seen,
+        });
         self.progress.counts.add(&outcome.counts);
         for how in outcome.broken {
             keep(&mut self.broken, format!("run {run}: {how}"));
@@ -238,6 +426,7 @@ mod tests {
             given: None,
             flaw: None,
             effort,
+            guidance: Guidance::On,
         }
     }
 

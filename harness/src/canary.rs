@@ -7,6 +7,7 @@ use engine::preallocation::Preallocation;
 use engine::qcow2::create::BackingFormat;
 
 use crate::campaign::{Found, NoThreads, Plan, Proceed, Progress, campaign};
+use crate::guide::Guidance;
 use crate::malformed::{Problem, Specimens, examine};
 use crate::reduce::{Reduced, reduce};
 use crate::run::{Case, Effort, Schedule, replay, run};
@@ -43,7 +44,7 @@ pub fn hunt(
     jobs: usize,
     between: &mut dyn FnMut(&Progress) -> Proceed,
 ) -> Result<Hunt, NoThreads> {
-    let mut campaign = campaign(&plan(flaw, SEED), jobs, between)?;
+    let mut campaign = campaign(&plan(flaw, SEED, Guidance::default()), jobs, between)?;
     campaign.found.sort_by_key(|found| found.finding.is_late());
     let found = campaign.found.iter().find_map(|found| reduce(found).ok());
     let replays = found.as_ref().is_some_and(|reduced| {
@@ -134,15 +135,15 @@ pub struct Sighting {
     pub states: u64,
 }
 
-/// Plants a flaw and runs the workloads that `seed` draws until something is found, of whatever class. After
+/// Plants a flaw and runs the workloads of a campaign of this seed until something is found, of whatever class. After
 /// every batch of runs `between` is told how far it is, and decides.
 pub fn sight(
     flaw: Flaw,
-    seed: u64,
+    (seed, guidance): (u64, Guidance),
     jobs: usize,
     between: &mut dyn FnMut(&Progress) -> Proceed,
 ) -> Result<Sighting, NoThreads> {
-    let mut campaign = campaign(&plan(flaw, seed), jobs, between)?;
+    let mut campaign = campaign(&plan(flaw, seed, guidance), jobs, between)?;
     campaign.found.sort_by_key(|found| found.finding.is_late());
     Ok(Sighting {
         found: campaign.found.into_iter().next(),
@@ -150,7 +151,7 @@ pub fn sight(
     })
 }
 
-fn plan(flaw: Flaw, seed: u64) -> Plan {
+fn plan(flaw: Flaw, seed: u64, guidance: Guidance) -> Plan {
     let pins = match flaw {
         Flaw::Defect(defect) => pins(defect),
         Flaw::Without(barrier) => pins_without(barrier),
@@ -163,6 +164,7 @@ fn plan(flaw: Flaw, seed: u64) -> Plan {
         given: None,
         flaw: Some(flaw),
         effort: effort(),
+        guidance,
     }
 }
 

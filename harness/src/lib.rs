@@ -6,6 +6,7 @@ pub mod caught;
 pub mod crash;
 pub mod exhaust;
 pub mod guest;
+pub mod guide;
 pub mod malformed;
 pub mod minimise;
 pub mod oracle;

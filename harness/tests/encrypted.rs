@@ -4,6 +4,7 @@
 
 use engine::defect::Defect;
 use harness::campaign::{Plan, Proceed, campaign};
+use harness::guide::Guidance;
 use harness::run::Effort;
 use harness::workload::pin::Pins;
 
@@ -17,6 +18,7 @@ fn violations(options: &str, defect: Option<Defect>, runs: u64) -> (u64, u64) {
         given: None,
         flaw: defect.map(Into::into),
         effort: Effort::campaign(),
+        guidance: Guidance::Off,
     };
     let campaign = campaign(&plan, 2, &mut |_| Proceed::GoOn).unwrap();
     let counts = campaign.progress.counts;

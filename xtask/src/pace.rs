@@ -6,8 +6,9 @@ use std::time::Duration;
 use blkdebug::contract::Contract;
 use clap::Args;
 use harness::campaign::Plan;
+use harness::guide::Guidance;
 use harness::pace::{Observer, Stage};
-use harness::run::{Counts, Effort, run_watched};
+use harness::run::{Counts, Effort, run_timed};
 use harness::workload::pin::{OPTIONS, Pins};
 use rustix::time::{ClockId, clock_gettime};
 
@@ -42,12 +43,13 @@ impl Pace {
             given: None,
             flaw: None,
             effort: Effort::campaign(),
+            guidance: Guidance::Off,
         };
         let watch = Watch::start();
         let mut counts = Counts::default();
         for index in 0..plan.runs {
             watch.begin(Stage::Live);
-            let outcome = run_watched(&plan.case(index), &plan.effort, &watch);
+            let outcome = run_timed(&plan.case(index), &plan.effort, &watch);
             let outcome = outcome.map_err(|panic| Refusal::new(format!("run {index}: {panic}")))?;
             counts.add(&outcome.counts);
         }

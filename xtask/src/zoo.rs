@@ -10,11 +10,13 @@ use clap::Args;
 use engine::defect::Defect;
 use harness::campaign::Found;
 use harness::canary::{Sighting, sight};
+use harness::guide::Guidance;
 use harness::reduce::reduce;
 use harness::run::replay;
 use harness::trace::Trace;
 
 use crate::canary::parse_defect;
+use crate::fuzz::parse_guidance;
 use crate::terminal::{Display, Limit, parse_duration};
 use crate::{Ending, Refusal};
 
@@ -34,6 +36,9 @@ pub(crate) struct Zoo {
     /// Make what the first seed shows small, and replay the trace so many times
     #[arg(long, value_name = "REPLAYS", num_args = 0..=1, default_missing_value = "1000")]
     minimise: Option<u32>,
+    /// Whether what earlier runs showed decides about later ones
+    #[arg(long, value_name = "on|off", value_parser = parse_guidance, default_value = "off")]
+    guide: Guidance,
     /// Look for them with so many threads; what is seen is made small with one for each core
     #[arg(long, value_name = "J", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024))]
     jobs: u16,
@@ -131,8 +136,13 @@ impl Zoo {
     fn sight(&self, defect: Defect, seed: u64) -> Result<(Sighting, Duration), Refusal> {
         let display = Display::start(Limit::Time(self.budget));
         let mut between = |_: &_| display.proceed();
-        let sighting =
-            sight(defect.into(), seed, self.jobs.into(), &mut between).map_err(Refusal::new)?;
+        let sighting = sight(
+            defect.into(),
+            (seed, self.guide),
+            self.jobs.into(),
+            &mut between,
+        )
+        .map_err(Refusal::new)?;
         Ok((sighting, display.finish()))
     }
 }

@@ -31,6 +31,8 @@ pub use port::{At, Port};
 pub use ram::RamDevice;
 pub use request::{Extent, ExtentKind, Limits, Op, OpKind, Request, Unmapped};
 
+use crate::probe::Probe;
+
 /// Bytes in a sector: the unit in which a disk writes atomically.
 pub const SECTOR_BYTES: u64 = 512;
 
@@ -44,6 +46,11 @@ pub trait Device {
     fn reach(&self, event: Event) -> Completion {
         let _ = event;
         Completion::ready(Ok(Reply::Done))
+    }
+
+    /// Is told that the engine stands in a rare situation. Nothing comes of it but that it can be counted.
+    fn note(&self, probe: Probe) {
+        let _ = probe;
     }
 
     /// The length in bytes, with the effect of every request that has completed.

@@ -6,6 +6,7 @@ use std::fmt;
 use std::rc::Rc;
 
 use super::{Device, DeviceError, Event, Extent, Limits, Op, Reply, Request};
+use crate::probe::Probe;
 
 /// A device as the formats hold it.
 #[derive(Clone)]
@@ -51,6 +52,17 @@ impl Port {
     pub fn extent(&self, offset: u64) -> Extent {
         self.0.extent(offset)
     }
+
+    /// Tells the device that the engine stands in a rare situation.
+    #[cfg(feature = "defects")]
+    pub fn note(&self, probe: Probe) {
+        self.0.note(probe);
+    }
+
+    /// Tells the device that the engine stands in a rare situation: nobody counts, in this build.
+    #[cfg(not(feature = "defects"))]
+    #[allow(clippy::unused_self, reason = "the same call in every build")]
+    pub fn note(&self, _: Probe) {}
 
     /// Whether the device holds no byte at all.
     pub fn is_empty(&self) -> bool {

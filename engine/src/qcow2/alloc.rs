@@ -6,6 +6,7 @@ use super::unit::{HostCluster, HostOffset, mem_len};
 use crate::defect::Defect;
 use crate::device::Event;
 use crate::error::{BadImage, Error, Refused, Structure};
+use crate::probe::Probe;
 
 /// Clusters that were just allocated, one after the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,6 +107,7 @@ impl Metadata {
     pub(super) async fn allocate_exactly(&mut self, count: u64) -> Result<Run, Error> {
         let mut first = self.first_free().await?;
         if count >= self.geometry.refcounts_per_block() {
+            self.order.note(Probe::RunBeyondBlocks);
             first = self.place_beyond(count).await?;
             return self.take(first, count).await;
         }
@@ -186,7 +188,12 @@ impl Metadata {
             .await?;
         for cluster in first.0..=last.0 {
             let found = self.find_refcount(HostCluster(cluster)).await?;
-            self.put_refcount(found.expect("a free cluster is counted"), 1);
+            let found = found.expect("a free cluster is counted");
+            let is_first_used = cluster == first.0 && cluster < self.fresh_from;
+            if is_first_used && self.refcounts.is_dirty(found.slice) {
+                self.order.note(Probe::ReusedBeforeWritten);
+            }
+            self.put_refcount(found, 1);
         }
         if self.free_hint == first.0 {
             self.free_hint = last.0 + 1;

@@ -15,6 +15,7 @@ use super::unit::{HostCluster, HostOffset};
 use crate::defect::Defect;
 use crate::device::Event;
 use crate::error::{BadImage, Error, Problem, Structure};
+use crate::probe::Probe;
 
 /// Clusters to be freed once, by the write that unlinks them.
 #[derive(Debug, Default)]
@@ -152,8 +153,10 @@ impl Metadata {
 
     /// Rule 29: a write takes the cluster again that its mapping kept.
     pub(super) fn keep_space(&mut self, cluster: HostCluster) {
-        if !self.planted.has(Defect::PunchReused) {
-            self.deferred.punches.remove(&cluster);
+        if !self.planted.has(Defect::PunchReused)
+            && self.deferred.punches.remove(&cluster).is_some()
+        {
+            self.order.note(Probe::PunchVoid);
         }
     }
 
@@ -163,6 +166,12 @@ impl Metadata {
             let written = self.deferred.written.entry(stamp).or_default();
             written.append(&mut list);
         }
+    }
+
+    /// Whether something may be freed by now.
+    pub(super) fn may_reap(&self) -> bool {
+        let oldest = self.deferred.oldest();
+        oldest.is_some_and(|(unlinked, _)| self.order.is_durable(unlinked))
     }
 
     /// Frees what may be freed by now.
@@ -231,6 +240,7 @@ impl Metadata {
         self.deferred.punches.remove(&cluster);
         let cluster_bytes = self.geometry.cluster_bytes();
         if self.owners.remove(&cluster) == Some(Structure::L2Table) {
+            self.order.note(Probe::TableFreed);
             self.l2.forget(offset, cluster_bytes);
         }
         if self.discards.passes(source) {

@@ -14,6 +14,7 @@ use crate::device::{Event, SECTOR_BYTES};
 use crate::error::{Error, Refused, Structure};
 use crate::image::Unmap;
 use crate::preallocation::Preallocation;
+use crate::probe::Probe;
 use crate::sync::Mode;
 
 impl Qcow2 {
@@ -101,6 +102,7 @@ impl Qcow2 {
             let end = virtual_bytes.min(from.0 << bits);
             let shows = self.planted.has(Defect::ShrunkTailShows);
             if start < end && !shows {
+                self.order.note(Probe::LeftoversHidden);
                 self.zero_claimed(start, end - start, Unmap::Allow, virtual_bytes)
                     .await?;
             }
@@ -117,6 +119,7 @@ impl Qcow2 {
         if end <= old_bytes || self.planted.has(Defect::GrowShowsBacking) {
             return Ok(());
         }
+        self.order.note(Probe::BackingHidden);
         self.zero_claimed(old_bytes, end - old_bytes, Unmap::Allow, virtual_bytes)
             .await
     }
@@ -129,6 +132,9 @@ impl Metadata {
             return Err(Refused::TableFull(Structure::L1Table).into());
         }
         self.before_link().await?;
+        if self.dirty {
+            self.order.note(Probe::L1GrewDirty);
+        }
         self.order
             .file()
             .at(Event::L1GrowAllocTable)

@@ -18,6 +18,7 @@ use crate::device::Event;
 use crate::error::Error;
 use crate::image::{Access, Image, LocalFuture, Status, Unmap, must_contain};
 use crate::manage::{Manage, Resizing};
+use crate::probe::Probe;
 use crate::sync::{Mode, Mutex, RangeGuard, RangeLock};
 use crate::zeroes::DetectZeroes;
 
@@ -72,7 +73,11 @@ impl Qcow2 {
         } else {
             mode
         };
-        self.claims.lock(range, mode).await
+        let claim = self.claims.lock(range, mode).await;
+        if claim.has_waited() {
+            self.order.note(Probe::ClaimWaited);
+        }
+        claim
     }
 
     /// Refuses a range that is not made of sectors of the guest's disk.
@@ -97,7 +102,12 @@ impl Qcow2 {
             .await?;
         // The flush made unlinks durable: the space that they left can go back now. What fails is tried
         // again, and told, when a cluster is next needed.
-        let _ = self.metadata.lock().await.reap().await;
+        let mut metadata = self.metadata.lock().await;
+        if metadata.may_reap() {
+            self.order.note(Probe::FlushFreed);
+        }
+        let _ = metadata.reap().await;
+        drop(metadata);
         if self.planted.has(Defect::FlushClearsDirty) {
             self.metadata.lock().await.clear_dirty().await?;
         }

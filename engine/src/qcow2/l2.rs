@@ -1,5 +1,6 @@
 //! Looking mappings up, and changing them.
 
+use super::alloc::Content;
 use super::data_file;
 use super::discards::Source;
 use super::entry::{Copied, L1Entry, L1Word, L2Entry, Mapping};
@@ -11,6 +12,7 @@ use crate::barrier::Barrier;
 use crate::defect::Defect;
 use crate::device::Event;
 use crate::error::{BadImage, Error, Problem, Refused, Structure};
+use crate::probe::Probe;
 
 const NOWHERE: &str = "the cluster is neither within the file nor where anything is counted";
 
@@ -249,6 +251,12 @@ impl Metadata {
         };
         self.before_link().await?;
         let run = self.allocate_exactly(1).await?;
+        if old.is_some() {
+            self.order.note(Probe::TableCopied);
+        }
+        if run.content == Content::Stale {
+            self.order.note(Probe::TableInUsedCluster);
+        }
         let offset = self.geometry.offset_of(run.first);
         let content = match self.write_table(offset, old).await {
             Ok(content) => content,

@@ -22,6 +22,7 @@ use crate::defect::{Defect, Planted};
 use crate::device::{Event, SECTOR_BYTES};
 use crate::error::{BadImage, Error, Refused, Structure};
 use crate::image::Access;
+use crate::probe::Probe;
 
 /// How refcounts are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,6 +82,11 @@ impl Metadata {
         }
         if let Some(victim) = self.l2.victim() {
             if self.l2.is_dirty(victim) {
+                self.order.note(Probe::EvictedTable);
+                let needs = self.l2.slice(victim).needs;
+                if !self.order.is_durable(needs) {
+                    self.order.note(Probe::EvictedEarly);
+                }
                 self.write_back(&[victim]).await?;
             }
             self.l2.forget(victim, 1);
@@ -103,6 +109,7 @@ impl Metadata {
         }
         if let Some(victim) = self.refcounts.victim() {
             if self.refcounts.is_dirty(victim) {
+                self.order.note(Probe::EvictedCounts);
                 self.write_refcount_slice(victim).await?;
             }
             self.refcounts.forget(victim, 1);

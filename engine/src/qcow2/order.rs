@@ -15,6 +15,7 @@ use crate::device::{Event, Port, Unmapped};
 use crate::error::{Error, Refused};
 use crate::image::Unmap;
 use crate::preallocation::{Preallocation, occupy};
+use crate::probe::Probe;
 use crate::qcow2::unit::HostOffset;
 
 /// A write's place in the order of completions, or that of the youngest of several writes: of those to
@@ -94,6 +95,11 @@ impl Order {
     /// The image file, for what changes nothing.
     pub(crate) fn file(&self) -> &Port {
         &self.image.file
+    }
+
+    /// Tells of a rare situation.
+    pub(crate) fn note(&self, probe: Probe) {
+        self.file().note(probe);
     }
 
     /// The file that guest data are in, for what changes nothing.

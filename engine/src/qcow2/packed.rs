@@ -20,6 +20,7 @@ use super::unit::{GuestCluster, HostCluster, HostOffset, byte_count, mem_len};
 use crate::defect::Defect;
 use crate::device::{Event, SECTOR_BYTES};
 use crate::error::{Error, Refused, Structure};
+use crate::probe::Probe;
 use crate::sync::Mode;
 
 /// Of so many compressed bytes a step writes, so that buffers stay bounded.
@@ -315,6 +316,7 @@ impl Metadata {
         let placed = match self.packing {
             // The allocation may have freed the cluster in use, which is then not in use any more.
             Some(at) if may_straddle && self.geometry.cluster_of(at).0 + 1 == run.first.0 => {
+                self.order.note(Probe::CompressedStraddles);
                 self.share(at).await.map(|()| at)
             }
             Some(_) | None => Ok(start),
@@ -341,6 +343,7 @@ impl Metadata {
         let most = self.geometry.max_refcount();
         let found = self.find_refcount(cluster).await?;
         if !found.is_some_and(|found| (1..most).contains(&found.value)) {
+            self.order.note(Probe::SharersFull);
             self.packing = None;
         }
         Ok(self.packing)

@@ -15,6 +15,7 @@ use super::unit::{HostCluster, HostOffset, byte_count, mem_len};
 use crate::barrier::Barrier;
 use crate::device::{Event, SECTOR_BYTES};
 use crate::error::{Error, Refused, Structure};
+use crate::probe::Probe;
 
 impl Metadata {
     /// Adds the refcount blocks of `count` table entries from `index` on, which have none, under rules
@@ -26,6 +27,9 @@ impl Metadata {
         // A damaged table may leave out the range of a structure that is in use.
         self.guard(offset, len_bytes).await?;
         self.order.file().at(Event::RefblockAlloc).reach().await?;
+        if count > 1 {
+            self.order.note(Probe::BlocksTogether);
+        }
         let blocks = self.new_blocks(count, count);
         let event = Event::RefblockAllocWrite;
         let content = self.order.write(event, offset, blocks).await?;
@@ -108,6 +112,11 @@ impl Metadata {
     /// old table could not express.
     pub(super) async fn grow_reftable(&mut self, min_entries: u64) -> Result<(), Error> {
         self.order.file().at(Event::ReftableGrow).reach().await?;
+        self.order.note(if self.dirty {
+            Probe::ReftableGrewDirty
+        } else {
+            Probe::ReftableGrewClean
+        });
         let old_entries = byte_count(self.reftable.len());
         let plan = self.plan_reftable(old_entries, min_entries)?;
         let per_block = self.geometry.refcounts_per_block();

@@ -24,6 +24,7 @@ use super::unit::{HostOffset, byte_count, mem_len};
 use crate::barrier::Barrier;
 use crate::device::Event;
 use crate::error::{Error, Refused};
+use crate::probe::Probe;
 
 const SECTOR: usize = 512;
 const RECORD: usize = 8;
@@ -72,6 +73,7 @@ impl Metadata {
     async fn apply(&mut self, old: &[u8], new: &[u8]) -> Result<(), Error> {
         let mut content = Stamp::default();
         if let Some(changed) = changed_sectors(old, new) {
+            self.order.note(Probe::LongHeader);
             let offset = HostOffset(byte_count(changed.start));
             let bytes = new[changed].to_vec();
             content = self.order.write(Event::None, offset, bytes).await?;

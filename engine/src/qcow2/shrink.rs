@@ -17,6 +17,7 @@ use super::unit::{GuestCluster, HostCluster, HostOffset, byte_count, mem_len};
 use crate::barrier::Barrier;
 use crate::device::{Event, SECTOR_BYTES};
 use crate::error::{BadImage, Error, Refused, Structure};
+use crate::probe::Probe;
 use crate::sync::Mode;
 
 impl Qcow2 {
@@ -144,6 +145,7 @@ impl Metadata {
         if dropped.is_empty() {
             return Ok(());
         }
+        self.order.note(Probe::BlocksCut);
         self.unhook(&dropped).await?;
         self.order
             .barrier(Barrier::BeforeBlockCut, self.order.latest())

@@ -16,6 +16,7 @@ use super::snapshot::expand::Instead;
 use super::unit::{GuestCluster, byte_count, mem_len};
 use crate::barrier::Barrier;
 use crate::error::{Error, Refused};
+use crate::probe::Probe;
 
 /// The most zeroes that one step writes; at least a cluster.
 const STEP_BYTES: u64 = 2 << 20;
@@ -135,6 +136,7 @@ impl Qcow2 {
                 continue;
             }
             drop(metadata);
+            self.order.note(Probe::ZeroesExpanded);
             let most = STEP_BYTES.max(self.geometry.cluster_bytes());
             let len = (count << bits).min(most).min(written_bytes - start);
             self.write_claimed(start, vec![0; mem_len(len)]).await?;

@@ -19,6 +19,7 @@ use super::unit::{HostCluster, HostOffset, byte_count, mem_len};
 use crate::barrier::Barrier;
 use crate::device::Event;
 use crate::error::{BadImage, Error, Refused, Structure};
+use crate::probe::Probe;
 
 /// Where the new structures go.
 struct Plan {
@@ -53,6 +54,9 @@ impl Metadata {
             .ok_or_else(|| {
                 Refused::Option("version 2 has refcounts of 16 bits: use version 3".into())
             })?;
+        if !self.snapshots.records.is_empty() {
+            self.order.note(Probe::WidthWithSnapshots);
+        }
         self.settle(CLEAN).await?;
         let old_blocks = self.blocks()?;
         let plan = self.plan_width(geometry, &old_blocks).await?;

@@ -14,6 +14,7 @@ use super::subcluster::{Split, Subclusters};
 use super::unit::{GuestCluster, HostCluster, HostOffset, byte_count, mem_len};
 use crate::defect::Defect;
 use crate::error::Error;
+use crate::probe::Probe;
 use crate::sync::Mode;
 
 /// The most that one allocating step writes, so that copies stay bounded; at least a cluster.
@@ -164,6 +165,9 @@ impl Qcow2 {
 
     /// Writes into clusters that nothing links yet, then links them.
     async fn write_new(&self, offset: u64, rest: &mut Rest) -> Result<(), Error> {
+        if rest.done > 0 {
+            self.order.note(Probe::WrittenInPart);
+        }
         let within = self.geometry.within(offset);
         let wanted =
             within + byte_count(rest.left).min(STEP_BYTES.max(self.geometry.cluster_bytes()));
@@ -206,6 +210,13 @@ impl Qcow2 {
                 .await?;
             let host = self.geometry.cluster_of(offset);
             metadata.keep_space(host);
+            self.order.note(match old[0] {
+                Mapping::Split(_) => Probe::SubclusterAdded,
+                Mapping::Unallocated
+                | Mapping::Zero { .. }
+                | Mapping::Data { .. }
+                | Mapping::Compressed(_) => Probe::ReserveTaken,
+            });
             let run = Run {
                 first: host,
                 count: 1,
@@ -288,6 +299,13 @@ impl Qcow2 {
         let (head, rest) = bytes.split_at_mut(mem_len(within - fill.start));
         let (body, tail) = rest.split_at_mut(data.len());
         body.copy_from_slice(&data);
+        if !head.is_empty() && !tail.is_empty() {
+            self.order.note(if target.old.len() == 1 {
+                Probe::CopiedBothSides
+            } else {
+                Probe::CopiedBothEnds
+            });
+        }
         if !head.is_empty() {
             self.old_content(target.first, target.old[0], fill.start, head)
                 .await?;
@@ -318,6 +336,10 @@ impl Qcow2 {
             .zip(&target.old)
             .map(|(index, old)| self.linked(target, fill, index, *old))
             .collect();
+        let is_packed = |old: &Mapping| matches!(old, Mapping::Compressed(_));
+        if target.old.iter().any(is_packed) {
+            self.order.note(Probe::CompressedReplaced);
+        }
         let only_zero_shows = target.run.content == Content::Zero
             && self.unwritten_reads_zero()
             && target.old.iter().all(|old| self.reads_zero(*old));

@@ -12,6 +12,7 @@ use super::unit::{GuestCluster, HostOffset, byte_count, mem_len};
 use crate::defect::Defect;
 use crate::error::Error;
 use crate::image::Unmap;
+use crate::probe::Probe;
 use crate::sync::Mode;
 
 /// What becomes of whole clusters.
@@ -174,6 +175,7 @@ impl Qcow2 {
             let old = metadata.mappings(first, end - cluster).await?;
             let new: Vec<Mapping> = old.iter().map(|old| self.changed(*old, change)).collect();
             if new != old {
+                self.note_change(&old, &new);
                 drop(metadata);
                 self.unmap_data(first, &old, &new).await;
                 metadata = self.metadata.lock().await;
@@ -186,6 +188,19 @@ impl Qcow2 {
             cluster += byte_count(old.len());
         }
         Ok(())
+    }
+
+    /// Tells of what is rare in a change of mappings.
+    fn note_change(&self, old: &[Mapping], new: &[Mapping]) {
+        for (old, new) in old.iter().zip(new) {
+            if matches!(old, Mapping::Compressed(_)) {
+                self.order.note(Probe::CompressedDropped);
+            }
+            let keeps = matches!(new, Mapping::Zero { reserve: Some(_) });
+            if keeps && old.has_content() {
+                self.order.note(Probe::ZeroKept);
+            }
+        }
     }
 
     /// What a mapping becomes.

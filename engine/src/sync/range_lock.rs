@@ -37,6 +37,14 @@ struct Claim {
 pub struct RangeGuard<'a> {
     lock: &'a RangeLock,
     turn: u64,
+    waited: bool,
+}
+
+impl RangeGuard<'_> {
+    /// Whether an earlier claim stood in its way.
+    pub fn has_waited(&self) -> bool {
+        self.waited
+    }
 }
 
 impl RangeLock {
@@ -52,6 +60,7 @@ impl RangeLock {
                 waker: None,
             },
         );
+        let mut waited = false;
         poll_fn(|context| {
             let mut claims = self.claims.borrow_mut();
             if is_free(&claims, turn) {
@@ -61,10 +70,15 @@ impl RangeLock {
                 .get_mut(&turn)
                 .expect("a claim stands until its guard is dropped");
             claim.waker = Some(context.waker().clone());
+            waited = true;
             Poll::Pending
         })
         .await;
-        RangeGuard { lock: self, turn }
+        RangeGuard {
+            lock: self,
+            turn,
+            waited,
+        }
     }
 }
 

@@ -350,7 +350,7 @@ impl Answers {
 }
 
 /// When a flush succeeded that did what it says, or `None`.
-pub(super) fn effective_flush(entry: &Entry) -> Option<Tick> {
+pub(crate) fn effective_flush(entry: &Entry) -> Option<Tick> {
     match entry.op {
         RecordedOp::Flush if entry.effect == Effect::Whole => entry.succeeded(),
         RecordedOp::Flush

@@ -20,7 +20,10 @@ use crate::minimise::{End, Limits, Tried, minimise};
 use crate::oracle::verdict::NoFailureClass;
 use crate::oracle::{Acceptance, FailureClass, Verdict, Violation};
 use crate::prng::Prng;
-use crate::run::{Case, Effort, From, Life, Outcome, Reach, Schedule, find, judge_accepting, live};
+use crate::run::{
+    Case, Effort, Finding, From, Life, Outcome, Reach, Schedule, find, judge_accepting, live,
+    replay,
+};
 use crate::trace::{Crash, Expected, Shown, Then, Trace};
 use crate::workload::shape::Scenario;
 
@@ -114,7 +117,7 @@ pub fn reduce_trace(trace: &Trace) -> Result<Reduced, Irreducible> {
 }
 
 /// Looks at the states that are worth it, and at all of them where the failure is in none of those: what it took every
-/// state to find is not found again by trying some.
+/// state to find is not found again by trying some. Where there are too many of them as well, the case stays as it is.
 fn search(
     class: &FailureClass,
     crash: Option<&Crash>,
@@ -128,10 +131,16 @@ fn search(
         let search = Search::of(class, crash, reach);
         catch(|| search.reduce(start.clone())).map_err(Irreducible::Panic)?
     };
-    match within(Reach::Levels) {
-        Err(Irreducible::Vanished) => within(classes),
-        reduced => reduced,
+    let mut reduced = within(Reach::Levels);
+    if let Err(Irreducible::Vanished) = reduced {
+        reduced = within(classes);
     }
+    if let (Err(Irreducible::Vanished), Some(crash)) = (&reduced, crash) {
+        let search = Search::of(class, Some(crash), Reach::Levels);
+        let as_it_is = || search.explain_as_it_is(crash, start);
+        reduced = catch(as_it_is).map_err(Irreducible::Panic)?;
+    }
+    reduced
 }
 
 /// The search for one class of failure.
@@ -305,6 +314,46 @@ impl Search {
         let findings = outcome.findings.into_iter();
         let mut matching = findings.filter(|finding| finding.violation.class == self.class);
         let finding = matching.next().ok_or(Irreducible::Vanished)?;
+        self.tell(case, small.choices, finding)
+    }
+
+    /// The power loss that was found, in the case in which it was found.
+    fn explain_as_it_is(&self, crash: &Crash, start: &Small) -> Result<Reduced, Irreducible> {
+        let trace = Trace {
+            about: String::new(),
+            scenario: start.scenario.clone(),
+            choices: start.choices.clone(),
+            crash: Some(crash.clone()),
+            expected: Expected::Violated(self.class.to_string()),
+            shown: None,
+            digest: None,
+        };
+        let replayed = replay(&trace).map_err(|_| Irreducible::Vanished)?;
+        let Verdict::Violated(violation) = replayed.verdict else {
+            return Err(Irreducible::Vanished);
+        };
+        if violation.class != self.class {
+            return Err(Irreducible::Vanished);
+        }
+        let case = Case {
+            scenario: trace.scenario,
+            schedule: Schedule::Given(trace.choices.clone()),
+        };
+        let finding = Finding {
+            violation,
+            crash: trace.crash,
+        };
+        let reduced = self.tell(case, trace.choices, finding)?;
+        let end = End::Limit;
+        Ok(Reduced { end, ..reduced })
+    }
+
+    fn tell(
+        &self,
+        case: Case,
+        choices: Vec<u32>,
+        finding: Finding,
+    ) -> Result<Reduced, Irreducible> {
         let life = live(&case).map_err(|_| Irreducible::Vanished)?;
         let told = explain::explain(&case, &life, finding);
         let perfect = Case {
@@ -328,7 +377,7 @@ impl Search {
             trace: Trace {
                 about: sentence.clone(),
                 scenario: case.scenario,
-                choices: small.choices,
+                choices,
                 crash: told.crash,
                 expected: Expected::Violated(self.class.to_string()),
                 shown: Some(shown),

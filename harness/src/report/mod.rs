@@ -1,13 +1,20 @@
-//! The numbers of a campaign as programs read them: `summary.json`; and of an exhaustive search: its certificate.
+//! The numbers of a campaign as programs read them: `summary.json`; where it stands, to go on from there; and of an
+//! exhaustive search: its certificate.
 
 mod certificate;
+mod standing;
+
+use std::collections::BTreeMap;
 
 use serde::Serialize;
 
 use crate::campaign::Campaign;
+use crate::guide::rare::Sightings;
+use crate::guide::way::{Way, Yield, Yields};
 use crate::run::Counts;
 
 pub use certificate::{BadCertificate, Certificate, Circumstances};
+pub use standing::{BadStanding, read_standing, write_standing};
 
 /// A campaign in numbers. The fields are the keys of `summary.json`; they are added to, and never
 /// change their meaning.
@@ -45,6 +52,22 @@ pub struct Summary {
     pub faults: u64,
     /// Violations, those of one class in one run included.
     pub violations: u64,
+    /// How often each rare situation was there, under its name.
+    pub rare: BTreeMap<&'static str, u64>,
+    /// The rare situations that never were.
+    pub never: Vec<&'static str>,
+    /// Features that were seen, by topic.
+    pub features: BTreeMap<&'static str, u64>,
+    /// All of them.
+    pub features_total: u64,
+    /// Runs by the way that they were come by.
+    pub ways: BTreeMap<&'static str, u64>,
+    /// Those of them that showed something new.
+    pub kept: BTreeMap<&'static str, u64>,
+    /// Neighbours that meant nothing, and in the place of which workloads were drawn.
+    pub senseless: u64,
+    /// Workloads that had been run before, and were replaced by others.
+    pub repeated: u64,
     /// How long it took; not part of the digest.
     pub seconds: f64,
     /// Judged states a second.
@@ -89,6 +112,10 @@ impl Summary {
                 classes.push(class);
             }
         }
+        let guide = &campaign.guide;
+        let topics = guide.topics().into_iter();
+        let topics: BTreeMap<&str, u64> = topics.map(|(it, n)| (it.name(), n)).collect();
+        let features_total = topics.values().sum();
         Self {
             seed,
             runs: campaign.progress.runs,
@@ -106,6 +133,14 @@ impl Summary {
             not_measured,
             faults,
             violations,
+            rare: guide.rare.iter().map(|it| (it.name, it.count)).collect(),
+            never: never(&guide.rare).collect(),
+            features: topics,
+            features_total,
+            ways: by_way(&guide.yields, |yielded| yielded.runs),
+            kept: by_way(&guide.yields, |yielded| yielded.kept),
+            senseless: guide.counts.senseless,
+            repeated: guide.counts.repeated,
             seconds,
             states_per_second: rate(states_judged, seconds),
             digest: format!("{:032x}", campaign.digest),
@@ -120,6 +155,17 @@ impl Summary {
         text.push('\n');
         text
     }
+}
+
+fn by_way(yields: &Yields, count: impl Fn(Yield) -> u64) -> BTreeMap<&'static str, u64> {
+    let ways = Way::ALL.into_iter();
+    ways.map(|way| (way.name(), count(yields.of(way))))
+        .collect()
+}
+
+/// The names of the rare situations that never were.
+pub fn never(rare: &Sightings) -> impl Iterator<Item = &'static str> {
+    rare.iter().filter(|it| it.count == 0).map(|it| it.name)
 }
 
 /// How many a second; 0 where there was no time to tell.

@@ -18,6 +18,7 @@ use super::Case;
 use super::live::{Life, planted};
 use crate::crash::destroyed::{Destroyed, Honest};
 use crate::guest::{Expectation, Level};
+use crate::guide::rare::Hits;
 use crate::oracle::view::Backing;
 use crate::oracle::{Damage, Judge, Judgement, Service, Standing, Verdict, Witness, judge_raw};
 use crate::pace::Observer;
@@ -43,6 +44,8 @@ pub struct Bench<'a> {
     /// What disks may hold that destroy nothing, at the cut that was judged last.
     honest: RefCell<Option<(Tick, Rc<Honest>)>>,
     accept: Option<Level>,
+    /// What the engine told of rare situations.
+    pub(super) hits: Rc<Hits>,
 }
 
 /// What one image is judged with.
@@ -128,11 +131,11 @@ impl Tools {
 impl<'a> Bench<'a> {
     /// That of this life.
     pub fn of(case: &Case, life: &'a Life) -> Self {
-        Self::watched(case, life, &())
+        Self::timed(case, life, &())
     }
 
     /// The same, which tells somebody where it stands.
-    pub fn watched(case: &Case, life: &'a Life, observer: &'a dyn Observer) -> Self {
+    pub fn timed(case: &Case, life: &'a Life, observer: &'a dyn Observer) -> Self {
         let stage = &life.stage;
         let options = open_options(&case.scenario, planted(&case.scenario));
         let mut bench = Self {
@@ -146,6 +149,7 @@ impl<'a> Bench<'a> {
             destroying: case.scenario.contract.destroys().then(|| life.recording()),
             honest: RefCell::default(),
             accept: None,
+            hits: Rc::default(),
         };
         if !stage.is_chain() && stage.data.is_none() {
             let disks = Disks::one(stage.image.clone());
@@ -175,7 +179,7 @@ impl<'a> Bench<'a> {
         };
         let subject = EngineSubject::new(self.options.clone(), backing.clone());
         Rc::new(Tools {
-            subject: subject.with_data(data.cloned()),
+            subject: subject.with_data(data.cloned()).counting(&self.hits),
             data: data.cloned(),
             backing,
         })

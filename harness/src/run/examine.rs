@@ -1,7 +1,7 @@
 //! Judging the crash states of a life.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use blkdebug::contract::Contract;
@@ -13,12 +13,14 @@ use xxhash_rust::xxh3::Xxh3;
 use super::bench::{Bench, Judged};
 use super::live::{Life, live};
 use super::process;
+use super::toggle::neighbours;
 use super::{Case, Counts, Effort, FEWEST_STATES, Finding, From, Outcome, Reach};
 use crate::crash::classes::{Classes, Covered, Task};
 use crate::crash::explore::{Budget, Explored, Explorer};
 use crate::crash::footprint::Footprint;
 use crate::crash::state::{CrashState, Survivors};
 use crate::guest::{Expectation, Ledger};
+use crate::guide::observe::{Focus, Watch, Watcher};
 use crate::oracle::{Judgement, Oracle, Service, Standing, Verdict, Violation};
 use crate::pace::{Observer, Stage};
 use crate::prng::Prng;
@@ -33,6 +35,7 @@ pub(super) fn examine(
     case: &Case,
     effort: &Effort,
     observer: &dyn Observer,
+    watch: Option<&Watch<'_>>,
     stop: &mut dyn FnMut(&Violation) -> bool,
 ) -> Outcome {
     observer.begin(Stage::Live);
@@ -40,7 +43,7 @@ pub(super) fn examine(
         Ok(life) => life,
         Err(error) => return unprepared(&error.to_string()),
     };
-    let bench = Bench::watched(case, &life, observer);
+    let bench = Bench::timed(case, &life, observer);
     let mut examination = Examination {
         case,
         effort,
@@ -52,6 +55,9 @@ pub(super) fn examine(
         passed: Vec::new(),
         outcome: Outcome::default(),
         digest: Xxh3::new(),
+        watcher: watch.map(|watch| Watcher::new(watch, &life)),
+        focus: watch.map_or(Focus::Anywhere, |watch| watch.focus),
+        spent: 0,
         stop,
         stopped: false,
     };
@@ -61,8 +67,12 @@ pub(super) fn examine(
     let Examination {
         mut outcome,
         digest,
+        watcher,
         ..
     } = examination;
+    if let Some(watcher) = watcher {
+        outcome.seen = watcher.finish(&life, &bench.hits);
+    }
     outcome.digest = digest.digest128();
     outcome.choices.clone_from(&life.lived.choices);
     outcome.widths.clone_from(&life.lived.widths);
@@ -120,6 +130,10 @@ struct Examination<'a> {
     passed: Vec<Passed<'a>>,
     outcome: Outcome,
     digest: Xxh3,
+    watcher: Option<Watcher<'a>>,
+    focus: Focus<'a>,
+    /// States that were judged around what is news.
+    spent: u64,
     stop: &'a mut dyn FnMut(&Violation) -> bool,
     stopped: bool,
 }
@@ -137,7 +151,10 @@ impl Examination<'_> {
         for killed in process::kills(&life.lived.history) {
             self.examine_killed(killed);
         }
-        if !self.stopped {
+        if let Focus::Around(crash) = self.focus {
+            self.toggle(crash, u64::MAX);
+        } else if !self.stopped {
+            self.look_at_news();
             match self.effort.reach {
                 Reach::Classes { from, most } if has_classes(self.case.scenario.contract) => {
                     self.cover(from, most);
@@ -194,8 +211,12 @@ impl Examination<'_> {
         let promises = life.promises();
         let mut sampling = self.draw.fork("crash");
         let expectations = Expectations(Rc::clone(&self.expectations.0));
+        let budget = Budget {
+            states: self.effort.states.states.saturating_sub(self.spent).max(1),
+            ..self.effort.states
+        };
         let mut allowance = Allowance::new(self.effort.work, FEWEST_STATES);
-        let mut explorer = Explorer::new(life.recording(), contract, self.effort.states, &promises)
+        let mut explorer = Explorer::new(life.recording(), contract, budget, &promises)
             .with_draw(move |bound| sampling.below(bound))
             .with_expectation(move |cut| expectations.at(life, cut).key());
         for state in explorer.by_ref() {
@@ -207,6 +228,51 @@ impl Examination<'_> {
             }
         }
         self.count(explorer.explored());
+    }
+
+    /// Judges what is around requests that are news, for at most an eighth of what the run may cost.
+    fn look_at_news(&mut self) {
+        if !matches!(self.focus, Focus::News) {
+            return;
+        }
+        let recording = self.life.recording();
+        let Some(watcher) = &self.watcher else {
+            return;
+        };
+        let crashes = watcher.news(recording);
+        let share = (self.effort.states.states / 8)
+            .checked_div(count(crashes.len()))
+            .unwrap_or(0);
+        for crash in crashes {
+            self.spent += self.toggle(&crash, share);
+        }
+    }
+
+    /// Judges the neighbours of a power loss, at most so many, and says how many. One that this life no longer has has
+    /// none.
+    fn toggle(&mut self, around: &Crash, most: u64) -> u64 {
+        let life = self.life;
+        let contract = self.case.scenario.contract;
+        let mut draw = self.draw.fork("toggle");
+        let Ok((cut, survivors)) = around.find(life.recording()) else {
+            return 0;
+        };
+        let mut seen = BTreeSet::new();
+        for (cut, near) in neighbours(life.recording(), contract, cut, &survivors, &mut draw) {
+            if self.stopped || count(seen.len()) >= most {
+                break;
+            }
+            self.outcome.counts.states_generated += 1;
+            match CrashState::build(life.recording(), cut, &near) {
+                Ok(state) if seen.insert((state.hash, cut)) => {
+                    self.outcome.counts.states_distinct += 1;
+                    self.visit(state);
+                }
+                Ok(_) => {}
+                Err(mismatch) => keep(&mut self.outcome.broken, mismatch.to_string()),
+            }
+        }
+        count(seen.len())
     }
 
     /// Judges a state of each class.
@@ -284,6 +350,9 @@ impl Examination<'_> {
             self.digest.update(&hash.0.to_le_bytes());
         }
         self.outcome.counts.repairs += u64::from(repaired);
+        if let Some(watcher) = &mut self.watcher {
+            watcher.judged(state.cut, &state.survivors, &judged.image);
+        }
         if !survived {
             return None;
         }
@@ -436,6 +505,9 @@ impl Examination<'_> {
             .judge_repair(judged, nest.disk, image, expectation);
         self.outcome.counts.work += again.work();
         self.outcome.counts.states_nested += 1;
+        if let Some(watcher) = &mut self.watcher {
+            watcher.judged_nested(longer.len(), &again);
+        }
         self.settle(state.hash, again.verdict.clone(), || nest.crash(&longer));
         let footprint = self.footprint(&again);
         let mut seen = nest.seen.borrow_mut();
@@ -640,6 +712,10 @@ struct Inner<'a> {
     key: &'a dyn Fn(Tick) -> u128,
     judge: &'a dyn Fn(Disks<PageImage>, Tick) -> Judgement,
     crash: &'a dyn Fn(Box<Crash>) -> Crash,
+}
+
+fn count(len: usize) -> u64 {
+    u64::try_from(len).expect("a length fits 64 bits")
 }
 
 /// Whether the `count`th of its kind, from 1, is sampled.

@@ -14,6 +14,7 @@ use engine::qcow2::geometry::Geometry;
 use super::process::{self, Process};
 use super::{Case, Schedule};
 use crate::guest::{Expectation, File, Ledger};
+use crate::guide::rare::Hits;
 use crate::oracle::structure::{Layout, walk};
 use crate::oracle::{Oracle, Violation};
 use crate::prng::Prng;
@@ -44,6 +45,8 @@ pub struct Life {
     pub last: Disks<PageImage>,
     /// How many requests went wrong by rule.
     pub faults: u64,
+    /// What the engine told of rare situations.
+    pub hits: Rc<Hits>,
 }
 
 /// Lets a case live to the end of its workload.
@@ -61,14 +64,12 @@ pub fn live(case: &Case) -> Result<Life, StageError> {
     let beneath: Vec<Rc<VolatileDisk>> = files
         .map(|file| disk(&file.bytes, Rules::default()))
         .collect();
+    let hits = Rc::new(Hits::default());
+    let port = |disk: &Rc<VolatileDisk>| hits.counting(&Port::new(Rc::<VolatileDisk>::clone(disk)));
     let opener = stage.files(
-        Port::new(Rc::<VolatileDisk>::clone(&file)),
-        data.as_ref()
-            .map(|disk| Port::new(Rc::<VolatileDisk>::clone(disk))),
-        beneath
-            .iter()
-            .map(|disk| Port::new(Rc::<VolatileDisk>::clone(disk)))
-            .collect(),
+        port(&file),
+        data.as_ref().map(port),
+        beneath.iter().map(port).collect(),
         open_options(&case.scenario, planted(&case.scenario)),
     );
     let mut disks_there = vec![Rc::clone(&file)];
@@ -105,6 +106,7 @@ pub fn live(case: &Case) -> Result<Life, StageError> {
         recording,
         last,
         faults: file.hits(),
+        hits,
         stage,
         lived,
     })

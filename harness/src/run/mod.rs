@@ -9,9 +9,11 @@ mod live;
 mod owed;
 mod process;
 mod replay;
+mod toggle;
 
 use crate::caught::Panic;
 use crate::crash::explore::Budget;
+use crate::guide::observe::{Seen, Watch};
 use crate::oracle::Violation;
 use crate::pace::Observer;
 use crate::prng::Prng;
@@ -111,6 +113,8 @@ pub struct Outcome {
     pub widths: Vec<u32>,
     /// Folds every step, every byte written, and every state with its verdict.
     pub digest: u128,
+    /// What was new about it, where it was watched.
+    pub seen: Seen,
 }
 
 /// A violation, and when the power went out.
@@ -267,17 +271,19 @@ impl Counts {
 
 /// Runs a case. A panic of the harness itself comes back as one.
 pub fn run(case: &Case, effort: &Effort) -> Result<Outcome, Panic> {
-    run_watched(case, effort, &())
+    run_timed(case, effort, &())
 }
 
 /// The same, which tells somebody where it stands.
-pub fn run_watched(
-    case: &Case,
-    effort: &Effort,
-    observer: &dyn Observer,
-) -> Result<Outcome, Panic> {
-    let mut stop = |_: &Violation| effort.first_only;
-    crate::caught::catch(|| examine::examine(case, effort, observer, &mut stop))
+pub fn run_timed(case: &Case, effort: &Effort, observer: &dyn Observer) -> Result<Outcome, Panic> {
+    let stop = &mut |_: &_| effort.first_only;
+    crate::caught::catch(|| examine::examine(case, effort, observer, None, stop))
+}
+
+/// Runs a case, and takes note of what is new about it.
+pub fn watch(case: &Case, effort: &Effort, watch: &Watch<'_>) -> Result<Outcome, Panic> {
+    let stop = &mut |_: &_| effort.first_only;
+    crate::caught::catch(|| examine::examine(case, effort, &(), Some(watch), stop))
 }
 
 /// Runs a case until a violation is found that `wanted` recognises.
@@ -286,7 +292,7 @@ pub fn find(
     effort: &Effort,
     wanted: &mut dyn FnMut(&Violation) -> bool,
 ) -> Result<Outcome, Panic> {
-    crate::caught::catch(|| examine::examine(case, effort, &(), wanted))
+    crate::caught::catch(|| examine::examine(case, effort, &(), None, wanted))
 }
 
 #[cfg(test)]

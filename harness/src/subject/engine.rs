@@ -17,6 +17,7 @@ use engine::raw::Raw;
 use super::metered::Metered;
 use super::{Answers, Attempt, Failure, Repair, Subject, Tally};
 use crate::caught::catch;
+use crate::guide::rare::Hits;
 use crate::oracle::fingerprint;
 use crate::oracle::structure::encryption_header;
 use crate::oracle::view::Backing;
@@ -36,6 +37,7 @@ pub struct EngineSubject {
     keys: RefCell<BTreeMap<u128, VolumeKey>>,
     data: Option<PageImage>,
     settled: RefCell<BTreeMap<ContentHash, Rc<[Range<u64>]>>>,
+    hits: Rc<Hits>,
 }
 
 /// The disks of one attempt, on one clock.
@@ -71,6 +73,7 @@ impl EngineSubject {
             keys: RefCell::default(),
             data: None,
             settled: RefCell::default(),
+            hits: Rc::default(),
         }
     }
 
@@ -78,6 +81,13 @@ impl EngineSubject {
     #[must_use]
     pub fn with_data(self, data: Option<PageImage>) -> Self {
         Self { data, ..self }
+    }
+
+    /// The same, counting rare situations there.
+    #[must_use]
+    pub fn counting(self, hits: &Rc<Hits>) -> Self {
+        let hits = Rc::clone(hits);
+        Self { hits, ..self }
     }
 
     async fn open(&self, devices: &Devices) -> Result<Qcow2, Error> {
@@ -94,7 +104,7 @@ impl EngineSubject {
             None => Unlock::Secrets(&secrets),
         };
         let files = Files {
-            image: devices.image.port(),
+            image: self.hits.counting(&devices.image.port()),
             data: devices.data.as_ref().map(Metered::port),
             backing,
         };
@@ -179,7 +189,8 @@ impl Subject for EngineSubject {
             planted: self.options.planted,
         };
         self.attempt(image, async |devices| {
-            let report = check::check(&devices.image.port(), repair, &options).await?;
+            let port = self.hits.counting(&devices.image.port());
+            let report = check::check(&port, repair, &options).await?;
             Ok(Tally {
                 errors: report.errors_remaining(),
                 leaks: report.remaining.leaks,

@@ -39,6 +39,7 @@ use super::unit::{HostCluster, mem_len};
 use super::{extension, header};
 use crate::device::{Event, Port};
 use crate::error::{BadImage, Error, Problem, Refused, Structure, Unsupported};
+use crate::probe::Probe;
 
 /// The bitmaps of an open image.
 #[derive(Debug, Default)]
@@ -193,6 +194,9 @@ impl Bitmaps {
             .await?;
         let records = directory::decode(&bytes, pointer.count, header.geometry)
             .map_err(|text| bad(Structure::BitmapDirectory, at, &text))?;
+        if records.iter().any(Record::is_in_use) {
+            file.note(Probe::BitmapInUse);
+        }
         Ok(Self {
             pointer: Some(pointer),
             list: records.into_iter().map(Bitmap::of).collect(),

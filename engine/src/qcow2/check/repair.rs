@@ -22,6 +22,7 @@ use crate::barrier::Barrier;
 use crate::defect::{Defect, Planted};
 use crate::device::{DeviceError, Event, Port, SECTOR_BYTES};
 use crate::error::Error;
+use crate::probe::Probe;
 use crate::qcow2::entry::{Copied, L1Entry, L1Word, L2Entry, Mapping};
 use crate::qcow2::header::{self, Header, HeaderSector, autoclear, be_u64, incompatible};
 use crate::qcow2::refblock::{GROUP, group_bytes, read_group, set_refcount};
@@ -58,6 +59,9 @@ pub(super) async fn repair_all(file: &Port, planted: Planted) -> Result<CheckRep
         let work = survey.work();
         check_errors = survey.report.check_errors;
         remaining = survey.report.found;
+        if work == Work::Counts {
+            survey.note_work();
+        }
         // Structures that overlap undo each other's repair for ever.
         let before = latest.replace((survey.report.findings.clone(), remaining));
         let in_vain = latest == before;
@@ -70,7 +74,7 @@ pub(super) async fn repair_all(file: &Port, planted: Planted) -> Result<CheckRep
             Work::Entries | Work::Counts | Work::Snapshots if in_vain => break,
             Work::Entries => survey.drop_unaligned_reserves().await?,
             Work::Snapshots => match rewrite_table(file, &header, sector, planted).await {
-                Ok(()) => {}
+                Ok(()) => file.note(Probe::RepairSnapshots),
                 // Nothing was written on an image that is not to be written on.
                 Err(Error::BadImage(_) | Error::Unsupported(_) | Error::Refused(_)) => break,
                 Err(Error::Device(error)) => return Err(error.into()),
@@ -139,6 +143,7 @@ async fn forget_unknown(
     if header.autoclear & !autoclear::KNOWN == 0 {
         return Ok(());
     }
+    file.note(Probe::RepairForgot);
     sector.set_autoclear(header.autoclear & autoclear::KNOWN);
     file.at(Event::None).write(0, sector.bytes()).await
 }
@@ -187,6 +192,19 @@ impl Survey<'_> {
         Ok(self.flush(Barrier::RepairDone).await?)
     }
 
+    /// Tells of what is rare in what there is to repair.
+    fn note_work(&self) {
+        let found = self.report.found;
+        if self.rebuild {
+            self.file.note(Probe::RepairRebuilt);
+        } else if found.leaks > 0 && found.corruptions == 0 {
+            self.file.note(Probe::RepairLeaksOnly);
+        }
+        if self.copied_in_doubt {
+            self.file.note(Probe::RepairCopied);
+        }
+    }
+
     fn is_marked(&self) -> bool {
         self.header.incompatible & MARKS != 0
     }
@@ -213,6 +231,7 @@ impl Survey<'_> {
         if self.lost_end == 0 || self.planted.has(Defect::RepairKeepsShortFile) {
             return Ok(());
         }
+        self.file.note(Probe::RepairLengthened);
         let len_bytes = self.header.geometry.round_up(self.lost_end);
         self.file.at(Event::None).set_len(len_bytes).await
     }

@@ -9,6 +9,7 @@ use crate::barrier::Barrier;
 use crate::defect::Defect;
 use crate::device::Event;
 use crate::error::{Error, Refused, Structure};
+use crate::probe::Probe;
 use crate::qcow2::alloc::Run;
 use crate::qcow2::discards::Source;
 use crate::qcow2::entry::{L1Entry, L1Word};
@@ -101,6 +102,7 @@ impl Metadata {
         self.l1_offset = offset;
         let resized = virtual_bytes != std::mem::replace(&mut self.virtual_bytes, virtual_bytes);
         if resized {
+            self.order.note(Probe::AppliedOtherSize);
             self.resize_bitmaps(0..virtual_bytes);
         }
         self.after_snapshot_switch(switched).await?;

@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 use crate::barrier::Barrier;
 use crate::device::Event;
 use crate::error::{BadImage, Error, Problem, Refused, Structure};
+use crate::probe::Probe;
 use crate::qcow2::discards::Source;
 use crate::qcow2::entry::{Copied, L1Entry, L1Word, L2Entry};
 use crate::qcow2::l2::host_clusters;
@@ -145,6 +146,7 @@ impl Metadata {
                 Some(found) if found.value == 0 => return Err(self.unaccounted(cluster).into()),
                 None => return Err(self.unaccounted(cluster).into()),
                 Some(found) if found.value > most.saturating_sub(byte_count(references.len())) => {
+                    self.order.note(Probe::SnapshotOverflow);
                     return Err(Refused::RefcountOverflow.into());
                 }
                 Some(_) => {}
@@ -292,6 +294,7 @@ impl Metadata {
             }
         }
         if changed {
+            self.order.note(Probe::ClaimsRenewed);
             self.write_claims(table, bytes).await?;
         }
         Ok(())
