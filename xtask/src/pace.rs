@@ -8,8 +8,9 @@ use clap::Args;
 use harness::campaign::Plan;
 use harness::guide::Guidance;
 use harness::pace::{Observer, Stage};
-use harness::run::{Counts, Effort, run_timed};
+use harness::run::{Case, Counts, Effort, Schedule, run_timed};
 use harness::workload::pin::{OPTIONS, Pins};
+use harness::workload::sized::sized;
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::{Ending, Refusal};
@@ -31,10 +32,21 @@ pub(crate) struct Pace {
     #[arg(long, value_name = "OPTIONS", value_parser = Pins::parse, long_help = format!(
         "Fix what would be drawn, as name=value,..\n\nOptions: {OPTIONS}"))]
     options: Option<Pins>,
+    /// Measure one workload on disks with 1, 10 and 100 MiB of data instead, with a few and with many crash states
+    #[arg(long, conflicts_with_all = ["runs", "seed", "options"])]
+    sizes: bool,
 }
 
 impl Pace {
     pub(crate) fn run(&self) -> Result<Ending, Refusal> {
+        if self.sizes {
+            measure_sizes()
+        } else {
+            self.measure_stages()
+        }
+    }
+
+    fn measure_stages(&self) -> Result<Ending, Refusal> {
         let plan = Plan {
             seed: self.seed,
             runs: self.runs,
@@ -55,12 +67,58 @@ impl Pace {
         }
         let spent = watch.stop();
         print(&counts, &spent);
-        Ok(if counts.violations == 0 {
-            Ending::Clean
-        } else {
-            Ending::Violation
-        })
+        Ok(ending(&counts))
     }
+}
+
+fn ending(counts: &Counts) -> Ending {
+    if counts.violations == 0 {
+        Ending::Clean
+    } else {
+        Ending::Violation
+    }
+}
+
+/// What a crash state costs by the size of the disk, and by how many there are.
+fn measure_sizes() -> Result<Ending, Refusal> {
+    println!(
+        "| {:>9} | {:>7} | {:>8} | {:>12} |",
+        "guest MiB", "states", "seconds", "us per state"
+    );
+    println!("|{:->10}:|{:->8}:|{:->9}:|{:->13}:|", "", "", "", "");
+    let mut all = Counts::default();
+    for mebibytes in [1, 10, 100] {
+        let case = Case {
+            scenario: sized(mebibytes << 20),
+            schedule: Schedule::Given(Vec::new()),
+        };
+        for states in [250, 500, 1000, 2000] {
+            let counts = measure_size(&case, states, mebibytes)?;
+            all.add(&counts);
+        }
+    }
+    Ok(ending(&all))
+}
+
+fn measure_size(case: &Case, states: u64, mebibytes: u64) -> Result<Counts, Refusal> {
+    let mut effort = Effort {
+        work: u64::MAX,
+        repair_every: None,
+        serve_every: None,
+        ..Effort::campaign()
+    };
+    effort.states.states = states;
+    let watch = Watch::start();
+    let outcome = run_timed(case, &effort, &watch).map_err(Refusal::new)?;
+    // To make the image takes no part in judging.
+    let spent: Duration = watch.stop()[1..].iter().sum();
+    let judged = outcome.counts.states_judged;
+    println!(
+        "| {mebibytes:>9} | {judged:>7} | {:>8.3} | {:>12.2} |",
+        spent.as_secs_f64(),
+        each(spent, judged)
+    );
+    Ok(outcome.counts)
 }
 
 /// The time that each stage took.

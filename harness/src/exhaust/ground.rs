@@ -4,8 +4,6 @@
 //! a workload of few operations: the end of an L2 table, of a refcount block, of a file beneath; snapshots, bitmaps,
 //! compressed and split clusters.
 
-use engine::preallocation::Preallocation;
-use engine::qcow2::compress::Compression;
 use engine::qcow2::create::BackingFormat;
 use engine::qcow2::geometry::Geometry;
 
@@ -88,27 +86,7 @@ type Named = (&'static str, ImageShape);
 
 fn plain(cluster_bits: u32, refcount_order: u32, clusters: u64) -> ImageShape {
     let geometry = Geometry::new(cluster_bits, refcount_order).expect("the sizes are allowed");
-    ImageShape {
-        version: 3,
-        geometry,
-        lazy_refcounts: false,
-        virtual_bytes: clusters << cluster_bits,
-        backing: None,
-        chain: None,
-        data_file: None,
-        unmapped: Vec::new(),
-        filled: Vec::new(),
-        encryption: None,
-        compression: Compression::Zlib,
-        packed: Vec::new(),
-        abandoned: false,
-        snapshots: 0,
-        terse_snapshots: false,
-        claiming_snapshots: false,
-        unknown_autoclear: false,
-        preallocation: Preallocation::Off,
-        bitmaps: Vec::new(),
-    }
+    ImageShape::plain(geometry, clusters << cluster_bits)
 }
 
 fn extent(first_cluster: u64, clusters: u64, cluster_bits: u32) -> Extent {

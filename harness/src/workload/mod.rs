@@ -5,4 +5,5 @@ pub mod ops;
 pub mod perform;
 pub mod pin;
 pub mod shape;
+pub mod sized;
 pub mod stamp;

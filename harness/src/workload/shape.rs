@@ -308,6 +308,31 @@ impl PartialEq for Given {
 impl Eq for Given {}
 
 impl ImageShape {
+    /// An image of version 3 with nothing in it, beneath it or about it.
+    pub fn plain(geometry: Geometry, virtual_bytes: u64) -> Self {
+        Self {
+            version: 3,
+            geometry,
+            lazy_refcounts: false,
+            virtual_bytes,
+            backing: None,
+            chain: None,
+            data_file: None,
+            unmapped: Vec::new(),
+            filled: Vec::new(),
+            encryption: None,
+            compression: Compression::Zlib,
+            packed: Vec::new(),
+            abandoned: false,
+            snapshots: 0,
+            terse_snapshots: false,
+            claiming_snapshots: false,
+            unknown_autoclear: false,
+            preallocation: Preallocation::Off,
+            bitmaps: Vec::new(),
+        }
+    }
+
     /// What the guest's disk holds before the run.
     pub fn content(&self) -> Content {
         let mut content = Content::zeroes();
