@@ -166,6 +166,10 @@ impl Fuzz {
         println!("states generated  {}", summary.states_generated);
         println!("states distinct   {}", summary.states_distinct);
         println!(
+            "states spared     {} (as one that passed where that was read; {} more were judged to see)",
+            summary.states_spared, summary.states_audited
+        );
+        println!(
             "states judged     {} ({} of them inside a repair)",
             summary.states_judged, summary.states_nested
         );

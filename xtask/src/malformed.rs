@@ -298,6 +298,9 @@ impl Malformed {
             .args(["--options", &self.options])
             .args(["--child", &format!("{from}/{step}")])
             .args(["--plant", self.plant.name()])
+            // Otherwise the allocator takes a gigabyte of address space in advance, in which what shall be stopped by a
+            // limit of address space finds room.
+            .env("MIMALLOC_ARENA_RESERVE", "8192")
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()

@@ -194,6 +194,13 @@ fn print(counts: &Counts, spent: &[Duration]) {
     println!("processor seconds {:.2}", all.as_secs_f64());
     println!("states a second   {:.0}", 1e6 / each(all, judged));
     println!("violations        {}", counts.violations);
+    println!();
+    let told = judged + counts.states_spared;
+    println!(
+        "states spared     {} (as one that passed where that was read)",
+        counts.states_spared
+    );
+    println!("judged or spared  {:.0} a second", 1e6 / each(all, told));
 }
 
 /// Microseconds for each of so many.

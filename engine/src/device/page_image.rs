@@ -5,6 +5,7 @@
 //! two images with the same bytes and length have the same hash, however they came to be.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use xxhash_rust::xxh3::xxh3_128_with_seed;
@@ -128,6 +129,35 @@ impl PageImage {
             .get(&chunk)
             .and_then(|chunk| chunk.pages[page].as_ref())
             .map_or(0, |page| page.hashes[slot])
+    }
+
+    /// What these sectors together contribute to the hash.
+    pub fn hash_of(&self, sectors: Range<u64>) -> SectorHash {
+        let Some(last) = sectors.end.checked_sub(1).filter(|_| !sectors.is_empty()) else {
+            return 0;
+        };
+        let per_page = PAGE_BYTES / SECTOR_BYTES;
+        let per_chunk = CHUNK_BYTES / SECTOR_BYTES;
+        let mut sum: SectorHash = 0;
+        for (number, chunk) in self
+            .chunks
+            .range(sectors.start / per_chunk..=last / per_chunk)
+        {
+            for (page, first) in chunk
+                .pages
+                .iter()
+                .zip((number * per_chunk..).step_by(SECTORS_PER_PAGE))
+            {
+                let here = first.max(sectors.start)..(first + per_page).min(sectors.end);
+                if let Some(page) = page.as_ref().filter(|_| !here.is_empty()) {
+                    let (_, _, slot) = locate(here.start);
+                    let count = usize::try_from(here.end - here.start).expect("a page is small");
+                    let hashes = page.hashes[slot..slot + count].iter();
+                    sum = hashes.fold(sum, |sum, hash| sum.wrapping_add(*hash));
+                }
+            }
+        }
+        sum
     }
 
     /// The bytes of sector `index`, or `None` where the image holds zeroes without storing them.
@@ -337,11 +367,7 @@ fn is_zero(bytes: &[u8; SECTOR]) -> bool {
 }
 
 /// Calls `visit(sector index, byte range within it, position within the whole range)`.
-fn for_each_sector(
-    offset: u64,
-    len: usize,
-    mut visit: impl FnMut(u64, std::ops::Range<usize>, usize),
-) {
+fn for_each_sector(offset: u64, len: usize, mut visit: impl FnMut(u64, Range<usize>, usize)) {
     let mut done = 0;
     while done < len {
         let here = offset + u64::try_from(done).expect("a position fits 64 bits");
@@ -449,6 +475,10 @@ mod tests {
             }
             model.truncate(len);
             prop_assert_eq!(image.content_hash(), PageImage::from_bytes(&model).content_hash());
+            for sectors in [0..0, 3..4, 100..700, 0..4096] {
+                let each = sectors.clone().map(|sector| image.stored_hash(sector));
+                prop_assert_eq!(image.hash_of(sectors), each.fold(0, SectorHash::wrapping_add));
+            }
         }
     }
 }

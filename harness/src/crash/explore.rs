@@ -10,6 +10,8 @@ use blkdebug::record::{Recording, Tick};
 
 use super::cuts::Plan;
 use super::dedupe::Visited;
+use super::filter::{Filter, Place};
+use super::footprint::Footprint;
 use super::forecast::Forecast;
 use super::recipe::{Draw, Kitchen, Recipe};
 use super::state::{CrashState, Level, Survivors};
@@ -47,6 +49,10 @@ pub struct Explored {
     pub generated: u64,
     /// States that differed, by content or by what may be expected of them.
     pub distinct: u64,
+    /// Of those, states that others stood for.
+    pub spared: u64,
+    /// Of those, states that others stood for and that were handed out all the same.
+    pub audited: u64,
 }
 
 /// An iterator of the distinct crash states of a recording.
@@ -63,6 +69,7 @@ pub struct Explorer<'a> {
     passes: Vec<Pass>,
     turn: usize,
     handed_out: u64,
+    filter: Option<Filter>,
 }
 
 /// A way through all cuts by some levels.
@@ -85,6 +92,7 @@ struct Open {
 struct Known {
     kitchen: Kitchen,
     forecast: Forecast,
+    place: Option<Place>,
 }
 
 const FIRST: &[Level] = &[Level::Prefix, Level::Single];
@@ -128,6 +136,7 @@ impl<'a> Explorer<'a> {
             passes: passes.map(Pass::new).collect(),
             turn: 0,
             handed_out: 0,
+            filter: None,
         }
     }
 
@@ -147,6 +156,21 @@ impl<'a> Explorer<'a> {
         self
     }
 
+    /// The same without states that differ from one that passed only where its judgement read nothing.
+    /// [`Self::learn`] wants to know what each read that is handed out.
+    #[must_use]
+    pub fn with_filter(mut self) -> Self {
+        self.filter = Some(Filter::default());
+        self
+    }
+
+    /// Takes note of what judging the state read that was handed out last; `None` where it did not pass. Whether the filter
+    /// is right about it: it may be one that would have been left out, but for a look at whether that holds.
+    pub fn learn(&mut self, footprint: Option<Footprint>) -> bool {
+        let filter = self.filter.as_mut();
+        filter.is_none_or(|filter| filter.learn(footprint))
+    }
+
     /// How much was explored so far.
     pub fn explored(&self) -> Explored {
         let visited = self.keys.iter().flatten().count();
@@ -154,6 +178,8 @@ impl<'a> Explorer<'a> {
             cuts: u64::try_from(visited).expect("cuts can be counted"),
             generated: self.visited.generated(),
             distinct: self.visited.distinct(),
+            spared: self.filter.as_ref().map_or(0, |filter| filter.spared),
+            audited: self.filter.as_ref().map_or(0, |filter| filter.audited),
         }
     }
 
@@ -181,6 +207,7 @@ impl<'a> Explorer<'a> {
                 Rc::new(Known {
                     kitchen: Kitchen::new(cut, self.contract),
                     forecast: Forecast::of(&cut.frontier),
+                    place: Place::of(index, &cut.frontier),
                 })
             }));
             let recipes = |level: Level| {
@@ -223,7 +250,15 @@ impl<'a> Explorer<'a> {
             if self.visited.first_visit(hash, key, cut) {
                 let state = CrashState::at(frontier, open.survivors.clone(), level);
                 debug_assert_eq!(state.hash, hash, "the forecast is of this state");
-                return Some(state);
+                let place = open.known.place.as_ref();
+                let filter = self.filter.as_mut();
+                if filter.is_none_or(|filter| filter.lets_through(&state, place, key)) {
+                    return Some(state);
+                }
+                let spared = self.filter.as_ref().map_or(0, |filter| filter.spared);
+                if is_spent(&self.budget, self.handed_out, spared) {
+                    return None;
+                }
             }
         }
         None
@@ -234,10 +269,11 @@ impl Iterator for Explorer<'_> {
     type Item = CrashState;
 
     fn next(&mut self) -> Option<CrashState> {
-        if self.handed_out >= self.budget.states {
-            return None;
-        }
-        while !self.passes.is_empty() {
+        loop {
+            let spared = self.filter.as_ref().map_or(0, |filter| filter.spared);
+            if self.passes.is_empty() || is_spent(&self.budget, self.handed_out, spared) {
+                return None;
+            }
             let mut passes = std::mem::take(&mut self.passes);
             let turn = self.turn % passes.len();
             let state = self.advance(&mut passes[turn]);
@@ -253,8 +289,13 @@ impl Iterator for Explorer<'_> {
                 self.passes = THEN.into_iter().map(Pass::new).collect();
             }
         }
-        None
     }
+}
+
+/// Whether a budget is used up. To leave a state out costs little, and not nothing.
+fn is_spent(budget: &Budget, handed_out: u64, spared: u64) -> bool {
+    const SPARED_FOR_ONE: u64 = 16;
+    handed_out + spared / SPARED_FOR_ONE >= budget.states
 }
 
 impl Pass {

@@ -24,6 +24,11 @@ impl Footprint {
         Self(merged)
     }
 
+    /// The ranges.
+    pub fn ranges(&self) -> impl Iterator<Item = &Range<u64>> {
+        self.0.iter()
+    }
+
     /// Whether any of `sectors` is among them.
     pub fn meets(&self, sectors: &Range<u64>) -> bool {
         let first = self.0.partition_point(|range| range.end <= sectors.start);

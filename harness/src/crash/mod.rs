@@ -30,6 +30,7 @@ pub mod destroyed;
 pub mod durability;
 pub mod explain;
 pub mod explore;
+mod filter;
 pub mod footprint;
 mod forecast;
 mod recipe;

@@ -164,7 +164,10 @@ impl Judgement {
     /// ends early has not looked at everything that it names.
     pub fn footprint(&self) -> Option<Footprint> {
         let looked_at = self.state.report.referred.iter().chain(&self.read);
-        let known = self.verdict.survived();
+        // Whether anything at all has changed decides where unknown features vouch for the image.
+        let layout = self.state.report.layout;
+        let vouched = layout.is_some_and(|layout| layout.keeps_unknown());
+        let known = self.verdict.survived() && !vouched;
         known.then(|| Footprint::of(looked_at.cloned().collect()))
     }
 

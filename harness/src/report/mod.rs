@@ -34,6 +34,10 @@ pub struct Summary {
     pub states_generated: u64,
     /// Crash states that differed, by content or by what may be expected of them.
     pub states_distinct: u64,
+    /// Of those, states that differ from a judged one only where its judgement read nothing.
+    pub states_spared: u64,
+    /// States that would have been spared, and were judged to see whether that holds.
+    pub states_audited: u64,
     /// Distinct crash states that were judged, those of a second power loss included.
     pub states_judged: u64,
     /// Judged states that were left by a second power loss, inside a repair or in the work after it.
@@ -89,11 +93,12 @@ impl Summary {
             cuts,
             cuts_incomplete: _,
             states_covered: _,
-            states_audited: _,
+            states_audited,
             states_generated,
             states_distinct,
             states_judged,
             states_nested,
+            states_spared,
             states_known: _,
             survived: _,
             refused,
@@ -124,6 +129,8 @@ impl Summary {
             cuts,
             states_generated,
             states_distinct,
+            states_spared,
+            states_audited,
             states_judged,
             states_nested,
             states_refused: refused,

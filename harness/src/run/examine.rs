@@ -219,10 +219,15 @@ impl Examination<'_> {
         let mut explorer = Explorer::new(life.recording(), contract, budget, &promises)
             .with_draw(move |bound| sampling.below(bound))
             .with_expectation(move |cut| expectations.at(life, cut).key());
-        for state in explorer.by_ref() {
-            let before = self.outcome.counts.work;
-            self.visit(state);
+        if !contract.destroys() {
+            explorer = explorer.with_filter();
+        }
+        while let Some(state) = explorer.next() {
+            let (before, cut) = (self.outcome.counts.work, state.cut);
+            let footprint = self.visit(state);
             self.observer.begin(Stage::Explore);
+            let confirmed = explorer.learn(footprint);
+            self.audited(confirmed, cut);
             if self.stopped || !allowance.pay(self.outcome.counts.work - before) {
                 break;
             }
@@ -356,7 +361,7 @@ impl Examination<'_> {
         if !survived {
             return None;
         }
-        let footprint = self.footprint(&judged.image);
+        let footprint = judged.image.footprint();
         self.outcome.counts.survived += 1;
         match judged.standing() {
             Standing::Right => {}
@@ -590,11 +595,15 @@ impl Examination<'_> {
             cuts,
             generated,
             distinct,
+            spared,
+            audited,
         } = explored;
         let counts = &mut self.outcome.counts;
         counts.cuts += cuts;
         counts.states_generated += generated;
         counts.states_distinct += distinct;
+        counts.states_spared += spared;
+        counts.states_audited += audited;
     }
 
     /// Counts and folds a verdict, and reports what is wrong.

@@ -158,6 +158,8 @@ pub struct Counts {
     pub states_judged: u64,
     /// Judged states that were left by a second power loss, inside a repair or in the work after it.
     pub states_nested: u64,
+    /// States that were not judged, since they differ from a judged one only where its judgement read nothing.
+    pub states_spared: u64,
     /// States of a power loss inside a repair to which another way had led already.
     pub states_known: u64,
     /// Judged states of a first power loss that passed.
@@ -235,6 +237,7 @@ impl Counts {
             states_distinct,
             states_judged,
             states_nested,
+            states_spared,
             states_known,
             survived,
             refused,
@@ -256,6 +259,7 @@ impl Counts {
         self.states_distinct += states_distinct;
         self.states_judged += states_judged;
         self.states_nested += states_nested;
+        self.states_spared += states_spared;
         self.states_known += states_known;
         self.survived += survived;
         self.refused += refused;
