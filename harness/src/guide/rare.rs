@@ -200,6 +200,7 @@ impl Device for Counting {
 mod tests {
     use std::collections::BTreeSet;
 
+    #[cfg(feature = "defects")]
     use engine::device::RamDevice;
 
     use super::*;
