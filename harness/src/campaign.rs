@@ -90,6 +90,15 @@ pub struct Found {
     pub finding: Finding,
 }
 
+/// Why no run follows in a campaign, however many are asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum End {
+    /// So many violations were found.
+    Found(u64),
+    /// The harness contradicted itself first so.
+    Broken(String),
+}
+
 /// Whether a campaign goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Proceed {
@@ -127,7 +136,8 @@ pub fn campaign(
 }
 
 /// The same from where a campaign of this plan has stopped. It comes to what it had come to without the stop, if
-/// that was behind a whole batch ([`Campaign::is_between_batches`]).
+/// that was behind a whole batch ([`Campaign::is_between_batches`]). What ends a campaign behind a batch keeps it from
+/// going on as well: `between` is asked before the first batch too, unless there were no runs yet.
 pub fn carry_on(
     plan: &Plan,
     jobs: usize,
@@ -135,8 +145,14 @@ pub fn carry_on(
     between: &mut dyn FnMut(&Campaign) -> Proceed,
 ) -> Result<Campaign, NoThreads> {
     let threads = threads(jobs)?;
-    while campaign.progress.runs < plan.runs {
+    loop {
         let next = campaign.progress.runs;
+        if next > 0 && between(&campaign) == Proceed::Stop {
+            break;
+        }
+        if next >= plan.runs || campaign.end().is_some() {
+            break;
+        }
         let end = plan.runs.min(next + BATCH_RUNS);
         let guide = &campaign.guide;
         let proposals: Vec<Proposal> = threads.install(|| {
@@ -157,11 +173,6 @@ pub fn carry_on(
         }
         campaign.guide.trim();
         campaign.progress.runs = end;
-        let proceed = between(&campaign);
-        let enough = !campaign.found.is_empty() || !campaign.broken.is_empty();
-        if enough || proceed == Proceed::Stop {
-            break;
-        }
     }
     Ok(campaign)
 }
@@ -354,6 +365,16 @@ impl Campaign {
         self.progress.runs.is_multiple_of(BATCH_RUNS)
     }
 
+    /// Why it has ended by itself, if it has. It holds as well for one that was read, of which no violation is told.
+    pub fn end(&self) -> Option<End> {
+        let violations = self.progress.counts.violations;
+        match self.broken.first() {
+            _ if violations > 0 => Some(End::Found(violations)),
+            Some(how) => Some(End::Broken(how.clone())),
+            None => None,
+        }
+    }
+
     fn fold(&mut self, done: Done) {
         let Done {
             run,
@@ -437,6 +458,9 @@ mod tests {
         let three = campaign(&plan(5), 3, &mut go_on).unwrap();
         assert_eq!(one.digest, three.digest);
         assert_eq!(one.progress.counts, three.progress.counts);
+        assert!(one.guide == three.guide, "the same was learned");
+        let neighbours = one.guide.yields.of(Way::Neighbour).runs;
+        assert!(neighbours > 0, "what was learned decided about runs");
         let other = campaign(&plan(6), 1, &mut go_on).unwrap();
         assert_ne!(one.digest, other.digest);
     }

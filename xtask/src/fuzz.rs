@@ -55,7 +55,7 @@ pub(crate) struct Fuzz {
     /// Whether what earlier runs showed decides about later ones
     #[arg(long, value_name = "on|off", value_parser = parse_guidance, default_value = "off")]
     guide: Guidance,
-    /// Go on from where the campaign stands whose campaign.json is in DIR
+    /// Go on from where the campaign stands whose campaign.json is in DIR, unless it has ended with a violation
     #[arg(long)]
     resume: bool,
     /// Where summary.json, campaign.json and the traces go

@@ -24,6 +24,8 @@ const MAX_RANGE_BYTES: u64 = 96 << 10;
 const MAX_ADDED_BYTES: u64 = 256 << 10;
 /// A workload has no more operations than this, so that a run is not much longer than one that is drawn.
 const MAX_OPERATIONS: usize = 48;
+/// Nor more kills, beside them.
+const MAX_KILLS: usize = 6;
 /// A bitmap has no more bits than this, so that it is judged soon.
 const MAX_BITS: u64 = 1 << 18;
 
@@ -96,13 +98,29 @@ pub fn neighbour(draw: &mut Prng, stock: &Stock<'_>) -> Scenario {
         let (change, _) = CHANGES[draw.weighted(&weights)];
         apply(draw, change, stock, &mut scenario);
     }
-    let most = stock
-        .pins
-        .operations
-        .map_or(MAX_OPERATIONS, |count| count + 1);
-    scenario.operations.truncate(most);
+    shorten(stock.pins, &mut scenario.operations);
     fit(&mut scenario, stock.parent.1);
+    let operations = &mut scenario.operations;
+    if stock.pins.kill == Some(true) && !operations.contains(&Operation::Kill) {
+        let at = draw.index(operations.len() + 1);
+        operations.insert(at, Operation::Kill);
+    }
     scenario
+}
+
+/// Leaves out the last operations where there are too many. Kills are counted apart, as where workloads are drawn.
+fn shorten(pins: &Pins, operations: &mut Vec<Operation>) {
+    let most_others = pins.operations.map_or(MAX_OPERATIONS, |count| count + 1);
+    let (mut kills, mut others) = (0, 0);
+    operations.retain(|operation| {
+        let (count, most) = if *operation == Operation::Kill {
+            (&mut kills, MAX_KILLS)
+        } else {
+            (&mut others, most_others)
+        };
+        *count += 1;
+        *count <= most
+    });
 }
 
 /// Choices near those of a schedule: some of them others, and what follows drawn.
@@ -611,7 +629,29 @@ mod tests {
             let mutant = neighbour(&mut root.fork_indexed("mutant", run), &stock);
             assert_eq!(mutant.concurrency, 3);
             assert_eq!(mutant.management, Management::Alone);
-            assert!(mutant.operations.len() <= 6);
+            let kills = mutant.operations.iter();
+            let kills = kills.filter(|it| **it == Operation::Kill).count();
+            assert!(mutant.operations.len() - kills <= 6 && kills <= MAX_KILLS);
+        }
+    }
+
+    #[test]
+    fn a_kill_that_is_asked_for_stays() {
+        let pins = Pins::parse("kill=on,operations=2").unwrap();
+        let root = Prng::from_seed(5);
+        for run in 0..300 {
+            let mut mutant = scenario(&root.fork_indexed("run", run), &pins);
+            let ground = Ground::of(&mutant, None).unwrap();
+            let mut draw = root.fork_indexed("mutant", run);
+            for _ in 0..8 {
+                let stock = Stock {
+                    pins: &pins,
+                    parent: (&mutant, ground),
+                    other: (&mutant, ground),
+                };
+                mutant = neighbour(&mut draw, &stock);
+                assert!(mutant.operations.contains(&Operation::Kill), "run {run}");
+            }
         }
     }
 }

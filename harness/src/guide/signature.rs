@@ -153,11 +153,17 @@ impl Names {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
+    use engine::image::Unmap;
+    use engine::preallocation::Preallocation;
+
     use super::*;
     use crate::prng::Prng;
     use crate::workload::generate::scenario;
     use crate::workload::ops::SnapshotChange;
     use crate::workload::pin::Pins;
+    use crate::workload::shape::Extent;
 
     fn case(operations: &[Operation], concurrency: usize) -> Case {
         let pins = Pins::parse("snapshots=off,bitmaps=off,version=3").unwrap();
@@ -187,6 +193,50 @@ mod tests {
         assert_eq!(of(&renamed), plain);
         assert_ne!(of(&[write, take(0), Operation::Flush, take(1)]), plain);
         assert_ne!(of(&[write, Operation::Flush, take(0)]), plain);
+    }
+
+    #[test]
+    fn every_part_of_an_operation_counts() {
+        let of = |operation| signature(&case(&[operation], 1), None, 0);
+        let (offset, len_bytes) = (512, 1024);
+        let range = Extent { offset, len_bytes };
+        let (keep, allow) = (Unmap::Keep, Unmap::Allow);
+        let zeroes = |unmap| Operation::WriteZeroes {
+            offset,
+            len_bytes,
+            unmap,
+        };
+        let change = BitmapChange::Mark { range };
+        let ranged = [
+            Operation::Read { offset, len_bytes },
+            Operation::Write { offset, len_bytes },
+            Operation::WriteCompressed { offset, len_bytes },
+            Operation::WriteBlank { offset, len_bytes },
+            Operation::Discard { offset, len_bytes },
+            zeroes(keep),
+            zeroes(allow),
+            Operation::Bitmap(BitmapOperation { number: 0, change }),
+        ];
+        let elsewhere = Extent {
+            offset: 1024,
+            ..range
+        };
+        let longer = Extent {
+            len_bytes: 1536,
+            ..range
+        };
+        let on_each = |it: Operation| [it, it.with_range(elsewhere), it.with_range(longer)];
+        let signatures: BTreeSet<u64> = ranged.into_iter().flat_map(on_each).map(of).collect();
+        assert_eq!(signatures.len(), 3 * ranged.len());
+        let grown = |virtual_bytes| Operation::Grow {
+            virtual_bytes,
+            preallocation: Preallocation::Off,
+        };
+        assert_ne!(of(grown(4096)), of(grown(8192)));
+        let shrunk = |virtual_bytes| Operation::Shrink { virtual_bytes };
+        assert_ne!(of(shrunk(4096)), of(shrunk(8192)));
+        let named = |name_bytes| Operation::Rename { name_bytes };
+        assert_ne!(of(named(4)), of(named(5)));
     }
 
     #[test]

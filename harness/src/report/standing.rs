@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use xxhash_rust::xxh3::xxh3_128;
 
-use crate::campaign::{Campaign, Plan, Progress};
+use crate::campaign::{Campaign, End, Plan, Progress};
 use crate::guide::feature::NumberSet;
 use crate::guide::rare::Sightings;
 use crate::guide::way::{Late, Way, Yield, Yields};
@@ -137,7 +137,8 @@ pub fn write_standing(plan: &Plan, campaign: &Campaign) -> String {
     text
 }
 
-/// Reads where a campaign of this plan stands.
+/// Reads where a campaign of this plan stands. One that has ended with a violation, or because the harness contradicted
+/// itself, is refused: nothing may follow, and what was found is in the traces, not in the text.
 pub fn read_standing(plan: &Plan, text: &str) -> Result<Campaign, BadStanding> {
     let json: StandingJson =
         serde_json::from_str(text).map_err(|error| BadStanding(error.to_string()))?;
@@ -186,7 +187,7 @@ pub fn read_standing(plan: &Plan, text: &str) -> Result<Campaign, BadStanding> {
     }
     let digest = u128::from_str_radix(&json.digest, 16)
         .map_err(|_| BadStanding(format!("digest: `{}` is no number", json.digest)))?;
-    Ok(Campaign {
+    let campaign = Campaign {
         progress: Progress {
             runs: json.runs,
             counts: counts_of(&json.counts),
@@ -196,7 +197,26 @@ pub fn read_standing(plan: &Plan, text: &str) -> Result<Campaign, BadStanding> {
         broken: json.broken,
         digest,
         guide,
-    })
+    };
+    match campaign.end() {
+        None => Ok(campaign),
+        Some(end) => Err(BadStanding(ended(json.runs, &end))),
+    }
+}
+
+/// Why a campaign does not go on that has ended by itself, in one line.
+fn ended(runs: u64, end: &End) -> String {
+    match end {
+        End::Found(violations) => format!(
+            "the campaign ended after {runs} runs, with {violations} violation{}: the traces lie beside this file, and \
+             summary.json there names them",
+            if *violations == 1 { "" } else { "s" }
+        ),
+        End::Broken(how) => format!(
+            "the campaign ended after {runs} runs, for the harness is broken, and has no traces: {}",
+            how.lines().next().unwrap_or_default()
+        ),
+    }
 }
 
 /// Names everything that decides about the runs of a campaign but their number.
@@ -462,6 +482,62 @@ mod tests {
             let neighbours = whole.guide.yields.of(Way::Neighbour).runs;
             assert_eq!(neighbours > 0, guidance == Guidance::On);
         }
+    }
+
+    #[test]
+    fn a_campaign_that_is_complete_is_not_gone_on_with() {
+        let mut plan = plan(7, Guidance::On);
+        plan.runs = 3 * BATCH_RUNS;
+        let by_runs = whole(&plan);
+        let again = read_standing(&plan, &write_standing(&plan, &by_runs)).unwrap();
+        let again = carry_on(&plan, 1, again, &mut |_| Proceed::GoOn).unwrap();
+        assert_eq!(again.digest, by_runs.digest);
+
+        plan.runs = u64::MAX;
+        let states = by_runs.progress.counts.states_judged;
+        let mut until = |campaign: &Campaign| {
+            if campaign.progress.counts.states_judged >= states {
+                Proceed::Stop
+            } else {
+                Proceed::GoOn
+            }
+        };
+        let by_states = carry_on(&plan, 1, Campaign::default(), &mut until).unwrap();
+        assert_eq!(by_states.digest, by_runs.digest);
+        let again = read_standing(&plan, &write_standing(&plan, &by_states)).unwrap();
+        let again = carry_on(&plan, 1, again, &mut until).unwrap();
+        assert_eq!(again.digest, by_states.digest);
+        assert_eq!(again.progress.runs, by_states.progress.runs);
+    }
+
+    #[test]
+    fn a_campaign_that_found_something_is_not_gone_on_with() {
+        let plan = plan(7, Guidance::Off);
+        let mut stopped = carry_on(&plan, 1, Campaign::default(), &mut |_| Proceed::Stop).unwrap();
+        stopped.progress.counts.violations = 2;
+        let text = write_standing(&plan, &stopped);
+        assert_eq!(
+            read_standing(&plan, &text).unwrap_err().to_string(),
+            "the campaign ended after 16 runs, with 2 violations: the traces lie beside this file, and summary.json \
+             there names them"
+        );
+        // Nor where what was found is not known any more.
+        let again = carry_on(&plan, 1, stopped, &mut |_| Proceed::GoOn).unwrap();
+        assert_eq!(again.progress.runs, BATCH_RUNS);
+    }
+
+    #[test]
+    fn a_campaign_with_a_broken_harness_is_not_gone_on_with() {
+        let plan = plan(7, Guidance::Off);
+        let mut stopped = carry_on(&plan, 1, Campaign::default(), &mut |_| Proceed::Stop).unwrap();
+        stopped.broken.push("run 3: one thing\nand more".into());
+        let text = write_standing(&plan, &stopped);
+        assert_eq!(
+            read_standing(&plan, &text).unwrap_err().to_string(),
+            "the campaign ended after 16 runs, for the harness is broken, and has no traces: run 3: one thing"
+        );
+        let again = carry_on(&plan, 1, stopped, &mut |_| Proceed::GoOn).unwrap();
+        assert_eq!(again.progress.runs, BATCH_RUNS);
     }
 
     #[test]

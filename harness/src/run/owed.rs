@@ -57,10 +57,11 @@ impl Life {
             return false;
         };
         let name = name_of(snapshot);
-        let gain = match change {
-            SnapshotChange::Create => Gain::Disk,
-            SnapshotChange::Apply => Gain::Snapshot(&name),
-            SnapshotChange::Delete => return true,
+        // A deletion takes no references, and is never refused for want of room.
+        let gain = if change == SnapshotChange::Create {
+            Gain::Disk
+        } else {
+            Gain::Snapshot(&name)
         };
         let image = process::everything(self.recording(), answered).disks;
         alone && self.is_exact_at(answered) && has_room(image.image(), gain)

@@ -84,13 +84,15 @@ pub fn scenario(prng: &Prng, pins: &Pins) -> Scenario {
     data_file::add(prng, &pins, &shape, &mut operations);
     if chained {
         chain::add(prng, &pins, &mut shape, &mut operations);
-    } else {
-        kills::add(prng, &pins, shape.abandoned, &mut operations);
     }
     shape.unknown_autoclear = shape.version == 3 && prng.fork("unknown autoclear").chance(1, 8);
     if let Some(count) = pins.operations {
         // What was added takes the place of others, and one reopening may follow.
         operations.truncate(count + 1);
+    }
+    if !chained {
+        // Behind that, so that where kills are asked for, no run goes without.
+        kills::add(prng, &pins, shape.abandoned, &mut operations);
     }
     around(prng, &pins, Start::New(shape), operations)
 }
