@@ -132,7 +132,11 @@ fn search(
         catch(|| search.reduce(start.clone())).map_err(Irreducible::Panic)?
     };
     let mut reduced = within(Reach::Levels);
-    if let Err(Irreducible::Vanished) = reduced {
+    // All states of the repairs of all states are too many to look for a smaller case among them.
+    let is_late = crash.is_some_and(|crash| crash.then.is_some());
+    if let Err(Irreducible::Vanished) = reduced
+        && !is_late
+    {
         reduced = within(classes);
     }
     if let (Err(Irreducible::Vanished), Some(crash)) = (&reduced, crash) {
@@ -161,9 +165,9 @@ impl Search {
         let late = repair_every.is_some() || serve_every.is_some();
         let base = if late && reach == Reach::Levels {
             // What comes later is looked at once all states of the first power loss are judged, of which there should
-            // then be no more than it took.
+            // then be no more than it took; and at each of them, where a campaign looks at a few.
             Effort {
-                first_only: false,
+                work: 2_000_000,
                 ..Effort::campaign()
             }
         } else {

@@ -396,8 +396,9 @@ impl Examination<'_> {
     /// What may come after the first power loss, once all states of the first are judged: whatever is
     /// found with one power loss is told with one.
     fn go_on(&mut self) {
+        let before = self.outcome.counts.work;
         for passed in std::mem::take(&mut self.passed) {
-            if self.stopped || self.has_done_enough() {
+            if self.stopped {
                 break;
             }
             if passed.interrupt {
@@ -406,15 +407,18 @@ impl Examination<'_> {
             if passed.serve && !self.stopped {
                 self.serve(&passed);
             }
+            if self.has_done_enough(before) {
+                break;
+            }
         }
     }
 
-    /// Whether the second power losses of a workload were more work than its own, by far. Where every state is asked for
-    /// there is no such limit.
-    fn has_done_enough(&self) -> bool {
+    /// Whether the second power losses of a workload, which began when judging had been so much work, are by far more than
+    /// the first may be. Where every state is asked for there is no such limit.
+    fn has_done_enough(&self, before: u64) -> bool {
         const SECOND: u64 = 3;
-        let most = self.effort.work.saturating_mul(1 + SECOND);
-        self.effort.reach == Reach::Levels && self.outcome.counts.work > most
+        let most = self.effort.work.saturating_mul(SECOND);
+        self.effort.reach == Reach::Levels && self.outcome.counts.work - before > most
     }
 
     /// Loses power inside the repair, inside the repair of what that leaves, and so on.
