@@ -126,6 +126,9 @@ impl<'a> Classes<'a> {
     /// The states of the cuts from a moment on, at most so many classes a cut; under `epoch-torn` with torn requests, and
     /// under any other contract as `epoch` has them. `expectation` names what may be expected at a cut, as
     /// [`super::dedupe::Visited`] wants it.
+    ///
+    /// # Panics
+    /// Where the contract lets disks destroy what was durable.
     pub fn new(
         recording: &'a Recording,
         contract: Contract,
@@ -139,8 +142,10 @@ impl<'a> Classes<'a> {
         // A state that was legal at one cut is legal at a later one with the same key.
         cuts.sort_by_key(|cut| cut.frontier.cut());
         let tearing = match contract {
-            // A judgement of what those destroy does not tell what it hangs on.
-            Contract::EpochTorn | Contract::EpochTornGarbage | Contract::Liar => Tearing::Torn,
+            Contract::EpochTorn => Tearing::Torn,
+            Contract::EpochTornGarbage | Contract::Liar => {
+                panic!("a judgement of what a disk destroyed does not tell what it hangs on")
+            }
             Contract::Perfect | Contract::Prefix | Contract::Epoch => Tearing::Whole,
         };
         Self {

@@ -24,6 +24,10 @@ struct OfDisk {
     sectors: BTreeMap<u64, Known>,
     /// The file reaches at least so many bytes.
     floor: u64,
+    /// And it may reach so far instead.
+    ends: Vec<u64>,
+    /// Whether what is in one sector says nothing of what may be in another.
+    is_exact: bool,
 }
 
 /// What may be in a sector, by its hash.
@@ -50,6 +54,7 @@ pub struct Destroyed {
     sectors: BTreeMap<u64, Ruin>,
     /// What should be there and is not.
     cut_off: Range<u64>,
+    is_exact: bool,
 }
 
 impl Honest {
@@ -65,6 +70,8 @@ impl Honest {
         let nothing = OfDisk {
             sectors: BTreeMap::new(),
             floor: 0,
+            ends: Vec::new(),
+            is_exact: true,
         };
         disks.map(|disk, image| self.0.get(disk).unwrap_or(&nothing).destroyed(image))
     }
@@ -77,6 +84,8 @@ impl OfDisk {
         let mut of_disk = Self {
             sectors: BTreeMap::new(),
             floor: settled.len(),
+            ends: Vec::new(),
+            is_exact: true,
         };
         let submitted = recording.entries.iter().filter(|entry| {
             entry.disk == disk && entry.changes_content() && entry.submitted <= frontier.cut()
@@ -107,7 +116,10 @@ impl OfDisk {
         let durable = mine().filter(|tail| tail.standing == Standing::Durable);
         let ends = durable.filter_map(|tail| frontier.entry(tail).op.grows_to());
         let lengths = mine().filter_map(|tail| set_len(&frontier.entry(tail).op));
+        self.is_exact = lengths.clone().next().is_none();
         self.floor = lengths.fold(ends.fold(self.floor, u64::max), u64::min);
+        let grown = mine().filter_map(|tail| frontier.entry(tail).op.grows_to());
+        self.ends.extend(grown);
         for tail in mine() {
             let entry = frontier.entry(tail);
             let sectors = match set_len(&entry.op) {
@@ -135,6 +147,9 @@ impl OfDisk {
         let mut destroyed = Destroyed {
             sectors: BTreeMap::new(),
             cut_off: end..(self.floor / SECTOR_BYTES).max(end),
+            // A liar may have kept what was cut off for good.
+            is_exact: self.is_exact
+                && (image.len() <= self.floor || self.ends.contains(&image.len())),
         };
         for (sector, known) in self.sectors.range(..end) {
             let found = image.stored_hash(*sector);
@@ -170,12 +185,19 @@ impl Destroyed {
         Self {
             sectors: sectors.iter().copied().collect(),
             cut_off: 0..0,
+            is_exact: true,
         }
     }
 
     /// Whether nothing is.
     pub fn is_none(&self) -> bool {
         self.sectors.is_empty() && self.cut_off.is_empty()
+    }
+
+    /// Whether a disk that keeps its word may hold this where nothing is destroyed. Where the length of the file is still
+    /// open, or it is none that such a disk may have, what is in one sector may not go with what is in another.
+    pub fn is_exact(&self) -> bool {
+        self.is_exact
     }
 
     /// The worst that became of any of these sectors; garbage is worse than what was there once.

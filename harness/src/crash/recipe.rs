@@ -140,7 +140,7 @@ impl Kitchen {
         let mut plan = self.plan_all(level, budget, draws);
         if self.contract == Contract::Liar && plan.len() > MOST_FOR_LIES {
             // Not the first so many at every cut.
-            let step = plan.len() / MOST_FOR_LIES;
+            let step = plan.len().div_ceil(MOST_FOR_LIES);
             let offset = self.slots.len() % step;
             plan = plan.into_iter().skip(offset).step_by(step).collect();
         }

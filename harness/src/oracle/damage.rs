@@ -17,7 +17,7 @@ use blkdebug::record::Recording;
 use engine::device::PageImage;
 
 use super::explain;
-use super::judge::{Ended, Judge, Judgement, Witness, interest, shows_the_same};
+use super::judge::{Ended, Judge, Judgement, Witness, interest, reads, shows_the_same};
 use super::service::{Service, work};
 use super::structure::{Layout, Mapping, StructureReport};
 use super::verdict::{Oracle, Verdict};
@@ -65,6 +65,7 @@ impl Judge<'_> {
             state: Witness::new(image),
             recovered: None,
             repairs: Vec::new(),
+            read: Vec::new(),
             damage,
             standing: Standing::Right,
         };
@@ -76,6 +77,7 @@ impl Judge<'_> {
             standing: case.standing,
             recovered: case.recovered,
             repairs: case.repairs,
+            read: case.read,
             ..Judgement::of(case.state, verdict)
         }
     }
@@ -86,10 +88,12 @@ impl Judge<'_> {
         if image.report.is_perfect() {
             let service = self.judge_service(image, expectation);
             // Compressed bytes can be garbage that the walk does not look at, and the subject says so.
+            let mut mapped = image.report.mapped.iter();
+            let is_packed = mapped.any(|it| matches!(it.mapping, Mapping::Compressed { .. }));
             let is_refused = matches!(&service.verdict, Verdict::Violated(violation)
-                if violation.class.kind == explain::FAILED);
+                if violation.class.kind == explain::FAILED && violation.class.site.starts_with(BAD_IMAGE));
             return Service {
-                verdict: if is_refused {
+                verdict: if is_packed && is_refused {
                     Verdict::Survived
                 } else {
                     service.verdict
@@ -120,6 +124,7 @@ struct Case<'a> {
     state: Witness,
     recovered: Option<Witness>,
     repairs: Vec<Recording>,
+    read: Vec<Range<u64>>,
     damage: &'a Damage,
     standing: Standing,
 }
@@ -131,22 +136,28 @@ impl Case<'_> {
         {
             return Err(Box::new(Verdict::NotMeasured(what.into())));
         }
-        let reads = self.read_plan(expectation);
+        let plan = self.read_plan(expectation);
         self.judge.observer.begin(Stage::Recover);
         let image = self.state.image.clone();
-        let opened = self.read(&image, &reads, expectation, "opening the image for writing")?;
+        let opened = self.read(&image, &plan, expectation, "opening the image for writing")?;
         self.judge.observer.begin(Stage::Check);
         let attempt = self.judge.subject.check(&opened, Repair::All);
         let repaired = attempt.image;
-        self.repairs
-            .extend(Some(attempt.recording).filter(Recording::changes));
+        self.note(attempt.recording);
         let tally = ended(attempt.result, "check with repair", &mut self.standing)?;
         self.judge.observer.begin(Stage::Again);
         if tally.is_some() && repaired.content_hash() != opened.content_hash() {
-            self.read(&repaired, &reads, expectation, "opening the repaired image")?;
+            self.read(&repaired, &plan, expectation, "opening the repaired image")?;
         }
         self.recovered = Some(Witness::new(repaired));
         Ok(())
+    }
+
+    /// Notes what an attempt read, and what it wrote.
+    fn note(&mut self, recording: Recording) {
+        self.read.extend(reads(&recording));
+        self.repairs
+            .extend(Some(recording).filter(Recording::changes));
     }
 
     /// Opens an image for writing, reads it, closes it, and holds what was read against what is legal. Yields the image
@@ -154,21 +165,20 @@ impl Case<'_> {
     fn read(
         &mut self,
         image: &PageImage,
-        reads: &[Range<u64>],
+        plan: &[Range<u64>],
         expectation: &Expectation<'_>,
         doing: &str,
     ) -> Result<PageImage, Ended> {
-        let attempt: Attempt<_> = self.judge.subject.read_each(image, reads);
+        let attempt: Attempt<_> = self.judge.subject.read_each(image, plan);
         let after = attempt.image;
-        self.repairs
-            .extend(Some(attempt.recording).filter(Recording::changes));
+        self.note(attempt.recording);
         let Some(answers) = ended(attempt.result, doing, &mut self.standing)? else {
             return Ok(after);
         };
         self.judge.observer.begin(Stage::GuestAfter);
         let mut checker = expectation.checker();
         let mut wrong: Vec<SectorViolation> = Vec::new();
-        for (range, answer) in reads.iter().zip(answers) {
+        for (range, answer) in plan.iter().zip(answers) {
             let reading = format!("after {doing}, reading at {:#x}", range.start);
             let Some(data) = ended(answer, &reading, &mut self.standing)? else {
                 continue;
@@ -259,6 +269,9 @@ impl Case<'_> {
             .collect()
     }
 }
+
+/// How the kind of an error begins that says that the image is wrong.
+const BAD_IMAGE: &str = "bad-image";
 
 /// Of compressed bytes that no operation is known to have written so many are read at most, in one state.
 const MOST_PACKED_BYTES: u64 = 4 << 20;

@@ -432,7 +432,7 @@ pub(super) fn expect_durable(recording: &Recording, doing: &str) -> Result<(), E
 }
 
 /// The sectors of the image that were read.
-fn reads(recording: &Recording) -> impl Iterator<Item = Range<u64>> {
+pub(super) fn reads(recording: &Recording) -> impl Iterator<Item = Range<u64>> {
     let image = recording
         .entries
         .iter()

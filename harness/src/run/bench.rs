@@ -8,6 +8,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
+use blkdebug::contract::Contract;
 use blkdebug::disks::{Disk, Disks};
 use blkdebug::record::{Recording, Tick};
 use engine::device::{ContentHash, PageImage};
@@ -43,6 +44,8 @@ pub struct Bench<'a> {
     destroying: Option<&'a Recording>,
     /// What disks may hold that destroy nothing, at the cut that was judged last.
     honest: RefCell<Option<(Tick, Rc<Honest>)>>,
+    /// Whether disks may lie about what is durable.
+    lies: bool,
     accept: Option<Level>,
     /// What the engine told of rare situations.
     pub(super) hits: Rc<Hits>,
@@ -148,6 +151,7 @@ impl<'a> Bench<'a> {
             passed: RefCell::default(),
             destroying: case.scenario.contract.destroys().then(|| life.recording()),
             honest: RefCell::default(),
+            lies: case.scenario.contract == Contract::Liar,
             accept: None,
             hits: Rc::default(),
         };
@@ -203,7 +207,8 @@ impl<'a> Bench<'a> {
         Self { accept, ..self }
     }
 
-    /// What the disks destroyed of what they hold at a cut; `None` where they destroy nothing.
+    /// What the disks destroyed of what they hold at a cut; `None` where that is nothing, and what is left is what disks
+    /// may leave that destroy nothing.
     fn destroyed(&self, disks: &Disks<PageImage>, cut: Moment) -> Option<Disks<Destroyed>> {
         let recording = self.destroying?;
         let cut = Tick(cut.0);
@@ -211,7 +216,15 @@ impl<'a> Bench<'a> {
         if known.as_ref().is_none_or(|(of, _)| *of != cut) {
             *known = Some((cut, Rc::new(Honest::at(recording, cut))));
         }
-        known.as_ref().map(|(_, honest)| honest.destroyed(disks))
+        let destroyed = known.as_ref().map(|(_, honest)| honest.destroyed(disks))?;
+        let is_honest = destroyed.iter().all(|(_, of)| self.is_honest(of));
+        (!is_honest).then_some(destroyed)
+    }
+
+    /// Whether a disk that destroys nothing may hold what this is about.
+    fn is_honest(&self, destroyed: &Destroyed) -> bool {
+        // What a disk does not lie about goes wrong as garbage, and that is known by the sector.
+        destroyed.is_none() && (!self.lies || destroyed.is_exact())
     }
 
     /// Judges what a power loss left on the disks that were written to.
@@ -291,6 +304,11 @@ impl<'a> Bench<'a> {
         let (Some(file), Some(content)) = (self.stage.file(disk), judged.disks.get(disk)) else {
             return Verdict::HarnessBroken(format!("there is no file `{}`", disk.name()));
         };
+        // What was destroyed of another file is none of this one's.
+        let ending = match ending {
+            Ending::Damaged(destroyed) if !self.concerns(destroyed, disk) => Ending::PowerLoss,
+            ending => ending,
+        };
         let known = (
             disk,
             self.stage.hash(disk, &judged.disks),
@@ -327,10 +345,24 @@ impl<'a> Bench<'a> {
                 verdict
             }
         };
-        if verdict.survived() {
+        // Of what is damaged less is asked.
+        if verdict.survived() && !matches!(ending, Ending::Damaged(_)) {
             self.passed.borrow_mut().insert(known, cut);
         }
         verdict
+    }
+
+    /// Whether anything was destroyed that the image of a disk is judged by.
+    fn concerns(&self, destroyed: &Disks<Destroyed>, disk: Disk) -> bool {
+        let is_raw = self
+            .stage
+            .file(disk)
+            .is_some_and(|file| file.format == BackingFormat::Raw);
+        let mut others = destroyed.iter().filter(|(other, _)| match other {
+            Disk::Image | Disk::Data => false,
+            Disk::Backing | Disk::Base | Disk::Other => *other == disk || !is_raw,
+        });
+        others.any(|(_, of)| !self.is_honest(of))
     }
 
     /// Judges what a second power loss left, inside a repair of the image of `disk`; the others are as
@@ -370,10 +402,18 @@ impl<'a> Bench<'a> {
     pub fn serve(&self, judged: &Judged, expectation: &Expectation<'_>) -> Service {
         let tools = self.tools(Disk::Image, &judged.disks);
         let judge = tools.judge(self.base(expectation), self.accept, self.observer);
-        if self.destroying.is_some() {
-            return judge.serve_damaged(judged.recovered(), expectation);
+        if self.destroying.is_none() {
+            return judge.judge_service(judged.recovered(), expectation);
         }
-        judge.judge_service(judged.recovered(), expectation)
+        let service = match self.destroyed(&judged.disks, expectation.cut()) {
+            None => judge.judge_service(judged.recovered(), expectation),
+            Some(_) => judge.serve_damaged(judged.recovered(), expectation),
+        };
+        // What such a disk destroys in the middle of that work is not judged.
+        Service {
+            ledger: None,
+            ..service
+        }
     }
 
     /// Judges what a power loss left in that work, on the disks that it wrote to.

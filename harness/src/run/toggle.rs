@@ -4,7 +4,6 @@ use blkdebug::contract::Contract;
 use blkdebug::mask::{SectorMask, Shape};
 use blkdebug::record::{Recording, Tick};
 
-use crate::crash::durability::Frontier;
 use crate::crash::state::{Fate, Length, Part, Survivors};
 use crate::prng::Prng;
 
@@ -56,7 +55,10 @@ pub(super) fn neighbours(
         }
     }
     let near = singles.into_iter().chain(together);
-    let near = near.map(|parts| (cut, Survivors::from_parts(parts)));
+    let near = near.map(|parts| {
+        let near = Survivors::from_parts(parts);
+        (cut, near.with_trust(survivors.trust()))
+    });
     std::iter::once((cut, survivors.clone()))
         .chain(at_other_moments(recording, cut, survivors))
         .chain(near)
@@ -126,13 +128,63 @@ fn at_other_moments(
     let before = moments[..at].iter().rev().take(MOMENTS);
     let behind = moments[at..].iter().take(MOMENTS);
     let there = |moment: &Tick| {
-        let frontier = Frontier::at(recording, *moment);
+        let frontier = survivors.frontier(recording, *moment);
         let parts = survivors.parts().iter();
         let volatile = parts.filter(|part| {
             let mut tails = frontier.volatile();
             tails.any(|tail| tail.request == part.request)
         });
-        (*moment, Survivors::from_parts(volatile.cloned().collect()))
+        let near = Survivors::from_parts(volatile.cloned().collect());
+        (*moment, near.with_trust(survivors.trust()))
     };
     before.chain(behind).map(there).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::rc::Rc;
+
+    use blkdebug::record::Clock;
+    use blkdebug::volatile::{Answering, VolatileDisk};
+    use engine::device::{Device, Event, Op, PageImage, Request};
+
+    use super::*;
+    use crate::crash::durability::{Frontier, Trust};
+    use crate::crash::state::CrashState;
+
+    /// What a disk lied about is volatile around there as well.
+    #[test]
+    fn the_neighbours_of_a_lie_are_lies() {
+        let base = PageImage::from_bytes(&[0xBB; 8 * 512]);
+        let disk = VolatileDisk::new(base, Clock::default(), Answering::AtOnce);
+        let disk = Rc::new(disk);
+        for sector in 0..3_u64 {
+            let write = Op::Write {
+                offset: sector * 512,
+                data: vec![1; 512],
+                fua: false,
+            };
+            for op in [write, Op::Flush] {
+                drop(disk.submit(Request {
+                    event: Event::None,
+                    op,
+                }));
+            }
+        }
+        let recording = disk.recording();
+        let trust = Trust::Until(Tick(0));
+        let cut = recording.end();
+        let mut lying = Frontier::trusting(&recording, trust);
+        lying.advance(cut);
+        let survivors = Survivors::everything(&lying);
+        assert_eq!(survivors.parts().len(), 3);
+        let mut draw = Prng::from_seed(1);
+        let near = neighbours(&recording, Contract::Liar, cut, &survivors, &mut draw);
+        assert!(near.iter().any(|(moment, _)| *moment != cut));
+        for (moment, near) in near {
+            assert_eq!(near.trust(), trust);
+            let state = CrashState::build(&recording, moment, &near);
+            assert!(state.is_ok(), "{:?} at {moment:?}", state.err());
+        }
+    }
 }

@@ -18,6 +18,8 @@ enum Oddity {
     Drops,
     Panics,
     Hangs,
+    /// It does not work on.
+    Refuses(&'static str),
 }
 
 struct Odd {
@@ -29,6 +31,10 @@ impl Odd {
     fn failure(&self) -> Option<Failure> {
         match self.oddity {
             Oddity::None | Oddity::Hides | Oddity::Drops => None,
+            Oddity::Refuses(kind) => Some(Failure::Error {
+                kind: kind.into(),
+                message: "it does not want to".into(),
+            }),
             Oddity::Panics => Some(Failure::Panic(Panic {
                 message: "it panics".into(),
                 place: "here".into(),
@@ -77,7 +83,14 @@ impl crate::subject::Subject for Odd {
         image: &PageImage,
         operations: &[(OperationId, Operation)],
     ) -> Attempt<Vec<Happening>> {
-        self.engine.serve(image, operations)
+        let attempt = self.engine.serve(image, operations);
+        match self.failure() {
+            Some(failure) => Attempt {
+                result: Err(failure),
+                ..attempt
+            },
+            None => attempt,
+        }
     }
 }
 
@@ -93,8 +106,8 @@ fn written() -> Sample {
     sample
 }
 
-/// The verdict's class or `survived`, and what the state came to.
-fn judged(sample: &Sample, ruins: &[(u64, Ruin)], oddity: Oddity) -> (String, Standing) {
+/// A judge, and what cluster 1 may show.
+fn with_judge<T>(oddity: Oddity, with: impl FnOnce(&Judge<'_>, &Expectation<'_>) -> T) -> T {
     let happening = |id: u32, operation, at| Happening {
         id: OperationId(id),
         operation,
@@ -118,20 +131,42 @@ fn judged(sample: &Sample, ruins: &[(u64, Ruin)], oddity: Oddity) -> (String, St
         accept: None,
         observer: &(),
     };
+    with(&judge, &ledger.expect(Moment(4)))
+}
+
+fn judgement(sample: &Sample, ruins: &[(u64, Ruin)], oddity: Oddity) -> Judgement {
     let damage = Damage {
         image: Destroyed::of(ruins),
         ..Damage::default()
     };
-    let expectation = ledger.expect(Moment(4));
-    let judgement = judge.judge_damaged(sample.image.clone(), &expectation, &damage);
-    let class = match judgement.verdict {
+    with_judge(oddity, |judge, expectation| {
+        judge.judge_damaged(sample.image.clone(), expectation, &damage)
+    })
+}
+
+/// The verdict's class or `survived`.
+fn class(verdict: Verdict) -> String {
+    match verdict {
         Verdict::Survived => "survived".into(),
         Verdict::Violated(violation) => violation.class.to_string(),
         verdict @ (Verdict::NotMeasured(_) | Verdict::HarnessBroken(_)) => {
             panic!("{verdict:?}")
         }
-    };
-    (class, judgement.standing)
+    }
+}
+
+/// The verdict's class or `survived`, and what the state came to.
+fn judged(sample: &Sample, ruins: &[(u64, Ruin)], oddity: Oddity) -> (String, Standing) {
+    let judgement = judgement(sample, ruins, oddity);
+    (class(judgement.verdict), judgement.standing)
+}
+
+/// The class of what came of work on an image, or `survived`.
+fn served(sample: &Sample, oddity: Oddity) -> String {
+    let image = Witness::new(sample.image.clone());
+    with_judge(oddity, |judge, expectation| {
+        class(judge.serve_damaged(&image, expectation).verdict)
+    })
 }
 
 const SILENT: &str = "guest/silently-wrong/";
@@ -235,4 +270,25 @@ fn a_panic_and_a_hang_are_never_excused() {
         "progress/panic/here"
     );
     assert_eq!(judged(&sample, &ruins, Oddity::Hangs).0, "progress/hang/");
+}
+
+#[test]
+fn judging_what_was_destroyed_is_work() {
+    let whole = judgement(&written(), &[], Oddity::None);
+    assert!(whole.work() > 0);
+    let mut sample = written();
+    sample.image.write(L2_SECTOR * 512, &[0xA5; 512]);
+    let spoilt = judgement(&sample, &[(L2_SECTOR, Ruin::Garbage)], Oddity::None);
+    assert!(spoilt.work() > 0);
+}
+
+#[test]
+fn work_on_a_plain_image_is_not_refused() {
+    let sample = written();
+    assert!(Witness::new(sample.image.clone()).report.is_perfect());
+    assert_eq!(served(&sample, Oddity::None), "survived");
+    for kind in ["bad-image in the compressed data", "device"] {
+        let found = served(&sample, Oddity::Refuses(kind));
+        assert_eq!(found, format!("service/failed/{kind}"));
+    }
 }
