@@ -307,7 +307,7 @@ impl<'a> Bench<'a> {
         // What was destroyed of another file is none of this one's.
         let ending = match ending {
             Ending::Damaged(destroyed) if !self.concerns(destroyed, disk) => Ending::PowerLoss,
-            ending => ending,
+            Ending::PowerLoss | Ending::Closed | Ending::Damaged(_) => ending,
         };
         let known = (
             disk,
