@@ -79,7 +79,10 @@ fn what_a_disk_may_destroy_excuses_nothing_that_it_left_whole() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-    assert!(judged > 0 || !cfg!(feature = "defects"), "nothing was judged");
+    assert!(
+        judged > 0 || !cfg!(feature = "defects"),
+        "nothing was judged"
+    );
 }
 
 #[test]
