@@ -9,8 +9,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use blkdebug::contract::Contract;
 use harness::run::{Unreplayable, replay};
-use harness::trace::{MINOR, Trace};
+use harness::trace::{Expected, MINOR, Trace};
 
 fn corpus() -> Vec<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../corpus");
@@ -53,6 +54,35 @@ fn every_trace_comes_to_what_it_says() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// Where nothing was destroyed, a disk that may destroy excuses nothing.
+#[test]
+fn what_a_disk_may_destroy_excuses_nothing_that_it_left_whole() {
+    let mut wrong = Vec::new();
+    let mut judged = 0;
+    for path in corpus() {
+        let text = fs::read_to_string(&path).unwrap();
+        let trace = Trace::from_json(&text, &|name| Err(format!("{name}: not in the corpus")));
+        let mut trace = trace.unwrap();
+        let is_of_structure = matches!(&trace.expected, Expected::Violated(class)
+            if class.starts_with("structure/"));
+        if !is_of_structure || trace.crash.is_none() {
+            continue;
+        }
+        trace.scenario.contract = Contract::EpochTornGarbage;
+        match replay(&trace) {
+            Ok(replayed) if replayed.is_as(&trace.expected) => judged += 1,
+            Ok(replayed) => wrong.push(format!("{}: {:?}", path.display(), replayed.verdict)),
+            Err(Unreplayable::NoDefects(_)) => {}
+            Err(error) => wrong.push(format!("{}: {error}", path.display())),
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(
+        judged > 0 || !cfg!(feature = "defects"),
+        "nothing was judged"
+    );
 }
 
 #[test]

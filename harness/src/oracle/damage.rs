@@ -84,16 +84,22 @@ impl Judge<'_> {
 
     /// Lets the subject work on an image of which something is destroyed. As long as the walk objects to something, that
     /// need not go well; but it ends.
-    pub fn serve_damaged(&self, image: &Witness, expectation: &Expectation<'_>) -> Service {
+    pub fn serve_damaged(
+        &self,
+        image: &Witness,
+        expectation: &Expectation<'_>,
+        damage: &Damage,
+    ) -> Service {
         if image.report.is_perfect() {
             let service = self.judge_service(image, expectation);
-            // Compressed bytes can be garbage that the walk does not look at, and the subject says so.
+            // Compressed bytes can be garbage that the walk does not look at, and so can the files beneath; the subject
+            // says so.
             let mut mapped = image.report.mapped.iter();
             let is_packed = mapped.any(|it| matches!(it.mapping, Mapping::Compressed { .. }));
             let is_refused = matches!(&service.verdict, Verdict::Violated(violation)
                 if violation.class.kind == explain::FAILED && violation.class.site.starts_with(BAD_IMAGE));
             return Service {
-                verdict: if is_packed && is_refused {
+                verdict: if is_refused && (is_packed || damage.beneath) {
                     Verdict::Survived
                 } else {
                     service.verdict

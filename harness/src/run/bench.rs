@@ -407,7 +407,10 @@ impl<'a> Bench<'a> {
         }
         let service = match self.destroyed(&judged.disks, expectation.cut()) {
             None => judge.judge_service(judged.recovered(), expectation),
-            Some(_) => judge.serve_damaged(judged.recovered(), expectation),
+            Some(destroyed) => {
+                let damage = damage(&destroyed, Disk::Image);
+                judge.serve_damaged(judged.recovered(), expectation, &damage)
+            }
         };
         // What such a disk destroys in the middle of that work is not judged.
         Service {

@@ -165,7 +165,11 @@ fn judged(sample: &Sample, ruins: &[(u64, Ruin)], oddity: Oddity) -> (String, St
 fn served(sample: &Sample, oddity: Oddity) -> String {
     let image = Witness::new(sample.image.clone());
     with_judge(oddity, |judge, expectation| {
-        class(judge.serve_damaged(&image, expectation).verdict)
+        class(
+            judge
+                .serve_damaged(&image, expectation, &Damage::default())
+                .verdict,
+        )
     })
 }
 
