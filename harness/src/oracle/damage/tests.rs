@@ -162,14 +162,15 @@ fn judged(sample: &Sample, ruins: &[(u64, Ruin)], oddity: Oddity) -> (String, St
 }
 
 /// The class of what came of work on an image, or `survived`.
-fn served(sample: &Sample, oddity: Oddity) -> String {
+fn served(sample: &Sample, garbage: &[u64], oddity: Oddity) -> String {
     let image = Witness::new(sample.image.clone());
+    let ruins: Vec<(u64, Ruin)> = garbage.iter().map(|it| (*it, Ruin::Garbage)).collect();
+    let damage = Damage {
+        image: Destroyed::of(&ruins),
+        ..Damage::default()
+    };
     with_judge(oddity, |judge, expectation| {
-        class(
-            judge
-                .serve_damaged(&image, expectation, &Damage::default())
-                .verdict,
-        )
+        class(judge.serve_damaged(&image, expectation, &damage).verdict)
     })
 }
 
@@ -290,9 +291,17 @@ fn judging_what_was_destroyed_is_work() {
 fn work_on_a_plain_image_is_not_refused() {
     let sample = written();
     assert!(Witness::new(sample.image.clone()).report.is_perfect());
-    assert_eq!(served(&sample, Oddity::None), "survived");
+    assert_eq!(served(&sample, &[], Oddity::None), "survived");
     for kind in ["bad-image in the compressed data", "device"] {
-        let found = served(&sample, Oddity::Refuses(kind));
+        let found = served(&sample, &[DATA_SECTOR], Oddity::Refuses(kind));
         assert_eq!(found, format!("service/failed/{kind}"));
     }
+}
+
+#[test]
+fn garbage_in_the_header_that_the_walk_does_not_look_at_may_be_refused_as_such() {
+    let sample = written();
+    let refuses = |kind| served(&sample, &[1], Oddity::Refuses(kind));
+    assert_eq!(refuses("bad-image in the header extension"), "survived");
+    assert_eq!(refuses("device"), "service/failed/device");
 }
