@@ -92,11 +92,11 @@ impl Judge<'_> {
     ) -> Service {
         if image.report.is_perfect() {
             let service = self.judge_service(image, expectation);
-            // Compressed bytes can be garbage that the walk does not look at, and so can the header's extensions and the
-            // files beneath; the subject says so.
+            // Compressed bytes can be garbage that the walk does not look at, and so can the files beneath; the header's
+            // extensions can be garbage, or go with another of its sectors. The subject says so.
             let layout = image.report.layout;
             let header = layout.map_or(0..0, |layout| 0..layout.cluster_sectors());
-            let is_unsaid = damage.beneath || damage.image.within(header) == Some(Ruin::Garbage);
+            let is_unsaid = damage.beneath || damage.image.within(header).is_some();
             let mut mapped = image.report.mapped.iter();
             let is_packed = mapped.any(|it| matches!(it.mapping, Mapping::Compressed { .. }));
             let is_refused = matches!(&service.verdict, Verdict::Violated(violation)

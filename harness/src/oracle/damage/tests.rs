@@ -162,11 +162,10 @@ fn judged(sample: &Sample, ruins: &[(u64, Ruin)], oddity: Oddity) -> (String, St
 }
 
 /// The class of what came of work on an image, or `survived`.
-fn served(sample: &Sample, garbage: &[u64], oddity: Oddity) -> String {
+fn served(sample: &Sample, ruins: &[(u64, Ruin)], oddity: Oddity) -> String {
     let image = Witness::new(sample.image.clone());
-    let ruins: Vec<(u64, Ruin)> = garbage.iter().map(|it| (*it, Ruin::Garbage)).collect();
     let damage = Damage {
-        image: Destroyed::of(&ruins),
+        image: Destroyed::of(ruins),
         ..Damage::default()
     };
     with_judge(oddity, |judge, expectation| {
@@ -293,15 +292,21 @@ fn work_on_a_plain_image_is_not_refused() {
     assert!(Witness::new(sample.image.clone()).report.is_perfect());
     assert_eq!(served(&sample, &[], Oddity::None), "survived");
     for kind in ["bad-image in the compressed data", "device"] {
-        let found = served(&sample, &[DATA_SECTOR], Oddity::Refuses(kind));
+        let found = served(
+            &sample,
+            &[(DATA_SECTOR, Ruin::Garbage)],
+            Oddity::Refuses(kind),
+        );
         assert_eq!(found, format!("service/failed/{kind}"));
     }
 }
 
 #[test]
-fn garbage_in_the_header_that_the_walk_does_not_look_at_may_be_refused_as_such() {
+fn a_ruined_header_that_the_walk_finds_no_fault_with_may_be_refused_as_such() {
     let sample = written();
-    let refuses = |kind| served(&sample, &[1], Oddity::Refuses(kind));
-    assert_eq!(refuses("bad-image in the header extension"), "survived");
-    assert_eq!(refuses("device"), "service/failed/device");
+    for ruin in [Ruin::Garbage, Ruin::Stale] {
+        let refuses = |kind| served(&sample, &[(1, ruin)], Oddity::Refuses(kind));
+        assert_eq!(refuses("bad-image in the header extension"), "survived");
+        assert_eq!(refuses("device"), "service/failed/device");
+    }
 }
