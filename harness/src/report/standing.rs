@@ -37,7 +37,7 @@ struct StandingJson {
     plan: String,
     runs: u64,
     digest: String,
-    counts: CountsJson,
+    counts: Counts,
     not_measured: Vec<String>,
     broken: Vec<String>,
     rare: BTreeMap<String, u64>,
@@ -50,32 +50,6 @@ struct StandingJson {
     /// As `features`.
     signatures: String,
     kept: Vec<KeptJson>,
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct CountsJson {
-    workloads: u64,
-    steps: u64,
-    cuts: u64,
-    cuts_incomplete: u64,
-    states_covered: u128,
-    states_audited: u64,
-    states_generated: u64,
-    states_distinct: u64,
-    states_judged: u64,
-    states_nested: u64,
-    states_spared: u64,
-    states_known: u64,
-    survived: u64,
-    refused: u64,
-    undetectable: u64,
-    repairs: u64,
-    served: u64,
-    not_measured: u64,
-    faults: u64,
-    violations: u64,
-    work: u64,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -118,7 +92,7 @@ pub fn write_standing(plan: &Plan, campaign: &Campaign) -> String {
         plan: name_of(plan),
         runs: campaign.progress.runs,
         digest: format!("{:032x}", campaign.digest),
-        counts: counts_json(&campaign.progress.counts),
+        counts: campaign.progress.counts,
         not_measured: campaign.not_measured.clone(),
         broken: campaign.broken.clone(),
         rare: rare
@@ -190,7 +164,7 @@ pub fn read_standing(plan: &Plan, text: &str) -> Result<Campaign, BadStanding> {
     let campaign = Campaign {
         progress: Progress {
             runs: json.runs,
-            counts: counts_of(&json.counts),
+            counts: json.counts,
         },
         found: Vec::new(),
         not_measured: json.not_measured,
@@ -322,104 +296,6 @@ fn numbers(field: &str, text: &str) -> Result<NumberSet, BadStanding> {
     numbers
         .map(|digits| u64::from_str_radix(digits, 16).map_err(|_| bad()))
         .collect()
-}
-
-fn counts_json(counts: &Counts) -> CountsJson {
-    let Counts {
-        workloads,
-        steps,
-        cuts,
-        cuts_incomplete,
-        states_covered,
-        states_audited,
-        states_generated,
-        states_distinct,
-        states_judged,
-        states_nested,
-        states_spared,
-        states_known,
-        survived,
-        refused,
-        undetectable,
-        repairs,
-        served,
-        not_measured,
-        faults,
-        violations,
-        work,
-    } = *counts;
-    CountsJson {
-        workloads,
-        steps,
-        cuts,
-        cuts_incomplete,
-        states_covered,
-        states_audited,
-        states_generated,
-        states_distinct,
-        states_judged,
-        states_nested,
-        states_spared,
-        states_known,
-        survived,
-        refused,
-        undetectable,
-        repairs,
-        served,
-        not_measured,
-        faults,
-        violations,
-        work,
-    }
-}
-
-fn counts_of(json: &CountsJson) -> Counts {
-    let CountsJson {
-        workloads,
-        steps,
-        cuts,
-        cuts_incomplete,
-        states_covered,
-        states_audited,
-        states_generated,
-        states_distinct,
-        states_judged,
-        states_nested,
-        states_spared,
-        states_known,
-        survived,
-        refused,
-        undetectable,
-        repairs,
-        served,
-        not_measured,
-        faults,
-        violations,
-        work,
-    } = *json;
-    Counts {
-        workloads,
-        steps,
-        cuts,
-        cuts_incomplete,
-        states_covered,
-        states_audited,
-        states_generated,
-        states_distinct,
-        states_judged,
-        states_nested,
-        states_spared,
-        states_known,
-        survived,
-        refused,
-        undetectable,
-        repairs,
-        served,
-        not_measured,
-        faults,
-        violations,
-        work,
-    }
 }
 
 #[cfg(test)]

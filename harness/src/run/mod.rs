@@ -11,6 +11,8 @@ mod process;
 mod replay;
 mod toggle;
 
+use serde::{Deserialize, Serialize};
+
 use crate::caught::Panic;
 use crate::crash::explore::Budget;
 use crate::guide::observe::{Seen, Watch};
@@ -136,7 +138,8 @@ impl Finding {
 }
 
 /// What was done, in numbers.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Counts {
     /// Workloads that lived to their end.
     pub workloads: u64,
