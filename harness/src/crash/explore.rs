@@ -10,7 +10,8 @@ use blkdebug::record::{Recording, Tick};
 
 use super::cuts::Plan;
 use super::dedupe::Visited;
-use super::filter::{Filter, Place};
+use super::durability::Frontier;
+use super::filter::{Filter, Place, Sight};
 use super::footprint::Footprint;
 use super::forecast::Forecast;
 use super::recipe::{Draw, Kitchen, Recipe};
@@ -92,7 +93,32 @@ struct Open {
 struct Known {
     kitchen: Kitchen,
     forecast: Forecast,
-    place: Option<Place>,
+    place: Option<Rc<Place>>,
+}
+
+impl Known {
+    /// What the filter wants to see of a state, which is built only where it must; `None` where states of this cut cannot
+    /// be told by sectors.
+    fn sight(&self, frontier: &Frontier<'_>, survivors: &Survivors) -> Option<Sight> {
+        let at = Rc::clone(self.place.as_ref()?);
+        let built = || {
+            let state = CrashState::at(frontier, survivors.clone(), Level::Given);
+            Forecast::difference_of(&state, &at)
+        };
+        let forecast = self.forecast.difference(frontier, survivors);
+        // To build a state costs more than to leave it out, so one forecast in sixty-four is held to its word.
+        debug_assert!(
+            forecast
+                .as_ref()
+                .is_none_or(|it| !it.is_sample() || *it == built()),
+            "the forecast is of this state"
+        );
+        Some(Sight {
+            cut: frontier.cut(),
+            difference: forecast.unwrap_or_else(built),
+            at,
+        })
+    }
 }
 
 const FIRST: &[Level] = &[Level::Prefix, Level::Single];
@@ -207,7 +233,7 @@ impl<'a> Explorer<'a> {
                 Rc::new(Known {
                     kitchen: Kitchen::new(cut, self.contract),
                     forecast: Forecast::of(&cut.frontier),
-                    place: Place::of(index, &cut.frontier),
+                    place: Place::of(index, &cut.frontier).map(Rc::new),
                 })
             }));
             let recipes = |level: Level| {
@@ -248,11 +274,16 @@ impl<'a> Explorer<'a> {
             }
             let hash = open.known.forecast.hash(frontier, &open.survivors);
             if self.visited.first_visit(hash, key, cut) {
-                let state = CrashState::at(frontier, open.survivors.clone(), level);
-                debug_assert_eq!(state.hash, hash, "the forecast is of this state");
-                let place = open.known.place.as_ref();
-                let filter = self.filter.as_mut();
-                if filter.is_none_or(|filter| filter.lets_through(&state, place, key)) {
+                let lets_through = self.filter.as_mut().is_none_or(|filter| {
+                    let Some(sight) = open.known.sight(frontier, &open.survivors) else {
+                        filter.look_away();
+                        return true;
+                    };
+                    filter.lets_through(hash, sight, key)
+                });
+                if lets_through {
+                    let state = CrashState::at(frontier, open.survivors.clone(), level);
+                    debug_assert_eq!(state.hash, hash, "the forecast is of this state");
                     return Some(state);
                 }
                 let spared = self.filter.as_ref().map_or(0, |filter| filter.spared);

@@ -10,12 +10,12 @@ use std::rc::Rc;
 
 use blkdebug::disks::Disk;
 use blkdebug::record::Tick;
-use engine::device::{PageImage, SectorHash};
-use xxhash_rust::xxh3::{Xxh3, xxh3_128};
+use engine::device::{ContentHash, PageImage, SectorHash};
+use xxhash_rust::xxh3::xxh3_128;
 
 use super::durability::{Frontier, Tail, set_len};
 use super::footprint::Footprint;
-use super::state::CrashState;
+use super::forecast::Difference;
 
 /// So many different footprints are remembered for each expectation: to hold a state against more of them would cost
 /// more than to judge it.
@@ -55,29 +55,32 @@ struct Share {
     within: Vec<bool>,
 }
 
-/// A state, as far as the states of its cut differ.
+/// The state that was let through.
 #[derive(Debug)]
 struct Last {
     key: u128,
-    cut: Tick,
-    at: Place,
-    /// By how much each sector that may differ does, from the settled content.
-    change: Vec<SectorHash>,
-    /// The length, and the other disks.
-    rest: u128,
+    sight: Sight,
     /// The footprint by which it would have been left out.
     told: Option<Footprint>,
 }
 
+/// A state, as far as the states of its cut differ.
+#[derive(Debug)]
+pub(super) struct Sight {
+    pub(super) cut: Tick,
+    pub(super) at: Rc<Place>,
+    pub(super) difference: Difference,
+}
+
 /// A cut, and what may differ between its states.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) struct Place {
     /// Its place in the plan.
     pub(super) index: usize,
     /// What is beyond doubt on the image's disk.
-    settled: PageImage,
+    pub(super) settled: PageImage,
     /// The sectors that may differ, ascending.
-    touched: Rc<[u64]>,
+    pub(super) touched: Vec<u64>,
 }
 
 impl Place {
@@ -96,41 +99,41 @@ impl Place {
         Some(Self {
             index,
             settled: frontier.settled_on(Disk::Image).clone(),
-            touched: touched.into(),
+            touched,
         })
     }
 }
 
 impl Filter {
-    /// Whether a state has to be judged, of which the same is expected as of others with this key.
-    pub(super) fn lets_through(
-        &mut self,
-        state: &CrashState,
-        place: Option<&Place>,
-        key: u128,
-    ) -> bool {
+    /// Whether the state with this content has to be judged that the survivors leave at a cut. Of it the same is expected
+    /// as of others with this key.
+    pub(super) fn lets_through(&mut self, hash: ContentHash, sight: Sight, key: u128) -> bool {
         self.last = None;
-        let Some(place) = place else {
-            return true;
-        };
-        let mut last = Last::of(state, place.clone(), key);
         let readings = self.readings.entry(key).or_default();
         let known = readings.iter_mut().find_map(|reading| {
-            let tag = reading.tag(&last);
+            let tag = reading.tag(&sight);
             let passed = reading.passed.get(&tag);
-            let stands_for = passed.is_some_and(|earliest| *earliest <= last.cut);
+            let stands_for = passed.is_some_and(|earliest| *earliest <= sight.cut);
             stands_for.then(|| reading.footprint.clone())
         });
         if known.is_some() {
-            if !state.hash.0.is_multiple_of(AUDIT_EVERY) {
+            if !hash.0.is_multiple_of(AUDIT_EVERY) {
                 self.spared += 1;
                 return false;
             }
             self.audited += 1;
-            last.told = known;
         }
-        self.last = Some(last);
+        self.last = Some(Last {
+            key,
+            sight,
+            told: known,
+        });
         true
+    }
+
+    /// Knows nothing of the state that is judged next.
+    pub(super) fn look_away(&mut self) {
+        self.last = None;
     }
 
     /// Takes note of what judging the state read that was let through last; `None` where it did not pass. Whether that is
@@ -161,16 +164,16 @@ impl Filter {
             None => return true,
         };
         let reading = &mut readings[index];
-        let tag = reading.tag(&last);
-        let earliest = reading.passed.entry(tag).or_insert(last.cut);
-        *earliest = last.cut.min(*earliest);
+        let (tag, cut) = (reading.tag(&last.sight), last.sight.cut);
+        let earliest = reading.passed.entry(tag).or_insert(cut);
+        *earliest = cut.min(*earliest);
         true
     }
 }
 
 impl Reading {
     /// What names the content of a state within the footprint.
-    fn tag(&mut self, state: &Last) -> u128 {
+    fn tag(&mut self, state: &Sight) -> u128 {
         let at = &state.at;
         let footprint = &self.footprint;
         let share = self.shares.entry(at.index).or_insert_with(|| Share {
@@ -184,36 +187,13 @@ impl Reading {
                 .map(|sector| footprint.meets(&(*sector..sector + 1)))
                 .collect(),
         });
-        let changes = state.change.iter().zip(&share.within);
+        let changes = state.difference.sectors.iter().zip(&share.within);
         let within = changes.filter(|(_, within)| **within);
         let sum = within.fold(share.settled, |sum, (change, _)| sum.wrapping_add(*change));
         let mut bytes = [0; 32];
         bytes[..16].copy_from_slice(&sum.to_le_bytes());
-        bytes[16..].copy_from_slice(&state.rest.to_le_bytes());
+        bytes[16..].copy_from_slice(&state.difference.rest.to_le_bytes());
         xxh3_128(&bytes)
-    }
-}
-
-impl Last {
-    fn of(state: &CrashState, at: Place, key: u128) -> Self {
-        let image = state.disks.image();
-        let change = at.touched.iter().map(|sector| {
-            let (new, old) = (image.stored_hash(*sector), at.settled.stored_hash(*sector));
-            new.wrapping_sub(old)
-        });
-        let mut rest = Xxh3::new();
-        rest.update(&image.len().to_le_bytes());
-        for (_, other) in state.disks.others() {
-            rest.update(&other.content_hash().0.to_le_bytes());
-        }
-        Self {
-            key,
-            cut: state.cut,
-            change: change.collect(),
-            rest: rest.digest128(),
-            told: None,
-            at,
-        }
     }
 }
 
@@ -224,7 +204,8 @@ mod tests {
     use engine::device::{Device, Event, Op, Request};
 
     use super::*;
-    use crate::crash::state::{Length, Part, Survivors};
+    use crate::crash::forecast::Forecast;
+    use crate::crash::state::{CrashState, Length, Part, Survivors};
 
     /// Two writes of a sector each, the second in place of the first, and one elsewhere.
     fn recording() -> Recording {
@@ -260,15 +241,23 @@ mod tests {
         CrashState::build(frontier.recording(), frontier.cut(), &survivors).unwrap()
     }
 
+    fn sight(frontier: &Frontier<'_>, state: &CrashState) -> Sight {
+        let at = Rc::new(Place::of(0, frontier).unwrap());
+        Sight {
+            cut: state.cut,
+            difference: Forecast::difference_of(state, &at),
+            at,
+        }
+    }
+
     #[test]
     fn what_nobody_read_makes_no_other_state() {
         let recording = recording();
         let frontier = Frontier::at(&recording, recording.end());
-        let place = Place::of(0, &frontier);
         let mut filter = Filter::default();
         let mut passes = |survive: [bool; 3], key: u128| {
             let state = state(&frontier, survive);
-            let through = filter.lets_through(&state, place.as_ref(), key);
+            let through = filter.lets_through(state.hash, sight(&frontier, &state), key);
             if through {
                 let footprint = filter.last.as_ref().and_then(|last| last.told.clone());
                 assert!(filter.learn(Some(
@@ -298,14 +287,13 @@ mod tests {
     fn a_state_that_was_judged_by_other_sectors_is_told() {
         let recording = recording();
         let frontier = Frontier::at(&recording, recording.end());
-        let at = Place::of(0, &frontier).unwrap();
-        let last = |told: Option<Vec<std::ops::Range<u64>>>| {
-            let mut last = Last::of(&state(&frontier, [true; 3]), at.clone(), 0);
-            last.told = told.map(Footprint::of);
-            Filter {
-                last: Some(last),
-                ..Filter::default()
-            }
+        let last = |told: Option<Vec<std::ops::Range<u64>>>| Filter {
+            last: Some(Last {
+                key: 0,
+                sight: sight(&frontier, &state(&frontier, [true; 3])),
+                told: told.map(Footprint::of),
+            }),
+            ..Filter::default()
         };
         let here = || Some(Footprint::of(std::iter::once(0..4).collect()));
         let told = || Some(std::iter::once(0..4).collect());

@@ -10,8 +10,10 @@ use std::cell::RefCell;
 use blkdebug::disks::{Disk, Disks};
 use blkdebug::record::SectorContent;
 use engine::device::{ContentHash, RunningHash, SECTOR_BYTES, SectorHash, sector_hash};
+use xxhash_rust::xxh3::xxh3_128;
 
 use super::durability::{Frontier, Standing, Tail, set_len};
+use super::filter::Place;
 use super::state::{CrashState, Fate, Length, Level, Outcome, Survivors, garbage, joint_hash};
 
 /// More sectors than this in one tail are not tabled.
@@ -29,6 +31,8 @@ struct Table {
     lines: Vec<Line>,
     /// What the settled content contributes, for each sector that the tail touches.
     settled: Vec<SectorHash>,
+    /// How many of these are on the image's disk, which are the first.
+    of_image: usize,
     /// The last state in which each of these sectors got its content.
     taken: RefCell<Taken>,
 }
@@ -54,8 +58,9 @@ struct Line {
     part: Option<usize>,
     /// The place of its first sector in the table.
     first: usize,
-    sectors: usize,
-    /// The sum of what all of it changes.
+    /// What each of its sectors changes.
+    changes: Vec<SectorHash>,
+    /// The sum of these.
     change: SectorHash,
     /// Whether another request touches one of its sectors.
     shared: bool,
@@ -78,6 +83,64 @@ impl Forecast {
             Some(table) => table.hash(frontier, survivors),
             None => CrashState::at(frontier, survivors.clone(), Level::Given).hash,
         }
+    }
+
+    /// How that state differs from what is settled on the image's disk: for each sector that the tail touches there,
+    /// ascending, by how much its hash does, and the content of all that is no sector of that disk. `None` where only
+    /// the state itself can tell.
+    pub(super) fn difference(
+        &self,
+        frontier: &Frontier<'_>,
+        survivors: &Survivors,
+    ) -> Option<Difference> {
+        let table = self.table.as_ref()?;
+        Some(table.difference(frontier, survivors))
+    }
+
+    /// The same of a state that is there.
+    pub(super) fn difference_of(state: &CrashState, place: &Place) -> Difference {
+        let image = state.disks.image();
+        let sectors = place.touched.iter().map(|sector| {
+            let (new, old) = (
+                image.stored_hash(*sector),
+                place.settled.stored_hash(*sector),
+            );
+            new.wrapping_sub(old)
+        });
+        let others = state.disks.others().map(|(_, other)| other.content_hash());
+        Difference {
+            sectors: sectors.collect(),
+            rest: Difference::rest(image.len(), others),
+        }
+    }
+}
+
+/// What sets a state apart from what is settled at its cut.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Difference {
+    /// By how much the hash of each sector differs that the tail touches on the image's disk.
+    pub(super) sectors: Vec<SectorHash>,
+    /// The length of the image's disk, and the other disks.
+    pub(super) rest: u128,
+}
+
+impl Difference {
+    /// Whether it is one of sixty-four.
+    pub(super) fn is_sample(&self) -> bool {
+        let sum = self
+            .sectors
+            .iter()
+            .fold(self.rest, |sum, of| sum.wrapping_add(*of));
+        sum.is_multiple_of(64)
+    }
+
+    fn rest(len: u64, others: impl Iterator<Item = ContentHash>) -> u128 {
+        others.fold(u128::from(len), |rest, other| {
+            let mut bytes = [0; 32];
+            bytes[..16].copy_from_slice(&rest.to_le_bytes());
+            bytes[16..].copy_from_slice(&other.0.to_le_bytes());
+            xxh3_128(&bytes)
+        })
     }
 }
 
@@ -106,8 +169,10 @@ impl Table {
             .iter()
             .map(|(disk, sector)| frontier.settled_on(*disk).stored_hash(*sector))
             .collect();
+        let of_image = touched.partition_point(|(disk, _)| *disk == Disk::Image);
         let mut table = Self {
             bases,
+            of_image,
             lines: Vec::with_capacity(tail.len()),
             taken: RefCell::new(Taken {
                 round: 0,
@@ -134,24 +199,25 @@ impl Table {
 
     fn line(&self, frontier: &Frontier<'_>, tail: &Tail, first: usize) -> Line {
         let entry = frontier.entry(tail);
-        let mut line = Line {
+        let change = |index: usize| {
+            if entry.happens(index) {
+                content_hash(entry.op.content(index)).wrapping_sub(self.settled[first + index])
+            } else {
+                0
+            }
+        };
+        let changes: Vec<SectorHash> = (0..tail.sector_count()).map(change).collect();
+        let sum = |sum: SectorHash, change: &SectorHash| sum.wrapping_add(*change);
+        Line {
             disk: tail.disk,
             part: None,
             first,
-            sectors: tail.sector_count(),
-            change: 0,
+            change: changes.iter().fold(0, sum),
+            changes,
             shared: false,
             end: tail.sectors.end * SECTOR_BYTES,
             grows: entry.op.grows_to().is_some(),
-        };
-        for index in 0..line.sectors {
-            if entry.happens(index) {
-                let new = content_hash(entry.op.content(index));
-                let change = new.wrapping_sub(self.settled[first + index]);
-                line.change = line.change.wrapping_add(change);
-            }
         }
-        line
     }
 
     fn hash(&self, frontier: &Frontier<'_>, survivors: &Survivors) -> ContentHash {
@@ -167,47 +233,79 @@ impl Table {
 
     /// The content hash of one disk.
     fn hash_of(&self, disk: Disk, frontier: &Frontier<'_>, survivors: &Survivors) -> ContentHash {
-        let fate = |line: &Line| match line.part {
-            None => (&Fate::Whole, Length::Kept),
-            Some(part) => {
-                let part = &survivors.parts()[part];
-                (&part.content, part.length)
-            }
-        };
-        let base = self.bases.get(disk).expect("the disk is recorded");
-        let grown = self
-            .lines
-            .iter()
-            .filter(|line| line.disk == disk && line.grows && fate(line).1 == Length::Kept)
-            .map(|line| line.end);
-        let len = grown.fold(base.len, u64::max);
-        let mut hash = base.hash;
+        let len = self.len_of(disk, survivors);
+        let mut hash = self.base(disk).hash;
         hash.set_len(len);
         let mut taken = self.taken.borrow_mut();
         for (line, tail) in self.lines.iter().zip(frontier.tail()).rev() {
             if line.disk != disk {
                 continue;
             }
-            let (content, _) = fate(line);
-            match content {
+            match line.fate(survivors).0 {
                 Fate::Lost => {}
                 Fate::Whole if !line.shared && line.end <= len => hash.replace(0, line.change),
-                Fate::Whole | Fate::Torn(_) | Fate::Scattered { .. } => {
-                    self.add_sectors(frontier, (line, tail), content, &mut hash, len, &mut taken);
+                content @ (Fate::Whole | Fate::Torn(_) | Fate::Scattered { .. }) => {
+                    let replace = |slot: usize, new| hash.replace(self.settled[slot], new);
+                    Self::lay(frontier, (line, tail), content, len, &mut taken, replace);
                 }
             }
         }
         hash.finish()
     }
 
-    fn add_sectors(
-        &self,
+    fn difference(&self, frontier: &Frontier<'_>, survivors: &Survivors) -> Difference {
+        self.taken.borrow_mut().next_round();
+        let len = self.len_of(Disk::Image, survivors);
+        let mut sectors = vec![0; self.of_image];
+        let mut taken = self.taken.borrow_mut();
+        for (line, tail) in self.lines.iter().zip(frontier.tail()).rev() {
+            if line.disk != Disk::Image {
+                continue;
+            }
+            match line.fate(survivors).0 {
+                Fate::Lost => {}
+                Fate::Whole if !line.shared && line.end <= len => {
+                    sectors[line.first..line.first + line.changes.len()]
+                        .copy_from_slice(&line.changes);
+                }
+                content @ (Fate::Whole | Fate::Torn(_) | Fate::Scattered { .. }) => {
+                    let replace = |slot: usize, new: SectorHash| {
+                        sectors[slot] = new.wrapping_sub(self.settled[slot]);
+                    };
+                    Self::lay(frontier, (line, tail), content, len, &mut taken, replace);
+                }
+            }
+        }
+        drop(taken);
+        let others = self.bases.others();
+        let others = others.map(|(disk, _)| self.hash_of(disk, frontier, survivors));
+        Difference {
+            rest: Difference::rest(len, others),
+            sectors,
+        }
+    }
+
+    fn base(&self, disk: Disk) -> &Base {
+        self.bases.get(disk).expect("the disk is recorded")
+    }
+
+    /// The bytes that a disk has then.
+    fn len_of(&self, disk: Disk, survivors: &Survivors) -> u64 {
+        let lines = self.lines.iter();
+        let growing = lines.filter(|line| line.disk == disk && line.grows);
+        let kept = growing.filter(|line| line.fate(survivors).1 == Length::Kept);
+        kept.map(|line| line.end)
+            .fold(self.base(disk).len, u64::max)
+    }
+
+    /// Tells of each sector that is left of a request, and that no later one has taken, what it hashes to.
+    fn lay(
         frontier: &Frontier<'_>,
         (line, tail): (&Line, &Tail),
         content: &Fate,
-        hash: &mut RunningHash,
         len: u64,
         taken: &mut Taken,
+        mut tell: impl FnMut(usize, SectorHash),
     ) {
         let entry = frontier.entry(tail);
         for (index, sector) in tail.sectors.clone().enumerate() {
@@ -223,7 +321,20 @@ impl Table {
                 Outcome::Garbage => sector_hash(sector, &garbage(entry.id, sector)),
                 Outcome::Asked | Outcome::Old => content_hash(entry.op.content(index)),
             };
-            hash.replace(self.settled[slot], new);
+            tell(slot, new);
+        }
+    }
+}
+
+impl Line {
+    /// What became of the request.
+    fn fate<'s>(&self, survivors: &'s Survivors) -> (&'s Fate, Length) {
+        match self.part {
+            None => (&Fate::Whole, Length::Kept),
+            Some(part) => {
+                let part = &survivors.parts()[part];
+                (&part.content, part.length)
+            }
         }
     }
 }

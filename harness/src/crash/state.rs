@@ -513,9 +513,7 @@ impl Medium {
                         .put_sector(sector, &bytes, sector_hash(sector, &bytes));
                 }
                 Outcome::Asked => match entry.op.content(index) {
-                    SectorContent::Zero => {
-                        self.image.write_zeroes(sector * SECTOR_BYTES, SECTOR_BYTES);
-                    }
+                    SectorContent::Zero => self.image.put_sector(sector, &[0; SECTOR], 0),
                     SectorContent::Bytes(bytes, hash) => self.image.put_sector(sector, bytes, hash),
                 },
             }
