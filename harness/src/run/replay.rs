@@ -64,6 +64,12 @@ pub enum Unreplayable {
     /// Work goes on only after a repair that was not interrupted.
     #[error("the trace lets work go on inside a repair")]
     ServiceInRepair,
+    /// A disk that destroys loses power once.
+    #[error(
+        "the trace loses power a second time, and nothing is promised of that on a disk that is `{0}`: judge it under \
+             `epoch-torn`, or leave the second power loss out"
+    )]
+    NothingPromised(Contract),
     /// This build has no defects to plant.
     #[error("the trace needs the defect {0} planted, and this build has none")]
     NoDefects(&'static str),
@@ -234,6 +240,13 @@ fn judge_crash(
     let (cut, survivors) = crash.find(life.recording())?;
     let contract = case.scenario.contract;
     survivors.destroy_by(life.recording(), cut, contract)?;
+    let loses_again = match &crash.then {
+        None | Some(Then::Service { crash: None }) => false,
+        Some(Then::Repair { .. } | Then::Service { crash: Some(_) }) => true,
+    };
+    if contract.destroys() && loses_again {
+        return Err(Unreplayable::NothingPromised(contract));
+    }
     let expectation = life.expect(cut);
     let state = CrashState::build(life.recording(), cut, &survivors)?;
     replayed.steps = steps(life, cut);
