@@ -48,6 +48,9 @@ pub(crate) struct Exhaust {
     /// Only every N-th block of workloads, from the I-th on
     #[arg(long, value_name = "I/N", value_parser = parse_shard, default_value = "1/1")]
     shard: Shard,
+    /// Put the certificates of N shards together that were written by the same command with `--shard I/N`
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(2..), conflicts_with_all = ["shard", "time", "jobs", "plant"])]
+    merge: Option<u64>,
     /// Stop after so long, such as 30s, 10m or 2h; the same command goes on from there
     #[arg(long, value_name = "T", value_parser = parse_duration)]
     time: Option<Duration>,
@@ -112,7 +115,10 @@ impl Exhaust {
             .with_overlap(self.overlap())
             .with_flaw(self.plant);
         let engine = engine_sources()?;
-        let path = self.certificate();
+        if let Some(shards) = self.merge {
+            return self.put_together(shards, &space, engine);
+        }
+        let path = self.certificate(self.shard);
         let (standing, before) = self.earlier(&path, &space, &engine)?;
         let blocks = space.blocks_of(self.shard);
         println!(
@@ -174,8 +180,8 @@ impl Exhaust {
         }
     }
 
-    fn certificate(&self) -> PathBuf {
-        let Shard { number, of } = self.shard;
+    fn certificate(&self, shard: Shard) -> PathBuf {
+        let Shard { number, of } = shard;
         let shard = if of > 1 {
             format!("-{number}-of-{of}")
         } else {
@@ -205,21 +211,49 @@ impl Exhaust {
         if self.plant.is_some() || !path.exists() {
             return Ok((Standing::default(), 0.0));
         }
-        let told = |text: String| {
-            Refusal(format!(
-                "{}: {text}; remove it to begin anew",
-                path.display()
-            ))
-        };
-        let text = std::fs::read_to_string(path).map_err(|error| told(error.to_string()))?;
-        let certificate = Certificate::from_json(&text).map_err(|error| told(error.to_string()))?;
-        if certificate.violations > 0 {
-            return Err(told("it ends with a violation".into()));
+        let certificate = read(path)?;
+        if certificate.counts.violations > 0 {
+            return Err(in_the_way(path, "it ends with a violation"));
         }
-        let standing = certificate
-            .standing(space, self.shard, engine)
-            .map_err(|error| told(error.to_string()))?;
+        let standing = certificate.standing(space, self.shard, engine);
+        let standing = standing.map_err(|error| in_the_way(path, &error.to_string()))?;
         Ok((standing, certificate.seconds))
+    }
+
+    /// The certificate of all shards, from those of each.
+    fn put_together(&self, shards: u64, space: &Space, engine: String) -> Result<Ending, Refusal> {
+        let mut search = Search::default();
+        let (mut seconds, mut jobs) = (0.0, 0);
+        for number in 1..=shards {
+            let shard = Shard { number, of: shards };
+            let path = self.certificate(shard);
+            let told = |text: &str| Refusal(format!("{}: {text}", path.display()));
+            if !path.exists() {
+                return Err(told(&format!(
+                    "there is none yet: run the same with `--shard {shard}`"
+                )));
+            }
+            let certificate = read(&path)?;
+            let standing = certificate.standing(space, shard, &engine);
+            let standing = standing.map_err(|error| told(&error.to_string()))?;
+            if standing.blocks_done < space.blocks_of(shard) {
+                let text = format!(
+                    "the shard is not done: run the same with `--shard {shard}` to its end"
+                );
+                return Err(told(&text));
+            }
+            search.standing.blocks_done += standing.blocks_done;
+            search.standing.tally.add(&standing.tally);
+            seconds += certificate.seconds;
+            jobs = jobs.max(certificate.jobs);
+        }
+        let made = Circumstances {
+            engine,
+            seconds,
+            jobs,
+        };
+        let certificate = Certificate::new(space, Shard::WHOLE, &search, made);
+        self.close(&self.certificate(Shard::WHOLE), &search, &certificate)
     }
 
     fn close(
@@ -240,13 +274,13 @@ impl Exhaust {
             println!("HARNESS BROKEN {text}");
         }
         println!("{}", certificate.about);
-        println!("digest       {}", certificate.digest);
+        println!("digest       {:032x}", certificate.counts.digest);
         println!("engine       {}", certificate.engine);
         if certifies {
             println!("certificate  {}", path.display());
         }
-        println!("violations   {}", certificate.violations);
-        Ok(if certificate.violations > 0 {
+        println!("violations   {}", certificate.counts.violations);
+        Ok(if certificate.counts.violations > 0 {
             Ending::Violation
         } else if search.broken.is_empty() && certificate.holds() {
             Ending::Clean
@@ -254,6 +288,20 @@ impl Exhaust {
             Ending::Unmeasured
         })
     }
+}
+
+fn read(path: &Path) -> Result<Certificate, Refusal> {
+    let text = std::fs::read_to_string(path);
+    let text = text.map_err(|error| in_the_way(path, &error.to_string()))?;
+    Certificate::from_json(&text).map_err(|error| in_the_way(path, &error.to_string()))
+}
+
+/// A certificate that cannot be gone on with.
+fn in_the_way(path: &Path, text: &str) -> Refusal {
+    Refusal(format!(
+        "{}: {text}; remove it to begin anew",
+        path.display()
+    ))
 }
 
 fn write(path: &Path, text: &str) -> Result<(), Refusal> {

@@ -177,3 +177,42 @@ fn check_ends_as_qemu_img_does() {
         assert_eq!(errors.lines().count(), 1, "{name}: one line, not {errors}");
     }
 }
+
+#[test]
+fn certificates_of_shards_are_put_together_to_that_of_the_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    let exhaust = ["exhaust", "--length", "1", "--geometry", "one", "--out"];
+    let of = |out: &'static str, more: &[&'static str]| [&exhaust[..], &[out], more].concat();
+    let digest = |output: &Output| {
+        let text = out(output);
+        assert_eq!(output.status.code(), Some(0), "{text}");
+        let line = text.lines().find(|line| line.starts_with("digest "));
+        line.unwrap().to_owned()
+    };
+    let merge = of("parts", &["--merge", "2"]);
+    let first = xtask(folder.path(), &of("parts", &["--shard", "1/2"]));
+    refused(folder.path(), &merge, &["2-of-2.json", "--shard 2/2"]);
+    let second = xtask(folder.path(), &of("parts", &["--shard", "2/2"]));
+    let merged = digest(&xtask(folder.path(), &merge));
+    let whole = digest(&xtask(folder.path(), &of("whole", &[])));
+    assert_eq!(merged, whole);
+    assert_ne!(digest(&first), digest(&second));
+    let name = "qcow2-one-1-epoch.json";
+    let read = |out: &str| {
+        let text = fs::read_to_string(folder.path().join(out).join(name)).unwrap();
+        let certificate: serde_json::Value = serde_json::from_str(&text).unwrap();
+        certificate["counts"].clone()
+    };
+    assert_eq!(read("parts"), read("whole"));
+
+    // A shard that was stopped, or is of another engine, certifies nothing.
+    let part = folder.path().join("parts/qcow2-one-1-epoch-1-of-2.json");
+    let text = fs::read_to_string(&part).unwrap();
+    let mut other: serde_json::Value = serde_json::from_str(&text).unwrap();
+    other["blocks"] = 0.into();
+    fs::write(&part, other.to_string()).unwrap();
+    refused(folder.path(), &merge, &["1-of-2.json", "not done"]);
+    other["engine"] = "0".into();
+    fs::write(&part, other.to_string()).unwrap();
+    refused(folder.path(), &merge, &["1-of-2.json", "engine"]);
+}

@@ -1,11 +1,13 @@
 //! What workloads came to, as it adds up in any order.
 
+use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_128;
 
 use crate::run::{Counts, Outcome};
 
-/// What workloads came to.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// What workloads came to. The fields are keys of a certificate.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Tally {
     /// Workloads that were lived through.
     pub workloads: u64,
@@ -15,7 +17,9 @@ pub struct Tally {
     pub cuts: u64,
     /// Moments of which not every state was visited, since there were too many.
     pub cuts_incomplete: u64,
-    /// The crash states of these moments: subsets of whole requests, times lengths.
+    /// The crash states of these moments: every subset of whole requests, times every length; in decimal, and 2^128 - 1
+    /// where there are more.
+    #[serde(with = "decimal")]
     pub states_covered: u128,
     /// Classes of them that no judgement can tell apart, those known from an earlier moment included.
     pub classes: u64,
@@ -31,7 +35,9 @@ pub struct Tally {
     pub not_measured: u64,
     /// Violations.
     pub violations: u64,
-    /// The sum of a hash of each workload's number, schedule and digest.
+    /// Sums up every step, every byte written and every verdict, whatever the order: the sum of a hash of each workload's
+    /// number, schedule and digest. In hexadecimal.
+    #[serde(with = "hexadecimal")]
     pub digest: u128,
 }
 
@@ -101,5 +107,34 @@ impl Tally {
         self.not_measured += not_measured;
         self.violations += violations;
         self.digest = self.digest.wrapping_add(digest);
+    }
+}
+
+/// Many readers of JSON keep no more than 53 bits of a number.
+mod decimal {
+    use serde::{Deserialize, Deserializer, Serializer, de};
+
+    pub(super) fn serialize<S: Serializer>(number: &u128, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(&number.to_string())
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<u128, D::Error> {
+        let text = String::deserialize(from)?;
+        text.parse()
+            .map_err(|_| de::Error::custom(format!("`{text}` is no number")))
+    }
+}
+
+mod hexadecimal {
+    use serde::{Deserialize, Deserializer, Serializer, de};
+
+    pub(super) fn serialize<S: Serializer>(number: &u128, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(&format!("{number:032x}"))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<u128, D::Error> {
+        let text = String::deserialize(from)?;
+        u128::from_str_radix(&text, 16)
+            .map_err(|_| de::Error::custom(format!("`{text}` is no digest")))
     }
 }

@@ -38,33 +38,8 @@ pub struct Certificate {
     pub blocks_in_shard: u64,
     /// Workloads in all shards.
     pub workloads_in_space: u64,
-    /// Workloads that were lived through.
-    pub workloads: u64,
-    /// Schedules of them.
-    pub schedules: u64,
-    /// Moments at which the power was cut.
-    pub cuts: u64,
-    /// Moments of which not every state was visited, since there were too many.
-    pub cuts_incomplete: u64,
-    /// The crash states of these moments: every subset of whole requests, times every length; in decimal, and 2^128 - 1
-    /// where there are more.
-    pub states_covered: String,
-    /// Classes of states that no judgement can tell apart, those known from an earlier moment included.
-    pub classes: u64,
-    /// Crash states that were judged.
-    pub states_judged: u64,
-    /// Judged states that a power loss inside a repair left.
-    pub states_nested: u64,
-    /// Judged states whose class was judged by another before: the audit of the classes.
-    pub states_audited: u64,
-    /// Judged states that recovery had to repair.
-    pub repairs: u64,
-    /// States that could not be judged.
-    pub not_measured: u64,
-    /// Violations.
-    pub violations: u64,
-    /// Sums up every step, every byte written and every verdict, in hexadecimal.
-    pub digest: String,
+    /// What they came to.
+    pub counts: Tally,
     /// Hashes the sources of the engine, in hexadecimal.
     pub engine: String,
     /// How long it took, and with how many threads.
@@ -100,26 +75,11 @@ pub struct Circumstances {
 }
 
 /// The version of the form that is written here.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 impl Certificate {
     /// That of a search of a shard of a space.
     pub fn new(space: &Space, shard: Shard, search: &Search, made: Circumstances) -> Self {
-        let Tally {
-            workloads,
-            schedules,
-            cuts,
-            cuts_incomplete,
-            states_covered,
-            classes,
-            states_judged,
-            states_nested,
-            states_audited,
-            repairs,
-            not_measured,
-            violations,
-            digest,
-        } = search.standing.tally;
         let images = space.grounds().map(|(ground, operations)| Image {
             name: ground.name.clone(),
             operations: operations.iter().map(|it| operation_text(*it)).collect(),
@@ -139,19 +99,7 @@ impl Certificate {
             blocks: search.standing.blocks_done,
             blocks_in_shard: space.blocks_of(shard),
             workloads_in_space: space.workloads(),
-            workloads,
-            schedules,
-            cuts,
-            cuts_incomplete,
-            states_covered: states_covered.to_string(),
-            classes,
-            states_judged,
-            states_nested,
-            states_audited,
-            repairs,
-            not_measured,
-            violations,
-            digest: format!("{digest:032x}"),
+            counts: search.standing.tally,
             engine: made.engine,
             seconds: made.seconds,
             jobs: made.jobs,
@@ -162,7 +110,16 @@ impl Certificate {
 
     /// Reads a certificate.
     pub fn from_json(text: &str) -> Result<Self, BadCertificate> {
-        serde_json::from_str(text).map_err(|error| BadCertificate(error.to_string()))
+        let certificate: Self =
+            serde_json::from_str(text).map_err(|error| BadCertificate(error.to_string()))?;
+        match certificate.version {
+            VERSION => Ok(certificate),
+            other => {
+                let text =
+                    format!("its form has version {other}, and this program knows {VERSION}");
+                Err(BadCertificate(text))
+            }
+        }
     }
 
     /// Where the search stood, for one that goes on with the same shard of the same space and the same engine.
@@ -208,37 +165,18 @@ impl Certificate {
             &self.workloads_in_space.to_string(),
             &space.workloads().to_string(),
         )?;
-        let digest = u128::from_str_radix(&self.digest, 16)
-            .map_err(|_| BadCertificate(format!("`{}` is no digest", self.digest)))?;
-        let states_covered = self.states_covered.parse();
-        let states_covered = states_covered
-            .map_err(|_| BadCertificate(format!("`{}` is no number", self.states_covered)))?;
         Ok(Standing {
             blocks_done: self.blocks.min(space.blocks_of(shard)),
-            tally: Tally {
-                workloads: self.workloads,
-                schedules: self.schedules,
-                cuts: self.cuts,
-                cuts_incomplete: self.cuts_incomplete,
-                states_covered,
-                classes: self.classes,
-                states_judged: self.states_judged,
-                states_nested: self.states_nested,
-                states_audited: self.states_audited,
-                repairs: self.repairs,
-                not_measured: self.not_measured,
-                violations: self.violations,
-                digest,
-            },
+            tally: self.counts,
         })
     }
 
     /// Whether every workload of the shard was covered, every state of each was judged, and nothing is wrong.
     pub fn holds(&self) -> bool {
         self.blocks == self.blocks_in_shard
-            && self.cuts_incomplete == 0
-            && self.not_measured == 0
-            && self.violations == 0
+            && self.counts.cuts_incomplete == 0
+            && self.counts.not_measured == 0
+            && self.counts.violations == 0
     }
 
     /// The certificate as text.
@@ -259,11 +197,11 @@ impl Certificate {
         };
         let operations = self.images.iter().map(|image| image.operations.len());
         let (least, most) = (operations.clone().min(), operations.max());
-        let missed = match self.cuts_incomplete {
+        let missed = match self.counts.cuts_incomplete {
             0 => "at each of them".to_owned(),
             cuts => format!("at all but {cuts} of them"),
         };
-        let found = match (self.violations, self.not_measured) {
+        let found = match (self.counts.violations, self.counts.not_measured) {
             (0, 0) => "No violation was found.".to_owned(),
             (violations, unjudged) => {
                 format!(
@@ -271,7 +209,7 @@ impl Certificate {
                 )
             }
         };
-        let nested = match (self.repairs_interrupted, self.states_nested) {
+        let nested = match (self.repairs_interrupted, self.counts.states_nested) {
             (false, _) => String::new(),
             (true, states) => format!(
                 "{states} of them left by power losses inside repairs, up to three after one another, "
@@ -281,12 +219,12 @@ impl Certificate {
             (1, _) => String::new(),
             (overlap, Overlap::ALL) => format!(
                 ", up to {overlap} of them in flight at once, in every schedule: {} of them",
-                self.schedules
+                self.counts.schedules
             ),
             (overlap, deviations) => format!(
                 ", up to {overlap} of them in flight at once, in every schedule that deviates from the plainest up to \
                  {deviations} times: {} schedules",
-                self.schedules
+                self.counts.schedules
             ),
         };
         format!(
@@ -299,22 +237,22 @@ impl Certificate {
             least.unwrap_or(0),
             most.unwrap_or(0),
             self.images.len(),
-            self.workloads,
+            self.counts.workloads,
             self.contract,
-            self.cuts,
+            self.counts.cuts,
             if self.contract == "epoch" {
                 "whole writes"
             } else {
                 "written sectors"
             },
-            magnitude(&self.states_covered),
-            self.classes,
-            self.states_judged,
-            self.states_audited,
-            self.repairs,
+            magnitude(&self.counts.states_covered.to_string()),
+            self.counts.classes,
+            self.counts.states_judged,
+            self.counts.states_audited,
+            self.counts.repairs,
             self.seconds,
             self.jobs,
-            rate(self.states_judged, self.seconds),
+            rate(self.counts.states_judged, self.seconds),
         )
     }
 }
