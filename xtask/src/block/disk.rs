@@ -13,6 +13,7 @@ use engine::image::{Image, StatusKind, Unmap, is_zero};
 use engine::qcow2::{GuestDiscards, Qcow2};
 use engine::sync::{Mode, RangeLock};
 
+use super::direct::Direct;
 use super::runtime::Generic;
 use super::{CacheMode, Format, Node};
 
@@ -56,6 +57,7 @@ struct Inner {
     read_mode: ReadMode,
     generic: Generic,
     sectors: RangeLock,
+    direct: Option<Direct>,
 }
 
 impl Disk {
@@ -72,12 +74,16 @@ impl Disk {
             read_mode,
             generic: node.generic,
             sectors: RangeLock::default(),
+            direct: node.direct.clone(),
         }))
     }
 
     /// Reads bytes.
     pub(crate) async fn read(&self, offset: u64, len_bytes: usize) -> Result<Vec<u8>, Error> {
         let outer = self.outer(offset, to_u64(len_bytes))?;
+        if let Some(direct) = &self.0.direct {
+            return direct.read(offset, len_bytes).await;
+        }
         if len_bytes == 0 {
             return Ok(Vec::new());
         }
@@ -106,7 +112,16 @@ impl Disk {
         let outer = self.outer(offset, len_bytes)?;
         // Before the sectors at the edges are filled up: what counts is what the caller wrote.
         if let Some(unmap) = self.0.generic.detect_zeroes().instead_of(&data) {
+            if let Some(direct) = &self.0.direct {
+                let (unmap, durable) = (self.unmaps(unmap), self.promise(durable));
+                let fallback = Fallback::Allowed;
+                return direct
+                    .write_zeroes(offset, len_bytes, unmap, fallback, durable)
+                    .await;
+            }
             self.zero_parts(offset, len_bytes, &outer, unmap).await?;
+        } else if let Some(direct) = &self.0.direct {
+            return direct.write(offset, data, self.promise(durable)).await;
         } else if !data.is_empty() {
             self.write_sectors(offset, data, outer).await?;
         }
@@ -182,6 +197,12 @@ impl Disk {
         durable: Durable,
     ) -> Result<(), Error> {
         let outer = self.outer(offset, len_bytes)?;
+        if let Some(direct) = &self.0.direct {
+            let (unmap, durable) = (self.unmaps(unmap), self.promise(durable));
+            return direct
+                .write_zeroes(offset, len_bytes, unmap, fallback, durable)
+                .await;
+        }
         if fallback == Fallback::Refused {
             self.must_zero_without_data(offset, offset + len_bytes)
                 .await?;
@@ -197,9 +218,10 @@ impl Disk {
         outer: &Range<u64>,
         unmap: Unmap,
     ) -> Result<(), Error> {
-        let unmap = match self.0.generic.discards() {
-            GuestDiscards::Ignored => Unmap::Keep,
-            GuestDiscards::Obeyed => unmap,
+        let unmap = if self.unmaps(unmap) {
+            Unmap::Allow
+        } else {
+            Unmap::Keep
         };
         let end = offset + len_bytes;
         let start_inner = offset.next_multiple_of(SECTOR_BYTES);
@@ -269,6 +291,9 @@ impl Disk {
         if self.0.generic.discards() == GuestDiscards::Ignored {
             return Ok(());
         }
+        if let Some(direct) = &self.0.direct {
+            return direct.discard(offset, len_bytes).await;
+        }
         if self.0.format == Format::Raw {
             self.zero_parts(offset, len_bytes, &outer, Unmap::Allow)
                 .await?;
@@ -289,12 +314,26 @@ impl Disk {
         self.0.image.flush().await
     }
 
+    /// Whether zeroes may give space back.
+    fn unmaps(&self, unmap: Unmap) -> bool {
+        match self.0.generic.discards() {
+            GuestDiscards::Ignored => false,
+            GuestDiscards::Obeyed => unmap == Unmap::Allow,
+        }
+    }
+
+    /// When a write is durable by all that was said.
+    fn promise(&self, durable: Durable) -> Durable {
+        match self.0.cache {
+            CacheMode::WriteThrough => Durable::AtOnce,
+            CacheMode::WriteBack | CacheMode::Unsafe => durable,
+        }
+    }
+
     async fn settle(&self, durable: Durable) -> Result<(), Error> {
-        match (durable, self.0.cache) {
-            (Durable::ByCacheMode, CacheMode::WriteBack | CacheMode::Unsafe) => Ok(()),
-            (Durable::AtOnce, _) | (Durable::ByCacheMode, CacheMode::WriteThrough) => {
-                self.0.image.flush().await
-            }
+        match self.promise(durable) {
+            Durable::ByCacheMode => Ok(()),
+            Durable::AtOnce => self.0.image.flush().await,
         }
     }
 
@@ -324,7 +363,10 @@ impl Disk {
 
     /// The sectors that a range touches, within the disk.
     fn outer(&self, offset: u64, len_bytes: u64) -> Result<Range<u64>, Error> {
-        let virtual_bytes = self.0.image.virtual_bytes();
+        let virtual_bytes = match &self.0.direct {
+            Some(direct) => direct.virtual_bytes(),
+            None => self.0.image.virtual_bytes(),
+        };
         match offset.checked_add(len_bytes) {
             Some(end) if end <= virtual_bytes => {
                 Ok(offset - offset % SECTOR_BYTES..end.next_multiple_of(SECTOR_BYTES))
@@ -373,6 +415,7 @@ mod tests {
             read_mode: ReadMode::Plain,
             generic: Generic::default(),
             sectors: RangeLock::default(),
+            direct: None,
         }))
     }
 

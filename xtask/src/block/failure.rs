@@ -80,6 +80,16 @@ fn region_text(owner: Structure) -> String {
 /// What strerror says of a guest's request that failed: there is one word for whatever is wrong with an
 /// image, and the reason itself is for another line.
 pub(crate) fn errno_text(error: &Error) -> String {
+    match error {
+        Error::Device(error) => device_text(error),
+        Error::Unsupported(_) | Error::Refused(_) | Error::BadImage(_) => {
+            os_text(&std::io::Error::from_raw_os_error(errno(error)))
+        }
+    }
+}
+
+/// The number of that word.
+pub(crate) fn errno(error: &Error) -> i32 {
     const NOT_PERMITTED: i32 = 1;
     const NO_ENTRY: i32 = 2;
     const INPUT_OUTPUT: i32 = 5;
@@ -87,8 +97,13 @@ pub(crate) fn errno_text(error: &Error) -> String {
     const TOO_BIG: i32 = 27;
     const NOT_SUPPORTED: i32 = 95;
     const NO_MEDIUM: i32 = 123;
-    let errno = match error {
-        Error::Device(error) => return device_text(error),
+    match error {
+        Error::Device(error) => match error.cause {
+            Cause::Os(errno) => errno,
+            Cause::PowerOff => INPUT_OUTPUT,
+            Cause::BadRequest => INVALID,
+            Cause::ReadOnly => NOT_PERMITTED,
+        },
         Error::Unsupported(_) => NOT_SUPPORTED,
         Error::Refused(refused) => match refused {
             Refused::OutOfRange { .. } | Refused::NotVacant { .. } | Refused::Distrusted => {
@@ -109,8 +124,7 @@ pub(crate) fn errno_text(error: &Error) -> String {
             Refused::TableFull(_) | Refused::RefcountOverflow => TOO_BIG,
         },
         Error::BadImage(_) => INPUT_OUTPUT,
-    };
-    os_text(&std::io::Error::from_raw_os_error(errno))
+    }
 }
 
 fn device_text(error: &DeviceError) -> String {

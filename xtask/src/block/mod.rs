@@ -14,11 +14,14 @@
 )]
 
 pub(crate) mod behind;
+pub(crate) mod beneath;
 pub(crate) mod cache;
 pub(crate) mod claims;
 pub(crate) mod device;
+pub(crate) mod direct;
 pub(crate) mod disk;
 pub(crate) mod failure;
+pub(crate) mod filters;
 pub(crate) mod format;
 pub(crate) mod name;
 pub(crate) mod open;

@@ -9,13 +9,14 @@ pub(crate) enum Name<'a> {
     Json(&'a str),
     /// `blkdebug:CONFIG:FILE`, without the prefix.
     Blkdebug(&'a str),
+    /// `blkverify:RAW:IMAGE`, without the prefix.
+    Blkverify(&'a str),
     /// Another protocol: its name.
     Protocol(&'a str),
 }
 
 /// Protocols that QEMU knows and this program does not.
-pub(crate) const KNOWN_ELSEWHERE: [&str; 18] = [
-    "blkverify",
+pub(crate) const KNOWN_ELSEWHERE: [&str; 17] = [
     "fat",
     "ftp",
     "ftps",
@@ -48,6 +49,7 @@ pub(crate) fn parse(name: &str) -> Name<'_> {
         "file" => Name::Plain(rest),
         "json" => Name::Json(rest),
         "blkdebug" => Name::Blkdebug(rest),
+        "blkverify" => Name::Blkverify(rest),
         other => Name::Protocol(other),
     }
 }

@@ -7,10 +7,12 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::rc::Rc;
 
-use blkdebug::config::Config;
+use blkdebug::config::{Config, Sections};
 use blkdebug::filter::Filter;
+use blkdebug::verify::Verify;
 use engine::device::{
-    Claim, Device, Event, FileClaims, FileDevice, Port, RamDevice, SECTOR_BYTES, drive,
+    Claim, Device, DeviceError, Event, FileClaims, FileDevice, Op, Port, RamDevice, SECTOR_BYTES,
+    drive,
 };
 use engine::error::{Error, Problem, Refused};
 use engine::image::{Access, Image};
@@ -23,19 +25,22 @@ use engine::qcow2::{BitmapInfo, Files, OpenOptions, Qcow2, list_bitmaps};
 use engine::raw::Raw;
 
 use super::behind::WriteBehind;
+use super::beneath::ImageDevice;
 use super::claims::{self, Locking, Role, in_use};
 use super::device::CachedFile;
+use super::direct::{Direct, Top};
 use super::failure::{engine_text, os_text};
+use super::filters::BlkdebugOptions;
 use super::runtime::Generic;
 use super::secret::Secrets;
 use super::spec::FileSpec;
 use super::{CacheMode, Failure, Format, Spec};
-use crate::img::print;
+use crate::img::{print, say_error};
 
 /// A chain of more images than this is refused.
 const MAX_CHAIN: usize = 200;
 /// So many bytes tell a format.
-const PROBE_LEN: usize = 2048;
+const PROBE_LEN: usize = 512;
 
 /// How to open an image.
 #[derive(Clone, Debug)]
@@ -118,11 +123,17 @@ pub(crate) struct Node {
     pub(crate) cache: CacheMode,
     /// What discards and zeroes do to it.
     pub(crate) generic: Generic,
+    /// The way to a raw disk over a filter.
+    pub(crate) direct: Option<Direct>,
 }
 
 impl FileNode {
     /// Puts a claim in the place of what was claimed before.
     fn claim(&self, claim: Claim) -> Result<(), Failure> {
+        let claim = match &self.spec {
+            FileSpec::Blkdebug { options, .. } if claim != Claim::NONE => options.claim(claim),
+            _ => claim,
+        };
         match &self.claims {
             Some(claims) => claims
                 .take(claim)
@@ -181,6 +192,7 @@ impl Node {
             qcow2: Some(qcow2),
             cache: self.cache,
             generic: self.generic,
+            direct: None,
             backing: Some(Rc::new(self)),
         })
     }
@@ -197,11 +209,27 @@ impl Node {
 
     /// The size of the guest's disk.
     pub(crate) fn virtual_bytes(&self) -> u64 {
+        if let Some(direct) = &self.direct {
+            return direct.virtual_bytes();
+        }
         match (&self.image, &self.header) {
             (Some(image), _) => image.virtual_bytes(),
             (None, Some(header)) => header.virtual_bytes,
             (None, None) => self.file.port.len().next_multiple_of(SECTOR_BYTES),
         }
+    }
+
+    /// Asks a filter below a raw disk whether it says what a stretch is made of.
+    pub(crate) fn ask_status(&self, offset: u64, len_bytes: u64) -> Result<(), Error> {
+        let filter = self.direct.as_ref().and_then(|_| self.file.filter.as_ref());
+        let asked = filter.map_or(Ok(()), |filter| filter.ask_status(offset, len_bytes));
+        asked.map_err(|cause| {
+            let op = Op::Read {
+                offset,
+                len_bytes: usize::try_from(len_bytes).unwrap_or(usize::MAX),
+            };
+            DeviceError::new(Event::None, &op, cause).into()
+        })
     }
 
     /// The internal snapshots.
@@ -268,8 +296,7 @@ impl Opener<'_> {
             ));
         }
         let file = self.open_file(&spec.file, access)?;
-        let start = at_once(file.port.at(Event::None).read(0, PROBE_LEN))
-            .map_err(|error| Failure(engine_text(&error.into())))?;
+        let start = first_bytes(spec.format, &file.port)?;
         let format = spec.format.unwrap_or_else(|| Format::probe(&start));
         if spec.format.is_none() && format == Format::Raw && access == Access::ReadWrite {
             warn_of_probed_raw(&spec.called);
@@ -286,7 +313,9 @@ impl Opener<'_> {
             backing: None,
             cache: self.opening.cache,
             generic: spec.runtime.generic,
+            direct: None,
         };
+        node.direct = direct(spec, &node);
         if !matches!(self.opening.depth, Depth::Header | Depth::Headers) {
             node.data_file = self.open_data_file(spec, &node, access)?;
         }
@@ -332,14 +361,10 @@ impl Opener<'_> {
                     claims,
                 })
             }
-            FileSpec::Blkdebug {
-                config,
-                rules,
-                below,
-            } => {
-                let rules = all_rules(config, rules)?;
+            FileSpec::Blkdebug { options, below } => {
+                let rules = all_rules(options)?;
                 let below = self.open_file(below, access)?;
-                let filter = Filter::new(below.port.device(), rules, |notice| {
+                let filter = Filter::new(below.port.device(), rules, options.limits, |notice| {
                     print(&format!("{notice}\n"));
                 });
                 Ok(FileNode {
@@ -347,6 +372,48 @@ impl Opener<'_> {
                     port: Port::new(Rc::new(filter.clone())),
                     filter: Some(filter),
                     ..below
+                })
+            }
+            FileSpec::Blkverify { raw, test } => {
+                let raw = self.open_file(raw, access)?;
+                raw.claim(claims::claim(
+                    Role::Image(Format::Raw),
+                    access,
+                    &self.opening,
+                ))?;
+                let test = self.open_file(test, access)?;
+                let spec = FileSpec::Blkverify {
+                    raw: Box::new(raw.spec.clone()),
+                    test: Box::new(test.spec.clone()),
+                };
+                let (test, reference) = (test.port.device(), raw.port.device());
+                let verify = Verify::new(test, reference, |mismatch| {
+                    say_error(&format!("{mismatch}\n"));
+                    // What else a filter could say is in that line; QEMU's ends here too.
+                    std::process::exit(1);
+                });
+                Ok(FileNode {
+                    spec,
+                    port: Port::new(Rc::new(verify)),
+                    ..raw
+                })
+            }
+            FileSpec::Image(image) => {
+                let depth = std::mem::replace(&mut self.opening.depth, Depth::Chain);
+                let node = self.open(image);
+                self.opening.depth = depth;
+                let node = node?;
+                let found = Spec {
+                    format: Some(node.format),
+                    ..image.as_ref().clone()
+                };
+                Ok(FileNode {
+                    spec: FileSpec::Image(Box::new(found)),
+                    path: node.file.path.clone(),
+                    // The image claimed what it needs.
+                    claims: None,
+                    filter: node.file.filter.clone(),
+                    port: Port::new(Rc::new(ImageDevice::new(node))),
                 })
             }
         }
@@ -424,7 +491,9 @@ impl Opener<'_> {
         match node.format {
             Format::Raw => {
                 spec.runtime.generic.check()?;
-                node.image = Some(Rc::new(Raw::open(node.file.port.clone(), access)));
+                let port = node.direct.as_ref().map(Direct::port);
+                let port = port.unwrap_or_else(|| node.file.port.clone());
+                node.image = Some(Rc::new(Raw::open(port, access)));
             }
             Format::Qcow2 => {
                 let header = node.header.as_ref().expect("the format has a header");
@@ -477,22 +546,55 @@ impl Opener<'_> {
     }
 }
 
-/// The rules of the file `config`, where there is one, before those of the options.
-fn all_rules(config: &str, rules: &Config) -> Result<Config, Failure> {
-    let mut all = Config::default();
-    if !config.is_empty() {
-        let text = fs::read_to_string(config).map_err(|error| {
-            Failure(format!(
-                "Could not read blkdebug config file: {}",
-                os_text(&error)
-            ))
+/// The rules of a configuration file, where there is one, before those of the options.
+fn all_rules(options: &BlkdebugOptions) -> Result<Config, Failure> {
+    let mut all = Sections::default();
+    if !options.config.is_empty() {
+        let bytes = fs::read(&options.config).map_err(|error| {
+            let doing = if error.kind() == ErrorKind::IsADirectory {
+                "Cannot read config file"
+            } else {
+                "Could not read blkdebug config file"
+            };
+            Failure(format!("{doing}: {}", os_text(&error)))
         })?;
-        let added = all.add_file(&text);
-        added.map_err(|bad| Failure(format!("{config}: {bad}")))?;
+        let added = all.add_file(&String::from_utf8_lossy(&bytes));
+        added.map_err(|bad| Failure(bad.in_file(&options.config)))?;
     }
-    all.injections.extend_from_slice(&rules.injections);
-    all.transitions.extend_from_slice(&rules.transitions);
-    Ok(all)
+    all.append(options.rules.clone());
+    all.config()
+        .map_err(|bad| Failure(bad.in_file(&options.config)))
+}
+
+/// The way to a raw disk over a filter; over anything else there is none.
+fn direct(spec: &Spec, node: &Node) -> Option<Direct> {
+    let filter = match &node.file.spec {
+        FileSpec::Local { .. } => return None,
+        FileSpec::Blkdebug { .. } => node.file.filter.clone(),
+        FileSpec::Blkverify { .. } | FileSpec::Image(_) => None,
+    };
+    let top = match (node.format, spec.format) {
+        (Format::Qcow2, _) => return None,
+        (Format::Raw, _) if spec.is_bare => Top::Nothing,
+        (Format::Raw, None) => Top::Probed,
+        (Format::Raw, Some(_)) => Top::Named,
+    };
+    Some(Direct::new(node.file.port.clone(), filter, top))
+}
+
+/// What tells a format, where it is to be told or checked.
+fn first_bytes(format: Option<Format>, port: &Port) -> Result<Vec<u8>, Failure> {
+    if format == Some(Format::Raw) {
+        return Ok(Vec::new());
+    }
+    let read = at_once(port.at(Event::None).read(0, PROBE_LEN));
+    read.map_err(|error| {
+        let text = engine_text(&error.into());
+        Failure(match format {
+            None => format!("Could not read image for determining its format: {text}"),
+            Some(_) => format!("Could not read qcow2 header: {text}"),
+        })
+    })
 }
 
 /// The name in output: a description where a plain name would not open the image again.

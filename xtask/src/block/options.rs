@@ -193,6 +193,11 @@ impl Options {
         self.0.is_empty()
     }
 
+    /// The keys that are left, in alphabetical order.
+    pub(crate) fn keys(&self) -> impl Iterator<Item = &str> {
+        self.0.keys().map(String::as_str)
+    }
+
     /// The first key that is left, in alphabetical order.
     pub(crate) fn first_key(&self) -> Option<&str> {
         self.0.keys().next().map(String::as_str)

@@ -1,9 +1,9 @@
 //! What is to be opened: the description that a name or a set of options stands for.
 
-use blkdebug::config::{Config, Section, SectionKind};
 use engine::qcow2::header::Header;
 
 use super::claims::Locking;
+use super::filters::BlkdebugOptions;
 use super::options::Options;
 use super::runtime::Runtime;
 use super::{Failure, Format, name};
@@ -33,6 +33,8 @@ pub(crate) struct Spec {
     pub(crate) encryption: Option<String>,
     /// The id of the internal snapshot that is shown in the place of its disk.
     pub(crate) snapshot: Option<String>,
+    /// Whether it is its file itself, with no format above.
+    pub(crate) is_bare: bool,
 }
 
 /// Where an image finds what lies beneath it.
@@ -70,12 +72,18 @@ impl BackingSpec {
 pub(crate) enum FileSpec {
     /// A local file.
     Local { path: String, locking: Locking },
-    /// blkdebug, with a configuration file's name (empty for none) and rules of its own, before a file.
+    /// blkdebug before a file.
     Blkdebug {
-        config: String,
-        rules: Config,
+        options: BlkdebugOptions,
         below: Box<FileSpec>,
     },
+    /// blkverify: an image, and the raw file that it is compared with.
+    Blkverify {
+        raw: Box<FileSpec>,
+        test: Box<FileSpec>,
+    },
+    /// An image, as its guest sees it.
+    Image(Box<Spec>),
 }
 
 impl FileSpec {
@@ -83,9 +91,13 @@ impl FileSpec {
     pub(crate) fn filename(&self) -> String {
         match self {
             Self::Local { path, .. } => path.clone(),
-            Self::Blkdebug { config, below, .. } => {
-                format!("blkdebug:{config}:{}", below.filename())
+            Self::Blkdebug { options, below } => {
+                format!("blkdebug:{}:{}", options.config, below.filename())
             }
+            Self::Blkverify { raw, test } => {
+                format!("blkverify:{}:{}", raw.filename(), test.filename())
+            }
+            Self::Image(spec) => spec.file.filename(),
         }
     }
 
@@ -93,7 +105,8 @@ impl FileSpec {
     pub(crate) fn path(&self) -> &str {
         match self {
             Self::Local { path, .. } => path,
-            Self::Blkdebug { below, .. } => below.path(),
+            Self::Blkdebug { below, .. } | Self::Blkverify { test: below, .. } => below.path(),
+            Self::Image(spec) => spec.file.path(),
         }
     }
 
@@ -109,7 +122,7 @@ impl FileSpec {
     fn with_locking(self, locking: Locking) -> Self {
         match self {
             Self::Local { path, .. } => Self::Local { path, locking },
-            blkdebug @ Self::Blkdebug { .. } => blkdebug,
+            other @ (Self::Blkdebug { .. } | Self::Blkverify { .. } | Self::Image(_)) => other,
         }
     }
 
@@ -120,7 +133,7 @@ impl FileSpec {
                 Ok(Self::local(&format!("./{path}")))
             }
             name::Name::Plain(path) => Ok(Self::local(path)),
-            name::Name::Blkdebug(_) | name::Name::Json(_) => {
+            name::Name::Blkdebug(_) | name::Name::Blkverify(_) | name::Name::Json(_) => {
                 let mut options = Self::options_of_name(text)?;
                 let file = Self::from_options(&mut options)?;
                 refuse_rest("file", &options)?;
@@ -157,12 +170,36 @@ impl FileSpec {
                 if let Some(name) = options.take("image") {
                     return Err(no_such_node(&name));
                 }
-                let file = Self::from_below("image", options.take_below("image"))?;
+                let below = Self::from_below("image", options.take_below("image"))?;
                 Ok(Self::Blkdebug {
-                    config: options.take("config").unwrap_or_default(),
-                    rules: take_rules(options)?,
-                    below: Box::new(file),
+                    options: BlkdebugOptions::take(std::mem::take(options))?,
+                    below: Box::new(below),
                 })
+            }
+            Some("blkverify") => {
+                if let Some(name) = options.take("raw").or_else(|| options.take("test")) {
+                    return Err(no_such_node(&name));
+                }
+                let raw = Self::from_below("raw", options.take_below("raw"))?;
+                let test = options.take_below("test");
+                if test.is_empty() {
+                    return Err(no_device("test"));
+                }
+                let called = test.get("filename").unwrap_or_default().to_owned();
+                if let Some(key) = options.first_key() {
+                    return Err(Failure(format!(
+                        "Block protocol 'blkverify' doesn't support the option '{key}'"
+                    )));
+                }
+                Ok(Self::Blkverify {
+                    raw: Box::new(raw),
+                    test: Box::new(Self::Image(Box::new(Spec::from_options(&called, test)?))),
+                })
+            }
+            Some(format) if Format::from_name(format).is_some_and(|it| it != Format::Raw) => {
+                options.set("driver", format);
+                let image = Spec::from_options("", std::mem::take(options))?;
+                Ok(Self::Image(Box::new(image)))
             }
             // The same bytes, one layer up.
             Some("raw") => Self::from_below("file", options.take_below("file")),
@@ -173,9 +210,7 @@ impl FileSpec {
     /// The file that options below `key` describe; none may be left over.
     fn from_below(key: &str, mut below: Options) -> Result<Self, Failure> {
         if below.is_empty() {
-            return Err(Failure(format!(
-                "A block device must be specified for \"{key}\""
-            )));
+            return Err(no_device(key));
         }
         let file = Self::from_options(&mut below)?;
         refuse_rest("file", &below)?;
@@ -194,6 +229,14 @@ impl FileSpec {
                 options.set("driver", "blkdebug");
                 options.set("config", config);
                 options.set("image.filename", below);
+            }
+            name::Name::Blkverify(rest) => {
+                let (raw, test) = rest.split_once(':').ok_or_else(|| {
+                    Failure("blkverify requires raw copy and original image path".into())
+                })?;
+                options.set("driver", "blkverify");
+                options.set("raw.filename", raw);
+                options.set("test.filename", test);
             }
             name::Name::Plain(_) | name::Name::Protocol(_) => options.set("filename", text),
         }
@@ -290,6 +333,7 @@ impl Spec {
             key_secret: None,
             encryption: None,
             snapshot: None,
+            is_bare: false,
         }
     }
 
@@ -300,11 +344,17 @@ impl Spec {
             options.take("filename");
             options.add(named);
         }
-        if matches!(options.get("driver"), Some("file" | "blkdebug")) {
+        if matches!(
+            options.get("driver"),
+            Some("file" | "blkdebug" | "blkverify")
+        ) {
             // A file without a format of its own shows its bytes.
             let file = FileSpec::from_options(&mut options)?;
             refuse_rest("file", &options)?;
-            return Ok(Self::new(called, Some(Format::Raw), file));
+            return Ok(Self {
+                is_bare: true,
+                ..Self::new(called, Some(Format::Raw), file)
+            });
         }
         let format = options.take("driver");
         let format = format.as_deref().map(Format::to_open).transpose()?;
@@ -382,35 +432,6 @@ impl Spec {
     }
 }
 
-/// The rules that options `inject-error.N.key` and `set-state.N.key` give.
-fn take_rules(options: &mut Options) -> Result<Config, Failure> {
-    let mut rules = Config::default();
-    for kind in SectionKind::ALL {
-        let mut all = options.take_below(kind.name());
-        for index in 0_usize.. {
-            let mut one = all.take_below(&index.to_string());
-            let mut section = Section::new(kind);
-            if one.is_empty() {
-                break;
-            }
-            while let Some(key) = one.first_key().map(str::to_owned) {
-                let value = one.take(&key).unwrap_or_default();
-                let set = section.set(&key, &value);
-                set.map_err(|problem| Failure(problem.to_string()))?;
-            }
-            let added = rules.add(&section);
-            added.map_err(|problem| Failure(problem.to_string()))?;
-        }
-        if let Some(key) = all.first_key() {
-            return Err(Failure(format!(
-                "Block format 'blkdebug' does not support the option '{}.{key}'",
-                kind.name()
-            )));
-        }
-    }
-    Ok(rules)
-}
-
 fn refuse_rest(driver: &str, options: &Options) -> Result<(), Failure> {
     match options.first_key() {
         None => Ok(()),
@@ -418,6 +439,10 @@ fn refuse_rest(driver: &str, options: &Options) -> Result<(), Failure> {
             "Block format '{driver}' does not support the option '{key}'"
         ))),
     }
+}
+
+fn no_device(key: &str) -> Failure {
+    Failure(format!("A block device must be specified for \"{key}\""))
 }
 
 fn no_such_node(name: &str) -> Failure {
@@ -464,13 +489,11 @@ mod tests {
     #[test]
     fn blkdebug_stands_before_a_file() {
         let below = Box::new(local("a"));
-        let config = "rules".to_owned();
-        let rules = Config::default();
-        let wanted = FileSpec::Blkdebug {
-            config,
-            rules,
-            below,
+        let options = BlkdebugOptions {
+            config: "rules".to_owned(),
+            ..BlkdebugOptions::default()
         };
+        let wanted = FileSpec::Blkdebug { options, below };
         let by_name = Spec::from_name("blkdebug:rules:a", None).unwrap();
         let by_options = Spec::from_image_opts(
             "driver=qcow2,file.driver=blkdebug,file.config=rules,file.image.filename=a",
@@ -481,29 +504,29 @@ mod tests {
     }
 
     #[test]
-    fn rules_of_blkdebug_come_as_options() {
-        let text = "file.driver=blkdebug,file.image.filename=a,\
-                    file.inject-error.0.event=l2_update,file.inject-error.0.errno=28,\
-                    file.inject-error.1.event=l2_load,file.set-state.0.event=none";
-        let FileSpec::Blkdebug { rules, .. } = Spec::from_image_opts(text).unwrap().file else {
-            panic!("{text}");
+    fn blkverify_stands_before_an_image_and_a_file() {
+        let by_name = Spec::from_name("blkverify:a:b", None).unwrap();
+        let by_options =
+            Spec::from_image_opts("driver=blkverify,raw.filename=a,test.filename=b").unwrap();
+        assert_eq!(by_name.file, by_options.file);
+        assert_eq!((by_name.is_bare, by_options.is_bare), (false, true));
+        assert_eq!(by_name.file.filename(), "blkverify:a:b");
+        let FileSpec::Blkverify { test, .. } = by_name.file else {
+            panic!("{by_name:?}");
         };
-        assert_eq!((rules.injections.len(), rules.transitions.len()), (2, 1));
-        assert_eq!(rules.injections[0].errno, 28);
-        let refused = |text: &str| {
-            let text = format!("file.driver=blkdebug,file.image.filename=a,file.{text}");
-            Spec::from_image_opts(&text).unwrap_err().0
+        let FileSpec::Image(image) = *test else {
+            panic!("{test:?}");
         };
+        assert_eq!((image.format, image.file), (None, local("b")));
+        let refused = |text: &str| Spec::from_image_opts(text).unwrap_err().0;
         assert_eq!(
-            refused("inject-error.0.evnt=none"),
-            "[inject-error] section doesn't support the option 'evnt'"
+            refused("driver=blkverify,raw.filename=a"),
+            "A block device must be specified for \"test\""
         );
         assert_eq!(
-            refused("set-state.0.event=bogus"),
-            "invalid parameter value: bogus"
+            Spec::from_name("blkverify:a", None).unwrap_err().0,
+            "blkverify requires raw copy and original image path"
         );
-        assert!(refused("inject-error.1.event=none").contains("inject-error.1.event"));
-        assert!(refused("align=4096").contains("align"));
     }
 
     #[test]

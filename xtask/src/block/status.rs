@@ -79,6 +79,7 @@ pub(crate) fn status(
     let mut depth = 0;
     let mut len_bytes = max_bytes;
     loop {
+        here.ask_status(start, len_bytes)?;
         let status = at_once(here.image().status(start, len_bytes))?;
         len_bytes = status.len_bytes;
         let mut stretch = Stretch {

@@ -614,6 +614,9 @@ pub(super) fn local_path(filename: &str) -> Result<&str, Failure> {
         name::Name::Blkdebug(_) => Err(Failure::new(
             "Driver 'blkdebug' does not support image creation",
         )),
+        name::Name::Blkverify(_) => Err(Failure::new(
+            "Driver 'blkverify' does not support image creation",
+        )),
         name::Name::Protocol(other) => Err(Failure(format!("Unknown protocol '{other}'"))),
     }
 }

@@ -14,7 +14,7 @@ use super::{
     spec_of,
 };
 use crate::block::spec::FileSpec;
-use crate::block::{Depth, Failure, Node, size};
+use crate::block::{Depth, Failure, Format, Node, size};
 
 pub(super) const COMMAND: Command = Command {
     name: "info",
@@ -93,7 +93,9 @@ fn backing_names(node: &Node) -> Option<(String, String, Option<String>)> {
     } else {
         match &node.file.spec {
             FileSpec::Local { path, .. } => crate::block::name::beside(path, &name),
-            FileSpec::Blkdebug { .. } => name.clone(),
+            FileSpec::Blkdebug { .. } | FileSpec::Blkverify { .. } | FileSpec::Image(_) => {
+                name.clone()
+            }
         }
     };
     let format = header
@@ -211,11 +213,12 @@ fn json_of(node: &Node) -> Result<Json, Failure> {
     Ok(Json::Object(members))
 }
 
-/// Behind blkdebug nobody asks how much a file takes.
+/// Behind a filter nobody asks how much a file takes.
 fn actual_of(node: &Node) -> Option<u64> {
     match node.file.spec {
         FileSpec::Local { .. } => actual_bytes(&node.file.path),
-        FileSpec::Blkdebug { .. } => None,
+        FileSpec::Blkdebug { .. } | FileSpec::Blkverify { .. } => None,
+        FileSpec::Image(_) => actual_bytes(&node.file.path),
     }
 }
 
@@ -252,11 +255,52 @@ fn children_of(file: &FileSpec, len_bytes: u64) -> Json {
             ];
             ("file", members)
         }
+        FileSpec::Blkverify { raw, test } => {
+            let below = |file: &FileSpec, name| {
+                let below = children_of(file, file_bytes(file.path()));
+                rename_only_child(below, name)
+            };
+            let mut children = Vec::new();
+            for child in [below(test, "test"), below(raw, "raw")] {
+                if let Json::List(items) = child {
+                    children.extend(items);
+                }
+            }
+            let members = vec![
+                ("children", Json::List(children)),
+                ("virtual-size", len_bytes.next_multiple_of(512).into()),
+                ("filename", file.filename().into()),
+                ("format", "blkverify".into()),
+                ("dirty-flag", false.into()),
+            ];
+            ("file", members)
+        }
+        FileSpec::Image(spec) => {
+            let mut members = vec![
+                (
+                    "children",
+                    children_of(&spec.file, file_bytes(spec.file.path())),
+                ),
+                ("virtual-size", len_bytes.next_multiple_of(512).into()),
+                ("filename", file.filename().into()),
+                ("format", spec.format.map_or("raw", Format::name).into()),
+            ];
+            if let Some(bytes) = actual_bytes(spec.file.path()) {
+                members.push(("actual-size", bytes.into()));
+            }
+            members.push(("dirty-flag", false.into()));
+            ("file", members)
+        }
     };
     Json::List(vec![Json::Object(vec![
         ("name", name.into()),
         ("info", Json::Object(info)),
     ])])
+}
+
+/// The length of a local file; of one that is gone meanwhile, nothing.
+fn file_bytes(path: &str) -> u64 {
+    fs::metadata(path).map_or(0, |metadata| metadata.len())
 }
 
 fn rename_only_child(children: Json, name: &str) -> Json {
@@ -358,6 +402,24 @@ fn write_children(text: &mut String, file: &FileSpec, len_bytes: u64, path: &str
             line("virtual size", &with_bytes(len_bytes));
             line("disk size", "unavailable");
             write_children(text, below, len_bytes, &format!("{path}/image"), level + 1);
+        }
+        FileSpec::Blkverify { raw, test } => {
+            line("image", &file.filename());
+            line("file format", "blkverify");
+            line("virtual size", &with_bytes(len_bytes));
+            line("disk size", "unavailable");
+            write_children(text, test, len_bytes, &format!("{path}/test"), level + 1);
+            let raw_bytes = file_bytes(raw.path());
+            write_children(text, raw, raw_bytes, &format!("{path}/raw"), level + 1);
+        }
+        FileSpec::Image(spec) => {
+            let below = spec.file.path();
+            line("image", &file.filename());
+            line("file format", spec.format.map_or("raw", Format::name));
+            line("virtual size", &with_bytes(len_bytes));
+            line("disk size", &disk_size(actual_bytes(below)));
+            let path = format!("{path}/file");
+            write_children(text, &spec.file, file_bytes(below), &path, level + 1);
         }
     }
 }

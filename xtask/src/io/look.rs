@@ -11,6 +11,7 @@ use super::session::{Complaint, Ending, Outcome, Session};
 use super::transfer::parse;
 use super::words::number;
 use crate::block::Format;
+use crate::block::direct::Direct;
 use crate::block::failure::engine_text;
 use crate::img::creation::no_raw_metadata;
 use crate::img::info::specific_text;
@@ -76,9 +77,17 @@ pub(super) const TRUNCATE: Command = Command {
 };
 
 /// Whether the image itself holds what stands at `offset`, and how far that goes.
-fn held(session: &mut Session, offset: u64, len_bytes: u64) -> Result<(bool, u64), Complaint> {
-    let image = session.opened().node.image().clone();
-    let status = session.wait(async move { image.status(offset, len_bytes).await })?;
+fn held(
+    session: &mut Session,
+    offset: u64,
+    len_bytes: u64,
+    failed: impl Fn(String) -> Complaint,
+) -> Result<(bool, u64), Complaint> {
+    let node = session.opened().node.clone();
+    let status = session.wait(async move {
+        node.ask_status(offset, len_bytes)?;
+        node.image().status(offset, len_bytes).await
+    })?;
     match status {
         Ok(status) => {
             let held = match status.kind {
@@ -87,22 +96,20 @@ fn held(session: &mut Session, offset: u64, len_bytes: u64) -> Result<(bool, u64
             };
             Ok((held, status.len_bytes))
         }
-        Err(error) => Err(Complaint::Told(format!(
-            "Failed to get allocation status: {}",
-            engine_text(&error)
-        ))),
+        Err(error) => Err(failed(engine_text(&error))),
     }
 }
 
 fn map(session: &mut Session, _: &[String]) -> Outcome {
     let end = session.opened().node.virtual_bytes();
+    let failed = |why| Complaint::Told(format!("Failed to get allocation status: {why}"));
     let mut here = 0;
     while here < end {
         let start = here;
-        let (kind, len_bytes) = held(session, here, end - here)?;
+        let (kind, len_bytes) = held(session, here, end - here, failed)?;
         here += len_bytes;
         while here < end {
-            let (next, len_bytes) = held(session, here, end - here)?;
+            let (next, len_bytes) = held(session, here, end - here, failed)?;
             if next != kind {
                 break;
             }
@@ -131,9 +138,10 @@ fn alloc(session: &mut Session, words: &[String]) -> Outcome {
     };
     let disk = session.opened().node.virtual_bytes();
     count = count.min(disk.saturating_sub(start));
+    let failed = |why| Complaint::Said(format!("is_allocated failed: {why}"));
     let (mut here, mut sum) = (start, 0);
     while here < start + count {
-        let (kind, len_bytes) = held(session, here, start + count - here)?;
+        let (kind, len_bytes) = held(session, here, start + count - here, failed)?;
         here += len_bytes;
         if kind {
             sum += len_bytes;
@@ -210,7 +218,9 @@ fn truncate(session: &mut Session, words: &[String]) -> Outcome {
 fn truncate_raw(session: &mut Session, len_bytes: u64, mode: Preallocation) -> Outcome {
     session.finish()?;
     session.opened().node.claim_resize()?;
-    let port = session.opened().node.file.port.clone();
+    let node = &session.opened().node;
+    let direct = node.direct.as_ref().map(Direct::port);
+    let port = direct.unwrap_or_else(|| node.file.port.clone());
     if mode == Preallocation::Metadata {
         return Err(Complaint::Told(no_raw_metadata().0));
     }
@@ -221,6 +231,10 @@ fn truncate_raw(session: &mut Session, len_bytes: u64, mode: Preallocation) -> O
     }
     let set = session.wait(async move { lengthen(&port, len_bytes, mode).await })?;
     set.map_err(|error| Complaint::Told(engine_text(&error)))?;
+    if session.opened().node.direct.is_some() {
+        // Whoever stands below knows its length, and keeps its rules.
+        return Ok(Ending::Done);
+    }
     let settings = session.opened().settings.clone();
     reopened(session, settings)
 }
