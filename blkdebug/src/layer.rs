@@ -26,7 +26,6 @@ pub(crate) const MAX_BYTES: u64 = (1 << 31) - 1;
 /// Zeroes are written as bytes in pieces of at most this length.
 const MAX_BOUNCE_BYTES: u64 = 16 << 20;
 const NOT_SUPPORTED: Cause = Cause::Os(95);
-const INVALID: Cause = Cause::Os(22);
 
 /// What carries out requests that keep its limits.
 pub trait Driver: 'static {
@@ -474,8 +473,7 @@ impl<D: Driver> Core<D> {
                 len_bytes,
             };
             let discarded = self.ask(event, op).await;
-            let fits = here.is_multiple_of(unit) && len_bytes.is_multiple_of(unit);
-            if !is(&discarded, NOT_SUPPORTED) && (fits || !is(&discarded, INVALID)) {
+            if !is(&discarded, NOT_SUPPORTED) {
                 discarded?;
             }
             here += len_bytes;

@@ -158,6 +158,9 @@ impl FileSpec {
                 let filename = options.take("filename");
                 let filename =
                     filename.ok_or_else(|| Failure::new("Must specify either driver or file"))?;
+                if filename.is_empty() {
+                    return Err(Failure::new("The 'file' block driver requires a file name"));
+                }
                 Ok(Self::from_name(&filename)?.with_locking(locking))
             }
             Some("file") => {

@@ -30,14 +30,14 @@ pub(super) struct Arena {
 
 /// A pair of programs.
 #[derive(Clone, Debug)]
-struct Programs {
-    img: PathBuf,
-    io: PathBuf,
+pub(super) struct Programs {
+    pub(super) img: PathBuf,
+    pub(super) io: PathBuf,
 }
 
 /// Who carries a step out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Side {
+pub(super) enum Side {
     Ours,
     Theirs,
 }
@@ -54,6 +54,14 @@ pub(super) struct Outcome {
 }
 
 impl Side {
+    /// The folder of a side that keeps to its own files.
+    pub(super) fn folder(self) -> &'static str {
+        match self {
+            Self::Ours => "ours",
+            Self::Theirs => "theirs",
+        }
+    }
+
     fn other(self) -> Self {
         match self {
             Self::Ours => Self::Theirs,
@@ -91,6 +99,11 @@ impl Arena {
             keep,
             version,
         })
+    }
+
+    /// Where cases and histories are carried out.
+    pub(super) fn folder(&self) -> &Path {
+        &self.folder
     }
 
     pub(super) fn version(&self) -> &str {
@@ -163,7 +176,7 @@ impl Arena {
     }
 
     /// Moves a folder to where images of disagreements are kept.
-    fn keep(&self, folder: &Path, place: &str) -> io::Result<()> {
+    pub(super) fn keep(&self, folder: &Path, place: &str) -> io::Result<()> {
         fs::create_dir_all(&self.keep)?;
         let kept = self.keep.join(place);
         let _ = fs::remove_dir_all(&kept);
@@ -227,7 +240,7 @@ impl Arena {
         }
     }
 
-    fn programs(&self, side: Side) -> &Programs {
+    pub(super) fn programs(&self, side: Side) -> &Programs {
         match side {
             Side::Ours => &self.ours,
             Side::Theirs => &self.theirs,

@@ -43,10 +43,12 @@ pub(super) enum Family {
     Rebase,
     /// Options of the open image: discards, zeroes, overlaps, caches.
     Options,
+    /// Rules of blkdebug and blkverify, each side on an image of its own.
+    Blkdebug,
 }
 
 impl Family {
-    pub(super) const ALL: [Self; 18] = [
+    pub(super) const ALL: [Self; 19] = [
         Self::V2,
         Self::Plain,
         Self::Lazy,
@@ -65,6 +67,7 @@ impl Family {
         Self::Commit,
         Self::Rebase,
         Self::Options,
+        Self::Blkdebug,
     ];
 
     /// Whether images open only with the secret.

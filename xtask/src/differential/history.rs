@@ -202,6 +202,7 @@ impl Shape {
             | Family::Amend
             | Family::Snapshots
             | Family::Options
+            | Family::Blkdebug
             | Family::Bitmaps => {}
             Family::Lazy => options.push("lazy_refcounts=on".into()),
             Family::Backing | Family::Commit | Family::Rebase => {
@@ -349,6 +350,7 @@ impl Shape {
             | Family::Zstd
             | Family::ExtendedL2
             | Family::Options
+            | Family::Blkdebug
             | Family::Aes => Vec::new(),
             Family::Luks => vec![self.key_slot(draw)],
             Family::DataFile => vec![self.data_file(draw)],

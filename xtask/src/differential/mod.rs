@@ -8,6 +8,7 @@
 mod agree;
 mod duel;
 mod family;
+mod faults;
 mod history;
 mod known;
 
@@ -41,6 +42,9 @@ pub(crate) struct Differential {
     /// Put QEMU on both sides: whatever disagrees then is the fault of the histories
     #[arg(long)]
     control: bool,
+    /// The cases of the family `blkdebug` that are carried out before those that are drawn
+    #[arg(long, default_value = "corpus/blkdebug", value_name = "DIR")]
+    corpus: PathBuf,
     /// How many histories at once; without it one a core
     #[arg(long)]
     jobs: Option<usize>,
@@ -69,6 +73,9 @@ impl Differential {
         };
         let mut ending = Ending::Clean;
         for family in families {
+            if family == Family::Blkdebug && self.only.is_none() && !self.kept_cases(&arena)? {
+                ending = Ending::Violation;
+            }
             let tally = self.family(&arena, family)?;
             println!(
                 "{family:<14} {:>6} histories, {:>7} steps, {:>5} refused alike, {} ended by a known bug of QEMU's, {} with a disagreement",
@@ -94,6 +101,26 @@ impl Differential {
         Ok(ending)
     }
 
+    /// Carries out the cases of the corpus; tells whether both sides agree in all of them.
+    fn kept_cases(&self, arena: &Arena) -> Result<bool, Refusal> {
+        let cases = faults::kept(&self.corpus)?;
+        let mut failed = 0;
+        for case in &cases {
+            let place = format!("blkdebug-{}", case.name);
+            let outcome = faults::carry_out(arena, &place, case)?;
+            if !outcome.disagreements.is_empty() {
+                failed += 1;
+                println!("  {}: {}", case.name, outcome.disagreements.join("; "));
+            }
+        }
+        let folder = self.corpus.display();
+        println!(
+            "{folder}: {} cases, {failed} with a disagreement",
+            cases.len()
+        );
+        Ok(failed == 0)
+    }
+
     fn indexes(&self) -> std::ops::Range<u64> {
         self.only
             .map_or(0..self.histories, |only| only..only.saturating_add(1))
@@ -113,11 +140,15 @@ impl Differential {
                     return Ok(());
                 }
                 let prng = prng.fork_indexed("history", index);
-                let history = history::draw(&prng, family);
                 let place = format!("{family}-{index}");
-                let outcome = arena
-                    .carry_out(&place, &history, &mut prng.fork("sides"))
-                    .map_err(|error| Refusal::new(format!("history {index}: {error}")))?;
+                let outcome = if family == Family::Blkdebug {
+                    faults::carry_out(arena, &place, &faults::draw(&prng))?
+                } else {
+                    let history = history::draw(&prng, family);
+                    arena
+                        .carry_out(&place, &history, &mut prng.fork("sides"))
+                        .map_err(|error| Refusal::new(format!("history {index}: {error}")))?
+                };
                 let mut tally = tally.lock().expect("no worker panics");
                 tally.add(index, outcome);
             }

@@ -135,7 +135,7 @@ fn run(parsed: &Parsed) -> Result<u8, Stop> {
     while at < end {
         let stretch = status(&node, Reach::Chain, at, end - at).map_err(|error| {
             Failure(format!(
-                "Failed to read image metadata: {}",
+                "Could not read file metadata: {}",
                 engine_text(&error)
             ))
         })?;

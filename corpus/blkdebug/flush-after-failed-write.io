@@ -1,0 +1,3 @@
+@with -f raw -t writeback
+write 0 512
+flush

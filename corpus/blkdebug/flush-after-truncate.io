@@ -1,0 +1,4 @@
+@with -f raw -t writeback
+truncate 64k
+flush
+length

@@ -1,0 +1,5 @@
+@with -f raw
+aio_read 0 512
+aio_flush
+aio_write 0 512
+aio_flush

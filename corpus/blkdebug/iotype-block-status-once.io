@@ -1,0 +1,4 @@
+@with -f raw
+alloc 0 4k
+alloc 0 4k
+map

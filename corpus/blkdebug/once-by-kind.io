@@ -1,0 +1,4 @@
+@with -f raw
+write 0 512
+read 0 512
+write 0 512

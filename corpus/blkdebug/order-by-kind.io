@@ -1,0 +1,3 @@
+@with -f raw
+read 0 512
+write 0 512

@@ -1,0 +1,2 @@
+@stderr
+read 0 512

@@ -1,0 +1,6 @@
+@image empty-qcow2 256k
+@with -f qcow2 -t writeback
+@leaks
+write -P 5 0 64k
+write -P 6 0 64k
+read -P 6 0 64k

@@ -1,0 +1,4 @@
+@image qcow2 256k
+@with -f qcow2 -t writeback
+read 0 4k
+write 64k 4k

@@ -1,0 +1,3 @@
+@with -f raw
+@stderr
+read 0 512

@@ -1,0 +1,4 @@
+@stderr
+@with -f raw
+@name blkdebug:image
+read 0 512

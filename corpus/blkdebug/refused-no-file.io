@@ -1,0 +1,4 @@
+@stderr
+@with -f raw
+@name blkdebug:nope:image
+read 0 512

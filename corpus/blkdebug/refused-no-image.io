@@ -1,0 +1,4 @@
+@stderr
+@with -f raw
+@name blkdebug::
+read 0 512

@@ -1,0 +1,3 @@
+@stderr
+@options driver=blkdebug,image.filename=image,aling=4
+read 0 512

@@ -1,0 +1,3 @@
+@stderr
+@options driver=blkdebug,image.filename=image,config=nope
+read 0 512

@@ -1,0 +1,4 @@
+@reference
+@stderr
+@options driver=blkverify
+read 0 512

@@ -1,0 +1,4 @@
+@reference
+@stderr
+@options driver=blkverify,raw.filename=reference
+read 0 512

@@ -1,0 +1,5 @@
+@reference
+@stderr
+@with -f raw
+@name blkverify:image
+read 0 512

@@ -1,0 +1,3 @@
+@with -f raw
+read 0 64k
+read 65535 1

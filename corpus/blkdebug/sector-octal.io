@@ -1,0 +1,3 @@
+@with -f raw
+read 4k 512
+read 5k 512

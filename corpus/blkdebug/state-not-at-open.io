@@ -1,0 +1,2 @@
+@with -f raw
+read 0 512

@@ -1,0 +1,4 @@
+@with -f raw
+read 0 512
+read 0 512
+read 0 512
