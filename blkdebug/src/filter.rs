@@ -136,6 +136,17 @@ impl Filter {
         fault.map_or(Ok(()), |errno| Err(Cause::Os(errno)))
     }
 
+    /// Makes a range read as zeroes, on nobody's behalf. With `through` it is durable when this ends.
+    pub async fn write_zeroes(
+        &self,
+        offset: u64,
+        len_bytes: u64,
+        unmap: bool,
+        through: bool,
+    ) -> Outcome {
+        self.0.write_zeroes(offset, len_bytes, unmap, through).await
+    }
+
     fn driver(&self) -> &Blkdebug {
         self.0.driver()
     }

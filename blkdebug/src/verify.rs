@@ -98,6 +98,17 @@ impl Verify {
         }))
     }
 
+    /// Makes a range read as zeroes, on nobody's behalf. With `through` it is durable when this ends.
+    pub async fn write_zeroes(
+        &self,
+        offset: u64,
+        len_bytes: u64,
+        unmap: bool,
+        through: bool,
+    ) -> Outcome {
+        self.0.write_zeroes(offset, len_bytes, unmap, through).await
+    }
+
     /// The first mismatch, if there was any.
     pub fn mismatch(&self) -> Option<Mismatch> {
         self.0.driver().found.borrow().clone()

@@ -9,8 +9,10 @@ use std::rc::Rc;
 use blkdebug::config::BlockLimits;
 use blkdebug::filter::Filter;
 use blkdebug::layer::{Driver, Layer};
+use blkdebug::verify::Verify;
 use engine::device::{
-    Cause, DeviceError, Event, Extent, Limits, Op, Outcome, Port, Reply, Request, SECTOR_BYTES,
+    Cause, Completion, Device, DeviceError, Event, Extent, Limits, Op, Outcome, Port, Reply,
+    Request, SECTOR_BYTES,
 };
 use engine::error::Error;
 
@@ -30,49 +32,87 @@ pub(crate) enum Top {
 /// A raw disk over a filter.
 #[derive(Clone, Debug)]
 pub(crate) struct Direct {
-    layer: Layer<Raw>,
+    way: Way,
     filter: Option<Filter>,
 }
+
+/// The filter that is a disk, or stands below the raw format.
+#[derive(Clone, Debug)]
+pub(crate) enum Below {
+    Blkdebug(Filter),
+    Blkverify(Verify),
+    /// An image, which no filter stands before.
+    Image(Port),
+}
+
+/// Where requests go.
+#[derive(Clone, Debug)]
+enum Way {
+    Format(Layer<Raw>),
+    Filter(Below),
+}
+
+/// A filter that nobody above tells of events.
+struct Bare(Rc<dyn Device>);
 
 /// The raw format as the block layer sees it.
 #[derive(Debug)]
 struct Raw {
     file: Port,
-    top: Top,
     limits: BlockLimits,
     writes_through: bool,
 }
 
+impl Below {
+    fn device(&self) -> Rc<dyn Device> {
+        match self {
+            Self::Blkdebug(filter) => Rc::new(filter.clone()),
+            Self::Blkverify(verify) => Rc::new(verify.clone()),
+            Self::Image(port) => port.device(),
+        }
+    }
+}
+
 impl Direct {
-    /// A disk over `file`. `filter` is blkdebug where that is what `file` is, and not something else.
-    pub(crate) fn new(file: Port, filter: Option<Filter>, top: Top) -> Self {
-        let below = filter
-            .as_ref()
-            .map(Filter::block_limits)
-            .unwrap_or_default();
+    /// A disk over a filter.
+    pub(crate) fn new(below: Below, top: Top) -> Self {
+        let filter = match &below {
+            Below::Blkdebug(filter) => Some(filter.clone()),
+            Below::Blkverify(_) | Below::Image(_) => None,
+        };
         let align = match top {
             Top::Probed => SECTOR_BYTES,
-            Top::Named | Top::Nothing => 1,
+            Top::Named => 1,
+            Top::Nothing => {
+                let way = Way::Filter(below);
+                return Self { way, filter };
+            }
         };
+        let limits = filter.as_ref().map(Filter::block_limits);
         let raw = Raw {
-            file,
-            top,
+            file: Port::new(below.device()),
             limits: BlockLimits {
                 align,
-                max_transfer: below.max_transfer,
+                max_transfer: limits.unwrap_or_default().max_transfer,
                 ..BlockLimits::default()
             },
             writes_through: filter.is_some(),
         };
-        Self {
-            layer: Layer::new(raw),
-            filter,
-        }
+        let way = Way::Format(Layer::new(raw));
+        Self { way, filter }
     }
 
     /// The disk as a device.
     pub(crate) fn port(&self) -> Port {
-        Port::new(Rc::new(self.layer.clone()))
+        match &self.way {
+            Way::Format(layer) => Port::new(Rc::new(layer.clone())),
+            Way::Filter(below) => Port::new(Rc::new(Bare(below.device()))),
+        }
+    }
+
+    /// blkdebug, where that is what the disk stands on.
+    pub(crate) fn filter(&self) -> Option<&Filter> {
+        self.filter.as_ref()
     }
 
     /// The length of the disk in bytes.
@@ -114,9 +154,7 @@ impl Direct {
         };
         if offset < end {
             let through = durable == Durable::AtOnce;
-            self.layer
-                .write_zeroes(offset, end - offset, unmap, through)
-                .await?;
+            self.zero(offset, end - offset, unmap, through).await?;
         }
         if refused {
             let op = Op::WriteZeroes {
@@ -128,6 +166,26 @@ impl Direct {
             return Err(DeviceError::new(Event::None, &op, NOT_SUPPORTED).into());
         }
         Ok(())
+    }
+
+    async fn zero(&self, offset: u64, len_bytes: u64, unmap: bool, through: bool) -> Outcome {
+        match &self.way {
+            Way::Format(layer) => layer.write_zeroes(offset, len_bytes, unmap, through).await,
+            Way::Filter(Below::Blkdebug(filter)) => {
+                filter.write_zeroes(offset, len_bytes, unmap, through).await
+            }
+            Way::Filter(Below::Blkverify(verify)) => {
+                verify.write_zeroes(offset, len_bytes, unmap, through).await
+            }
+            Way::Filter(Below::Image(port)) => {
+                let at = port.at(Event::None);
+                at.write_zeroes(offset, len_bytes, unmap).await?;
+                if through {
+                    at.flush().await?;
+                }
+                Ok(Reply::Done)
+            }
+        }
     }
 
     /// Whether a part of these zeroes cannot be written but as bytes; `end` becomes the end of what can be.
@@ -160,20 +218,32 @@ impl Direct {
     }
 }
 
+impl Device for Bare {
+    fn submit(&self, request: Request) -> Completion {
+        let (event, op) = (Event::None, request.op);
+        self.0.submit(Request { event, op })
+    }
+
+    fn len(&self) -> u64 {
+        self.0.len()
+    }
+
+    fn extent(&self, offset: u64) -> Extent {
+        self.0.extent(offset)
+    }
+
+    fn limits(&self) -> Limits {
+        self.0.limits()
+    }
+}
+
 impl Raw {
     async fn ask(&self, event: Event, op: Op) -> Outcome {
-        let event = match self.top {
-            Top::Named | Top::Probed => event,
-            Top::Nothing => Event::None,
-        };
         self.file.device().submit(Request { event, op }).await
     }
 
     async fn announce(&self, event: Event) -> Outcome {
-        match self.top {
-            Top::Named | Top::Probed => self.file.device().reach(event).await,
-            Top::Nothing => Ok(Reply::Done),
-        }
+        self.file.device().reach(event).await
     }
 }
 

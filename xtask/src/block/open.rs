@@ -28,7 +28,7 @@ use super::behind::WriteBehind;
 use super::beneath::ImageDevice;
 use super::claims::{self, Locking, Role, in_use};
 use super::device::CachedFile;
-use super::direct::{Direct, Top};
+use super::direct::{Below, Direct, Top};
 use super::failure::{engine_text, os_text};
 use super::filters::BlkdebugOptions;
 use super::runtime::Generic;
@@ -98,6 +98,8 @@ pub(crate) struct FileNode {
     claims: Option<Rc<FileClaims>>,
     /// The topmost device of the kind that knows breakpoints, where there is one.
     pub(crate) filter: Option<Filter>,
+    /// What stands before the local file, where something does.
+    below: Option<Below>,
 }
 
 /// Something open.
@@ -221,7 +223,7 @@ impl Node {
 
     /// Asks a filter below a raw disk whether it says what a stretch is made of.
     pub(crate) fn ask_status(&self, offset: u64, len_bytes: u64) -> Result<(), Error> {
-        let filter = self.direct.as_ref().and_then(|_| self.file.filter.as_ref());
+        let filter = self.direct.as_ref().and_then(Direct::filter);
         let asked = filter.map_or(Ok(()), |filter| filter.ask_status(offset, len_bytes));
         asked.map_err(|cause| {
             let op = Op::Read {
@@ -357,6 +359,7 @@ impl Opener<'_> {
                     spec: spec.clone(),
                     path: path.clone(),
                     filter: None,
+                    below: None,
                     port: Port::new(device),
                     claims,
                 })
@@ -370,6 +373,7 @@ impl Opener<'_> {
                 Ok(FileNode {
                     spec: spec.clone(),
                     port: Port::new(Rc::new(filter.clone())),
+                    below: Some(Below::Blkdebug(filter.clone())),
                     filter: Some(filter),
                     ..below
                 })
@@ -394,7 +398,8 @@ impl Opener<'_> {
                 });
                 Ok(FileNode {
                     spec,
-                    port: Port::new(Rc::new(verify)),
+                    port: Port::new(Rc::new(verify.clone())),
+                    below: Some(Below::Blkverify(verify)),
                     ..raw
                 })
             }
@@ -407,13 +412,16 @@ impl Opener<'_> {
                     format: Some(node.format),
                     ..image.as_ref().clone()
                 };
+                let (path, filter) = (node.file.path.clone(), node.file.filter.clone());
+                let port = Port::new(Rc::new(ImageDevice::new(node)));
                 Ok(FileNode {
                     spec: FileSpec::Image(Box::new(found)),
-                    path: node.file.path.clone(),
+                    path,
                     // The image claimed what it needs.
                     claims: None,
-                    filter: node.file.filter.clone(),
-                    port: Port::new(Rc::new(ImageDevice::new(node))),
+                    filter,
+                    below: Some(Below::Image(port.clone())),
+                    port,
                 })
             }
         }
@@ -568,18 +576,14 @@ fn all_rules(options: &BlkdebugOptions) -> Result<Config, Failure> {
 
 /// The way to a raw disk over a filter; over anything else there is none.
 fn direct(spec: &Spec, node: &Node) -> Option<Direct> {
-    let filter = match &node.file.spec {
-        FileSpec::Local { .. } => return None,
-        FileSpec::Blkdebug { .. } => node.file.filter.clone(),
-        FileSpec::Blkverify { .. } | FileSpec::Image(_) => None,
-    };
+    let below = node.file.below.clone()?;
     let top = match (node.format, spec.format) {
         (Format::Qcow2, _) => return None,
         (Format::Raw, _) if spec.is_bare => Top::Nothing,
         (Format::Raw, None) => Top::Probed,
         (Format::Raw, Some(_)) => Top::Named,
     };
-    Some(Direct::new(node.file.port.clone(), filter, top))
+    Some(Direct::new(below, top))
 }
 
 /// What tells a format, where it is to be told or checked.
