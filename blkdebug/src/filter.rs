@@ -226,7 +226,7 @@ impl Driver for Blkdebug {
         self.below.reach(event).await
     }
 
-    fn len(&self) -> u64 {
+    fn len_bytes(&self) -> u64 {
         self.below.len()
     }
 

@@ -49,7 +49,7 @@ pub trait Driver: 'static {
     fn reach(&self, event: Event) -> impl Future<Output = Outcome>;
 
     /// The length in bytes.
-    fn len(&self) -> u64;
+    fn len_bytes(&self) -> u64;
 
     /// What stands at `offset`.
     fn extent(&self, offset: u64) -> Extent;
@@ -148,7 +148,7 @@ impl<D: Driver> Device for Layer<D> {
     }
 
     fn len(&self) -> u64 {
-        self.0.driver.len()
+        self.0.driver.len_bytes()
     }
 
     fn extent(&self, offset: u64) -> Extent {
@@ -242,7 +242,7 @@ impl<D: Driver> Core<D> {
     /// nobody is asked.
     async fn read_whole(&self, event: Event, range: Range<u64>) -> Result<Vec<u8>, DeviceError> {
         let unit = self.driver.limits().request_unit();
-        let there = self.driver.len().saturating_sub(range.start);
+        let there = self.driver.len_bytes().saturating_sub(range.start);
         let end = range.end.min(range.start + there.next_multiple_of(unit));
         let mut data = Vec::with_capacity(to_usize(range.end - range.start));
         let mut here = range.start;

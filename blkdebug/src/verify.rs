@@ -137,33 +137,32 @@ impl Device for Verify {
     }
 }
 
-impl Blkverify {
-    fn compare(&self, op: &Op, test: &Outcome, reference: &Outcome) -> Result<(), Mismatch> {
-        let (offset, len_bytes) = op.range();
-        let mismatch = |what| Mismatch {
-            kind: op.kind(),
-            offset,
-            len_bytes,
-            what,
-        };
-        match (test, reference) {
-            (Ok(Reply::Data(test)), Ok(Reply::Data(reference))) => {
-                let at = test.iter().zip(reference).position(|(a, b)| a != b);
-                match at {
-                    None => Ok(()),
-                    Some(at) => {
-                        let at = u64::try_from(at).expect("an index fits 64 bits");
-                        Err(mismatch(Difference::Contents(offset + at)))
-                    }
+/// Compares what both sides answered.
+fn compare(op: &Op, test: &Outcome, reference: &Outcome) -> Result<(), Mismatch> {
+    let (offset, len_bytes) = op.range();
+    let mismatch = |what| Mismatch {
+        kind: op.kind(),
+        offset,
+        len_bytes,
+        what,
+    };
+    match (test, reference) {
+        (Ok(Reply::Data(test)), Ok(Reply::Data(reference))) => {
+            let at = test.iter().zip(reference).position(|(a, b)| a != b);
+            match at {
+                None => Ok(()),
+                Some(at) => {
+                    let at = u64::try_from(at).expect("an index fits 64 bits");
+                    Err(mismatch(Difference::Contents(offset + at)))
                 }
             }
-            _ => {
-                let (test, reference) = (errno(test), errno(reference));
-                if test == reference {
-                    Ok(())
-                } else {
-                    Err(mismatch(Difference::Answers { test, reference }))
-                }
+        }
+        _ => {
+            let (test, reference) = (errno(test), errno(reference));
+            if test == reference {
+                Ok(())
+            } else {
+                Err(mismatch(Difference::Answers { test, reference }))
             }
         }
     }
@@ -214,7 +213,7 @@ impl Driver for Blkverify {
         let reference = self.reference.submit(again.clone());
         let test = self.test.submit(again).await;
         let reference = reference.await;
-        if let Err(mismatch) = self.compare(&op, &test, &reference) {
+        if let Err(mismatch) = compare(&op, &test, &reference) {
             self.found.borrow_mut().get_or_insert(mismatch.clone());
             (self.tell)(&mismatch);
             return Err(DeviceError::new(event, &op, Cause::IO));
@@ -231,7 +230,7 @@ impl Driver for Blkverify {
         self.test.reach(event).await
     }
 
-    fn len(&self) -> u64 {
+    fn len_bytes(&self) -> u64 {
         self.test.len()
     }
 

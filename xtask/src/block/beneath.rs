@@ -41,7 +41,9 @@ impl Device for ImageDevice {
             let done = carry_out(&disk, op).await;
             done.map_err(|error| match error {
                 Error::Device(error) => error,
-                other => DeviceError::new(event, &kept, Cause::Os(errno(&other))),
+                Error::Unsupported(_) | Error::Refused(_) | Error::BadImage(_) => {
+                    DeviceError::new(event, &kept, Cause::Os(errno(&error)))
+                }
             })
         })
     }

@@ -55,6 +55,8 @@ enum Way {
 /// A filter that nobody above tells of events.
 struct Bare(Rc<dyn Device>);
 
+const NOT_SUPPORTED: Cause = Cause::Os(95);
+
 /// The raw format as the block layer sees it.
 #[derive(Debug)]
 struct Raw {
@@ -162,7 +164,6 @@ impl Direct {
                 len_bytes,
                 unmap,
             };
-            const NOT_SUPPORTED: Cause = Cause::Os(95);
             return Err(DeviceError::new(Event::None, &op, NOT_SUPPORTED).into());
         }
         Ok(())
@@ -282,7 +283,7 @@ impl Driver for Raw {
         self.announce(event).await
     }
 
-    fn len(&self) -> u64 {
+    fn len_bytes(&self) -> u64 {
         self.file.len()
     }
 

@@ -9,7 +9,7 @@ use std::rc::Rc;
 
 use blkdebug::config::{Config, Sections};
 use blkdebug::filter::Filter;
-use blkdebug::verify::Verify;
+use blkdebug::verify::{Mismatch, Verify};
 use engine::device::{
     Claim, Device, DeviceError, Event, FileClaims, FileDevice, Op, Port, RamDevice, SECTOR_BYTES,
     drive,
@@ -134,7 +134,10 @@ impl FileNode {
     fn claim(&self, claim: Claim) -> Result<(), Failure> {
         let claim = match &self.spec {
             FileSpec::Blkdebug { options, .. } if claim != Claim::NONE => options.claim(claim),
-            _ => claim,
+            FileSpec::Blkdebug { .. }
+            | FileSpec::Local { .. }
+            | FileSpec::Blkverify { .. }
+            | FileSpec::Image(_) => claim,
         };
         match &self.claims {
             Some(claims) => claims
@@ -391,11 +394,7 @@ impl Opener<'_> {
                     test: Box::new(test.spec.clone()),
                 };
                 let (test, reference) = (test.port.device(), raw.port.device());
-                let verify = Verify::new(test, reference, |mismatch| {
-                    say_error(&format!("{mismatch}\n"));
-                    // What else a filter could say is in that line; QEMU's ends here too.
-                    std::process::exit(1);
-                });
+                let verify = Verify::new(test, reference, end_with);
                 Ok(FileNode {
                     spec,
                     port: Port::new(Rc::new(verify.clone())),
@@ -552,6 +551,16 @@ impl Opener<'_> {
             (None, None) => Ok(None),
         }
     }
+}
+
+/// Tells how an image differs from its reference and ends the program, as QEMU's do.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the commands end their process like this"
+)]
+fn end_with(mismatch: &Mismatch) {
+    say_error(&format!("{mismatch}\n"));
+    std::process::exit(1);
 }
 
 /// The rules of a configuration file, where there is one, before those of the options.

@@ -216,9 +216,8 @@ fn json_of(node: &Node) -> Result<Json, Failure> {
 /// Behind a filter nobody asks how much a file takes.
 fn actual_of(node: &Node) -> Option<u64> {
     match node.file.spec {
-        FileSpec::Local { .. } => actual_bytes(&node.file.path),
+        FileSpec::Local { .. } | FileSpec::Image(_) => actual_bytes(&node.file.path),
         FileSpec::Blkdebug { .. } | FileSpec::Blkverify { .. } => None,
-        FileSpec::Image(_) => actual_bytes(&node.file.path),
     }
 }
 

@@ -3,7 +3,7 @@
 //! On a raw image that is so for any rules. On qcow2 the engines order their metadata I/O each in its own way,
 //! so that there every cluster is allocated beforehand and only rules of guest data are drawn.
 
-use std::fmt::Display;
+use std::fmt::{Display, Write};
 
 use harness::prng::Prng;
 
@@ -70,7 +70,7 @@ fn on_raw(draw: &mut Prng) -> Case {
         };
         let mut options = format!("{driver},{below}config={RULES},{below}image.filename={IMAGE}");
         for limit in limits {
-            options.push_str(&format!(",{below}{limit}"));
+            write!(options, ",{below}{limit}").expect("a string takes any text");
         }
         case.opened = Opened::Options(options);
     } else if named {
@@ -186,7 +186,7 @@ fn rules(draw: &mut Prng, events: &[&str], bytes: u64, edges: Edges) -> String {
 }
 
 fn pair(text: &mut String, key: &str, value: impl Display) {
-    text.push_str(&format!("{key} = \"{value}\"\n"));
+    writeln!(text, "{key} = \"{value}\"").expect("a string takes any text");
 }
 
 /// Limits that go together.

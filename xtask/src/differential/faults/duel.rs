@@ -11,8 +11,10 @@ use super::case::{Case, IMAGE, Kind, Opened, RULES};
 
 /// What QEMU says of caches that it cannot write back when it closes an image.
 const CACHE_WORDS: &str = "qemu-io: Failed to flush the ";
+/// How a check ends that finds leaks and nothing else.
+const LEAKS: Option<i32> = Some(3);
 /// So long a program may take; a case takes milliseconds.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// What the programs of a side said and left.
 struct Left {
@@ -210,7 +212,6 @@ fn compare_images(
     if case.image != Kind::Raw {
         let [by_qemu, here] = [theirs, ours].map(|folder| check(arena, folder));
         let (by_qemu, here) = (by_qemu?, here?);
-        const LEAKS: Option<i32> = Some(3);
         let same = |code| {
             if case.leaks && code == LEAKS {
                 Some(0)
