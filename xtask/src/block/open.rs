@@ -381,49 +381,59 @@ impl Opener<'_> {
                     ..below
                 })
             }
-            FileSpec::Blkverify { raw, test } => {
-                let raw = self.open_file(raw, access)?;
-                raw.claim(claims::claim(
-                    Role::Image(Format::Raw),
-                    access,
-                    &self.opening,
-                ))?;
-                let test = self.open_file(test, access)?;
-                let spec = FileSpec::Blkverify {
-                    raw: Box::new(raw.spec.clone()),
-                    test: Box::new(test.spec.clone()),
-                };
-                let (test, reference) = (test.port.device(), raw.port.device());
-                let verify = Verify::new(test, reference, end_with);
-                Ok(FileNode {
-                    spec,
-                    port: Port::new(Rc::new(verify.clone())),
-                    below: Some(Below::Blkverify(verify)),
-                    ..raw
-                })
-            }
-            FileSpec::Image(image) => {
-                let depth = std::mem::replace(&mut self.opening.depth, Depth::Chain);
-                let node = self.open(image);
-                self.opening.depth = depth;
-                let node = node?;
-                let found = Spec {
-                    format: Some(node.format),
-                    ..image.as_ref().clone()
-                };
-                let (path, filter) = (node.file.path.clone(), node.file.filter.clone());
-                let port = Port::new(Rc::new(ImageDevice::new(node)));
-                Ok(FileNode {
-                    spec: FileSpec::Image(Box::new(found)),
-                    path,
-                    // The image claimed what it needs.
-                    claims: None,
-                    filter,
-                    below: Some(Below::Image(port.clone())),
-                    port,
-                })
-            }
+            FileSpec::Blkverify { raw, test } => self.open_verified(raw, test, access),
+            FileSpec::Image(image) => self.open_beneath(image, access),
         }
+    }
+
+    /// Opens an image and the raw file that it is compared with.
+    fn open_verified(
+        &mut self,
+        raw: &FileSpec,
+        test: &FileSpec,
+        access: Access,
+    ) -> Result<FileNode, Failure> {
+        let raw = self.open_file(raw, access)?;
+        let role = Role::Image(Format::Raw);
+        raw.claim(claims::claim(role, access, &self.opening))?;
+        let test = self.open_file(test, access)?;
+        let spec = FileSpec::Blkverify {
+            raw: Box::new(raw.spec.clone()),
+            test: Box::new(test.spec.clone()),
+        };
+        let (test, reference) = (test.port.device(), raw.port.device());
+        let verify = Verify::new(test, reference, end_with);
+        Ok(FileNode {
+            spec,
+            port: Port::new(Rc::new(verify.clone())),
+            below: Some(Below::Blkverify(verify)),
+            ..raw
+        })
+    }
+
+    /// Opens an image that a filter stands before.
+    fn open_beneath(&mut self, image: &Spec, access: Access) -> Result<FileNode, Failure> {
+        let before = self.opening.clone();
+        self.opening.depth = Depth::Chain;
+        self.opening.access = access;
+        let opened = self.open(image);
+        self.opening = before;
+        let node = opened?;
+        let found = Spec {
+            format: Some(node.format),
+            ..image.clone()
+        };
+        let (path, filter) = (node.file.path.clone(), node.file.filter.clone());
+        let port = Port::new(Rc::new(ImageDevice::new(node)));
+        Ok(FileNode {
+            spec: FileSpec::Image(Box::new(found)),
+            path,
+            // The image claimed what it needs.
+            claims: None,
+            filter,
+            below: Some(Below::Image(port.clone())),
+            port,
+        })
     }
 
     /// Opens the file of guest data, where that is another.

@@ -255,18 +255,8 @@ fn children_of(file: &FileSpec, len_bytes: u64) -> Json {
             ("file", members)
         }
         FileSpec::Blkverify { raw, test } => {
-            let below = |file: &FileSpec, name| {
-                let below = children_of(file, file_bytes(file.path()));
-                rename_only_child(below, name)
-            };
-            let mut children = Vec::new();
-            for child in [below(test, "test"), below(raw, "raw")] {
-                if let Json::List(items) = child {
-                    children.extend(items);
-                }
-            }
             let members = vec![
-                ("children", Json::List(children)),
+                ("children", verified_children(raw, test)),
                 ("virtual-size", len_bytes.next_multiple_of(512).into()),
                 ("filename", file.filename().into()),
                 ("format", "blkverify".into()),
@@ -295,6 +285,18 @@ fn children_of(file: &FileSpec, len_bytes: u64) -> Json {
         ("name", name.into()),
         ("info", Json::Object(info)),
     ])])
+}
+
+/// The image and the raw file that blkverify compares.
+fn verified_children(raw: &FileSpec, test: &FileSpec) -> Json {
+    let mut children = Vec::new();
+    for (file, name) in [(test, "test"), (raw, "raw")] {
+        let child = children_of(file, file_bytes(file.path()));
+        if let Json::List(items) = rename_only_child(child, name) {
+            children.extend(items);
+        }
+    }
+    Json::List(children)
 }
 
 /// The length of a local file; of one that is gone meanwhile, nothing.
