@@ -127,15 +127,6 @@ fn what_is_wrong_is_told_with_its_line_and_the_nearest_name() {
             "[inject-error]\nevent = \"none\"\ndelay-ns = \"1\"",
             "Invalid parameter 'delay-ns' (line 3: QEMU has it since 10.0.13, and no request takes time here)",
         ),
-        // Keys and numbers are looked at before events, and errors before transitions.
-        (
-            "[inject-error]\nevent = \"bogus\"\n[set-state]\nstate = \"x\"",
-            "Parameter 'state' expects a number (line 4)",
-        ),
-        (
-            "[set-state]\n[inject-error]\nevent = \"bogus\"\n",
-            "invalid parameter value: bogus (line 3)",
-        ),
     ] {
         assert_eq!(
             Config::of_file(text).unwrap_err().to_string(),
@@ -143,6 +134,10 @@ fn what_is_wrong_is_told_with_its_line_and_the_nearest_name() {
             "{text}"
         );
     }
+}
+
+#[test]
+fn names_of_sections_are_identifiers_and_differ() {
     assert!(
         Config::of_file("[set-state \"a\"]\nevent = \"none\"\n[set-state]\nid = \"a\"\n").is_err()
     );
@@ -167,4 +162,24 @@ fn only_a_near_name_is_offered() {
     );
     assert_eq!(nearest("write", events()), None);
     assert_eq!(nearest("", events()), None);
+}
+
+#[test]
+fn keys_and_numbers_are_looked_at_before_events_and_errors_before_transitions() {
+    for (text, says) in [
+        (
+            "[inject-error]\nevent = \"bogus\"\n[set-state]\nstate = \"x\"",
+            "Parameter 'state' expects a number (line 4)",
+        ),
+        (
+            "[set-state]\n[inject-error]\nevent = \"bogus\"\n",
+            "invalid parameter value: bogus (line 3)",
+        ),
+    ] {
+        assert_eq!(
+            Config::of_file(text).unwrap_err().to_string(),
+            says,
+            "{text}"
+        );
+    }
 }
