@@ -437,3 +437,27 @@ fn questions_what_is_there_have_rules_of_their_own() {
     assert_eq!(asking.ask_status(0, 1024), Err(Cause::IO));
     assert_eq!(write(&port, Event::None), Ok(()));
 }
+
+#[test]
+fn a_write_whose_edges_cannot_be_read_fails_and_changes_nothing() {
+    let limits = BlockLimits {
+        align: 4096,
+        ..BlockLimits::default()
+    };
+    for event in [
+        "pwritev_rmw_head",
+        "pwritev_rmw_tail",
+        "pwritev_rmw_after_head",
+    ] {
+        let text =
+            format!("[inject-error]\nevent = \"{event}\"\niotype = \"read\"\nonce = \"on\"\n");
+        let (_, port, _) = limited(&text, limits);
+        let at = || port.at(Event::WriteAio);
+        drive(at().write(0, vec![1; 12288])).unwrap().unwrap();
+        // Two units apart, so that each edge has a read of its own.
+        let written = drive(at().write(100, vec![2; 10000])).unwrap();
+        assert_eq!(written.unwrap_err().cause, Cause::IO, "{event}");
+        let held = drive(at().read(0, 12288)).unwrap().unwrap();
+        assert!(held.iter().all(|byte| *byte == 1), "{event}");
+    }
+}

@@ -165,6 +165,12 @@ impl BlkdebugOptions {
         }
     }
 
+    /// Whether the caller wants to be known as one that writes.
+    pub(crate) fn takes_writing(&self) -> bool {
+        let writing = [Permission::Write, Permission::WriteUnchanged];
+        self.take.0 & Permissions::of(&writing).0 != 0
+    }
+
     /// A claim, and what the caller wants claimed besides.
     pub(crate) fn claim(&self, claim: Claim) -> Claim {
         Claim {
@@ -303,7 +309,10 @@ mod tests {
         let options = taken(
             "take-child-perms.0=resize,unshare-child-perms.0=write,unshare-child-perms.1=resize",
         );
-        let claim = options.unwrap().claim(Claim::READER);
+        let options = options.unwrap();
+        assert!(!options.takes_writing());
+        assert!(taken("take-child-perms.0=write").unwrap().takes_writing());
+        let claim = options.claim(Claim::READER);
         assert_eq!(claim.uses, [Permission::ConsistentRead, Permission::Resize]);
         assert_eq!(claim.refuses, [Permission::Write, Permission::Resize]);
         assert!(refused("take-child-perms.0=wrte").contains("did you mean 'write'?"));

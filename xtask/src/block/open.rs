@@ -369,6 +369,9 @@ impl Opener<'_> {
             }
             FileSpec::Blkdebug { options, below } => {
                 let rules = all_rules(options)?;
+                if access == Access::ReadOnly && options.takes_writing() {
+                    return Err(Failure::new("Block node is read-only"));
+                }
                 let below = self.open_file(below, access)?;
                 let filter = Filter::new(below.port.device(), rules, options.limits, |notice| {
                     print(&format!("{notice}\n"));

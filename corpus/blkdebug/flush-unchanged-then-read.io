@@ -1,0 +1,3 @@
+@with -f raw -t writeback
+read 0 512
+flush
