@@ -9,6 +9,7 @@ pub mod contract;
 pub mod disks;
 pub mod filter;
 pub mod layer;
+pub mod log_writes;
 pub mod mask;
 pub mod record;
 pub mod rule;
