@@ -7,6 +7,7 @@ pub mod crash;
 pub mod exhaust;
 pub mod guest;
 pub mod guide;
+pub mod logged;
 pub mod malformed;
 pub mod minimise;
 pub mod oracle;

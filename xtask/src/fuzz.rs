@@ -69,7 +69,7 @@ pub(crate) enum Format {
     Qcow2,
 }
 
-fn parse_contract(name: &str) -> Result<Contract, String> {
+pub(crate) fn parse_contract(name: &str) -> Result<Contract, String> {
     Contract::from_name(name).ok_or_else(|| {
         let names: Vec<&str> = Contract::ALL
             .iter()

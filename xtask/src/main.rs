@@ -17,6 +17,7 @@ mod fuzz;
 mod img;
 mod io;
 mod iotests;
+mod log;
 mod malformed;
 mod minimise;
 mod mutants;
@@ -68,6 +69,7 @@ enum Command {
     Bench(bench::Bench),
     Differential(differential::Differential),
     Iotests(iotests::Iotests),
+    Log(log::LogCommand),
     Ci(ci::Ci),
     /// qemu-img's commands, with its words and exit codes: `img --help` lists them
     #[command(disable_help_flag = true)]
@@ -157,6 +159,7 @@ fn main() -> ExitCode {
         Command::Bench(bench) => bench.run(),
         Command::Differential(differential) => differential.run(),
         Command::Iotests(iotests) => iotests.run(),
+        Command::Log(log) => log.run(),
         Command::Ci(ci) => ci.run(),
         Command::Img | Command::Io => unreachable!("these read their own arguments"),
     };

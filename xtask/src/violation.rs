@@ -82,7 +82,7 @@ fn size(reduced: &Reduced) -> String {
 }
 
 /// A text as a part of a file's name.
-fn plain(text: &str) -> String {
+pub(crate) fn plain(text: &str) -> String {
     let keep = |character: char| {
         if character.is_ascii_alphanumeric() {
             character
