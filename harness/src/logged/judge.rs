@@ -6,7 +6,7 @@ use engine::qcow2::OpenOptions;
 
 use super::versions::{Versions, Window};
 use crate::guest::{Content, Expectation, Ledger, Level};
-use crate::oracle::view::{Backing, GuestView};
+use crate::oracle::view::{Backing, GuestView, merge};
 use crate::oracle::{Judge, Judgement, Verdict, Witness};
 use crate::subject::EngineSubject;
 use crate::workload::ops::Moment;
@@ -84,11 +84,7 @@ impl<'a> Bench<'a> {
     /// Judges a version itself, and reads all of its disk.
     pub fn judge_version(&mut self, version: usize) -> Judged {
         let found = self.versions.witness(version);
-        let view = GuestView::new(&found.image, &found.report, self.backing);
-        let content = view.map_or_else(Content::zeroes, |view| {
-            let sectors = view.virtual_bytes() / 512;
-            view.content(view.mapped_sectors().filter(|range| range.end <= sectors))
-        });
+        let content = whole_disk(&found, self.backing);
         let ledger = start_with(&found, content, self.backing);
         let judgement = self
             .judge_of(None)
@@ -124,8 +120,12 @@ impl<'a> Bench<'a> {
         )
     }
 
-    /// The history that begins with what an image shows; only what is not as at the floor is looked at.
+    /// The history that begins with what an image shows. Only what is not as at the floor is looked at, unless there are
+    /// snapshots: with these, what the disk shows is judged everywhere.
     fn ledger(&self, found: &Witness, window: Window) -> Ledger {
+        if !found.report.snapshots.is_empty() {
+            return start_with(found, whole_disk(found, self.backing), self.backing);
+        }
         let clusters = self.versions.changed_clusters(found, window.floor);
         let view = GuestView::new(&found.image, &found.report, self.backing);
         let content = view.map_or_else(Content::zeroes, |view| view.content(clusters));
@@ -161,4 +161,16 @@ fn start_with(found: &Witness, content: Content, backing: Option<&Backing>) -> L
     let bytes = found.report.layout.map_or(0, |layout| layout.virtual_bytes);
     let ledger = Ledger::from_start(content, Content::zeroes(), bytes, past, &[]);
     ledger.with_bitmaps(&found.report.bitmaps)
+}
+
+/// All that the guest's disk shows.
+fn whole_disk(found: &Witness, backing: Option<&Backing>) -> Content {
+    let view = GuestView::new(&found.image, &found.report, backing);
+    view.map_or_else(Content::zeroes, |view| {
+        let sectors = view.virtual_bytes() / 512;
+        // What lies beneath may show anywhere.
+        let everywhere = backing.map(|_| 0..sectors);
+        let ranges: Vec<_> = view.mapped_sectors().chain(everywhere).collect();
+        view.content(merge(ranges, sectors))
+    })
 }
