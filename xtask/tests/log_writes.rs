@@ -219,14 +219,36 @@ struct Workload {
 }
 
 const PLAIN: &[&str] = &[
-    "write -P 1 0 32k", "flush", "write -P 2 8k 8k", "aio_write -P 3 64k 4k", "aio_write -P 4 72k 1k", "aio_flush", "flush",
-    "write -z 8k 8k", "write -P 6 1k 1k", "write -P 7 200k 300",
+    "write -P 1 0 32k",
+    "flush",
+    "write -P 2 8k 8k",
+    "aio_write -P 3 64k 4k",
+    "aio_write -P 4 72k 1k",
+    "aio_flush",
+    "flush",
+    "write -z 8k 8k",
+    "write -P 6 1k 1k",
+    "write -P 7 200k 300",
 ];
 
-const PACKED: &[&str] = &["write -P 1 0 8k", "flush", "write -c -P 2 32k 4k", "write -c -P 3 36k 4k", "write -P 4 36k 1k", "flush"];
+const PACKED: &[&str] = &[
+    "write -P 1 0 8k",
+    "flush",
+    "write -c -P 2 32k 4k",
+    "write -c -P 3 36k 4k",
+    "write -P 4 36k 1k",
+    "flush",
+];
 
 const WORKLOADS: &[Workload] = &[
-    Workload { create: "cluster_size=4k", open: "cache.direct=off", log: "", commands: PACKED, explore: &[], code: 0 },
+    Workload {
+        create: "cluster_size=4k",
+        open: "cache.direct=off",
+        log: "",
+        commands: PACKED,
+        explore: &[],
+        code: 0,
+    },
     Workload {
         create: "cluster_size=4k",
         open: "cache.direct=off",
@@ -414,11 +436,19 @@ fn snapshots_that_qemu_img_takes_are_explored() {
     );
     // QEMU raises the refcounts before it takes back what the tables claim, and calls that an error itself.
     holds(path, &[], 1);
-    let left = fs::read_dir(path.join("reports")).unwrap().map(|entry| entry.unwrap().path());
-    let left: Vec<PathBuf> = left.filter(|path| path.to_str().unwrap().contains("false-copied")).collect();
+    let left = fs::read_dir(path.join("reports"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path());
+    let left: Vec<PathBuf> = left
+        .filter(|path| path.to_str().unwrap().contains("false-copied"))
+        .collect();
     assert!(!left.is_empty());
     for image in left {
-        let check = Command::new("qemu-img").args(["check", "-f", "qcow2"]).arg(image).output().unwrap();
+        let check = Command::new("qemu-img")
+            .args(["check", "-f", "qcow2"])
+            .arg(image)
+            .output()
+            .unwrap();
         assert_eq!(check.status.code(), Some(2), "{}", text(&check.stdout));
     }
 }
