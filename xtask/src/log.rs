@@ -46,7 +46,7 @@ struct Info {
     log: PathBuf,
     /// Print every entry
     #[arg(long)]
-    entries: bool,
+    list: bool,
 }
 
 /// Write what a trace records, or a log, as a log.
@@ -189,7 +189,7 @@ impl Info {
         let mut marks: Vec<String> = Vec::new();
         let (mut data_bytes, mut disk_bytes) = (0, 0);
         let mut entries = log.entries();
-        while let Some(read) = entries.next() {
+        for read in entries.by_ref() {
             let (place, entry) = read.map_err(|error| refuse(&error))?;
             let flags = [
                 Flags::FLUSH,
@@ -205,7 +205,7 @@ impl Info {
             if place.data_bytes > 0 {
                 disk_bytes = (entry.sector + entry.sector_count).max(disk_bytes);
             }
-            if self.entries {
+            if self.list {
                 let name = entry.name();
                 let name = if name.is_empty() {
                     name
@@ -386,27 +386,10 @@ impl Taking {
 
 impl Import {
     fn run(&self) -> Result<Ending, Refusal> {
-        let refuse = about(&self.log);
         let mut how = self.taking.how();
         if let Some(mark) = &self.mark {
-            let log = open(&self.log)?;
-            let named = |read: &Result<_, _>| {
-                let Ok((_, entry)): &Result<(_, blkdebug::log_writes::Logged), _> = read else {
-                    return true;
-                };
-                entry.flags.has(Flags::MARK) && entry.name() == *mark
-            };
-            match log.entries().find(named) {
-                Some(Ok((place, _))) => {
-                    how.entries = Some(place.index.min(how.entries.unwrap_or(u64::MAX)))
-                }
-                Some(Err(error)) => return Err(refuse(&error)),
-                None => {
-                    return Err(refuse(&format!(
-                        "there is no mark `{mark}`; `log info` lists the marks"
-                    )));
-                }
-            }
+            let before = self.find(mark)?;
+            how.entries = Some(before.min(how.entries.unwrap_or(u64::MAX)));
         }
         let imported = self.taking.take(&self.log, &how)?;
         save(&imported.finished(), &self.to)?;
@@ -416,6 +399,20 @@ impl Import {
             imported.entries
         );
         Ok(Ending::Clean)
+    }
+
+    /// How many entries stand in front of the first mark of this name.
+    fn find(&self, mark: &str) -> Result<u64, Refusal> {
+        let refuse = about(&self.log);
+        for read in open(&self.log)?.entries() {
+            let (place, entry) = read.map_err(|error| refuse(&error))?;
+            if entry.flags.has(Flags::MARK) && entry.name() == mark {
+                return Ok(place.index);
+            }
+        }
+        Err(refuse(&format!(
+            "there is no mark `{mark}`; `log info` lists the marks"
+        )))
     }
 }
 

@@ -71,7 +71,7 @@ fn have_qemu() -> bool {
 #[test]
 fn a_log_is_told_of() {
     let folder = folder("qemu-discard");
-    let told = ends(folder.path(), &["info", "log", "--entries"], 0);
+    let told = ends(folder.path(), &["info", "log", "--list"], 0);
     for line in [
         "sector            512 bytes",
         "entries           21",

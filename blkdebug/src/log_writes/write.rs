@@ -55,7 +55,7 @@ pub enum CopyError {
 pub fn copy<S: Source>(log: &Log<S>, out: &mut impl Write) -> Result<(), CopyError> {
     out.write_all(&log.head().encode())?;
     let mut entries = log.entries();
-    while let Some(read) = entries.next() {
+    for read in entries.by_ref() {
         let (place, entry) = read?;
         out.write_all(&entry.encode(log.head().sector))?;
         transfer(log, place.data, place.data + place.data_bytes, out)?;

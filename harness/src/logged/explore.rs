@@ -11,6 +11,7 @@ use super::versions::Versions;
 use crate::campaign::Proceed;
 use crate::crash::explain::{Explanation, Failing, Relation, explain};
 use crate::crash::explore::{Budget, Explorer};
+use crate::crash::footprint::Footprint;
 use crate::crash::state::{CrashState, Survivors};
 use crate::guest::Level;
 use crate::oracle::view::Backing;
@@ -125,11 +126,11 @@ pub fn explore(
     let all = Versions::of(&imported.recording, plan.backing);
     let unborn = birth(imported, &all)?;
     if unborn == 0 {
-        return go_through(imported, &all, plan, proceed);
+        return Ok(go_through(imported, &all, plan, proceed));
     }
-    let later = imported.from_request(unborn, all.image(unborn).clone());
+    let later = imported.beginning_at(unborn, all.image(unborn).clone());
     let versions = Versions::of(&later.recording, plan.backing);
-    let explored = go_through(&later, &versions, plan, proceed)?;
+    let explored = go_through(&later, &versions, plan, proceed);
     Ok(Explored { unborn, ..explored })
 }
 
@@ -162,7 +163,7 @@ fn go_through(
     versions: &Versions<'_>,
     plan: &Plan<'_>,
     proceed: &mut dyn FnMut(&Progress) -> Proceed,
-) -> Result<Explored, Unexplorable> {
+) -> Explored {
     let mut exploration = Exploration {
         imported,
         versions,
@@ -182,7 +183,7 @@ fn go_through(
         ..
     } = exploration;
     explored.digest = digest.digest128();
-    Ok(explored)
+    explored
 }
 
 struct Exploration<'a> {
@@ -257,7 +258,7 @@ impl Exploration<'_> {
         let before = self.explored.progress;
         while let Some(state) = explorer.next() {
             let cut = state.cut;
-            let footprint = self.visit(state);
+            let footprint = self.visit(&state);
             if !explorer.learn(footprint) {
                 let how = format!(
                     "at moment {} a state that others stand for was judged by other sectors",
@@ -278,14 +279,14 @@ impl Exploration<'_> {
     }
 
     /// Judges a state, and what may come after it; says what its verdict hangs on.
-    fn visit(&mut self, state: CrashState) -> Option<crate::crash::footprint::Footprint> {
+    fn visit(&mut self, state: &CrashState) -> Option<Footprint> {
         let image = state.disks.image().clone();
         let judged = self.bench.judge(image.clone(), state.cut);
         let survived = judged.verdict.survived();
         if let Verdict::Violated(violation) = &judged.verdict
             && !self.is_known(violation)
         {
-            let finding = self.tell(violation.clone(), &state);
+            let finding = self.tell(violation.clone(), state);
             self.explored.findings.push(finding);
         }
         self.settle(state.hash, judged.verdict.clone(), |violation| Finding {
@@ -303,10 +304,10 @@ impl Exploration<'_> {
         }
         self.survived += 1;
         if repaired && (self.explored.progress.repairs - 1).is_multiple_of(REPAIR_EVERY) {
-            self.interrupt(&judged, &state);
+            self.interrupt(&judged, state);
         }
         if (self.survived - 1).is_multiple_of(SERVE_EVERY) {
-            self.serve(&judged, &state);
+            self.serve(&judged, state);
         }
         judgement.footprint()
     }
@@ -334,8 +335,8 @@ impl Exploration<'_> {
                     continue;
                 };
                 self.explored.progress.nested += 1;
-                let survivors = self.lines(self.recording(), &outer.survivors);
-                let inner = self.lines(recording, &state.survivors);
+                let survivors = lines(self.recording(), &outer.survivors);
+                let inner = lines(recording, &state.survivors);
                 let cut = format!("{}, and again inside the repair", self.place(outer.cut));
                 self.settle(state.hash, again.verdict, |violation| Finding {
                     violation,
@@ -353,7 +354,7 @@ impl Exploration<'_> {
             return;
         };
         self.explored.progress.served += 1;
-        let survivors = self.lines(self.recording(), &state.survivors);
+        let survivors = lines(self.recording(), &state.survivors);
         let cut = format!("{}, and work went on", self.place(state.cut));
         let image = state.disks.image().clone();
         self.settle(state.hash, verdict, |violation| Finding {
@@ -392,7 +393,7 @@ impl Exploration<'_> {
             violation,
             sentence: (relation != Relation::Anyhow).then(|| by_entry(&relation.to_string())),
             cut: self.place(state.cut),
-            survivors: self.lines(self.recording(), &state.survivors),
+            survivors: lines(self.recording(), &state.survivors),
             image,
         }
     }
@@ -410,14 +411,6 @@ impl Exploration<'_> {
             }
             Some(last) => format!("power lost while entry {} was under way", self.number(last)),
         }
-    }
-
-    fn lines(&self, recording: &Recording, survivors: &Survivors) -> Vec<String> {
-        survivors
-            .describe(recording)
-            .lines()
-            .map(by_entry)
-            .collect()
     }
 
     fn is_known(&self, violation: &Violation) -> bool {
@@ -453,6 +446,12 @@ impl Exploration<'_> {
             Verdict::HarnessBroken(how) => keep(&mut self.explored.broken, how),
         }
     }
+}
+
+/// What became of each volatile request.
+fn lines(recording: &Recording, survivors: &Survivors) -> Vec<String> {
+    let text = survivors.describe(recording);
+    text.lines().map(by_entry).collect()
 }
 
 /// A text about requests that nobody made for any event: their numbers are those of the log's entries.

@@ -264,7 +264,7 @@ pub(super) fn apply(image: &mut PageImage, op: &RecordedOp) {
 
 impl Imported {
     /// The same from request number `first` on, on a disk that holds `base` by then.
-    pub(super) fn from_request(&self, first: usize, base: PageImage) -> Self {
+    pub(super) fn beginning_at(&self, first: usize, base: PageImage) -> Self {
         let entries = self.recording.entries[first..].iter().cloned().enumerate();
         let entries: Vec<Entry> = entries
             .map(|(index, entry)| Entry {

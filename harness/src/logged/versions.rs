@@ -37,7 +37,7 @@ pub struct Versions<'a> {
     recording: &'a Recording,
     backing: Option<&'a Backing>,
     /// The first is what the recording begins with, and each of the others is behind one more request.
-    versions: Vec<Version>,
+    all: Vec<Version>,
     /// By guest sector: from which version on it reads what.
     changes: BTreeMap<u64, Vec<(usize, SectorValue)>>,
 }
@@ -79,16 +79,16 @@ impl<'a> Versions<'a> {
             let before = versions.last().expect("there is a first");
             versions.push(before.next(image.clone(), &entry.op, backing));
         }
-        let mut all = Self {
+        let mut made = Self {
             recording,
             backing,
-            versions,
+            all: versions,
             changes: BTreeMap::new(),
         };
-        for index in 1..all.versions.len() {
-            all.note_changes(index);
+        for index in 1..made.all.len() {
+            made.note_changes(index);
         }
-        all
+        made
     }
 
     /// Takes note of the guest sectors that read something else than in the version before.
@@ -107,17 +107,17 @@ impl<'a> Versions<'a> {
 
     /// How many there are.
     pub fn count(&self) -> usize {
-        self.versions.len()
+        self.all.len()
     }
 
     /// The bytes of a version.
     pub fn image(&self, version: usize) -> &PageImage {
-        &self.versions[version].image
+        &self.all[version].image
     }
 
     /// A version with its walk.
     pub fn witness(&self, version: usize) -> Witness {
-        let Version { image, report, .. } = &self.versions[version];
+        let Version { image, report, .. } = &self.all[version];
         Witness {
             image: image.clone(),
             report: (**report).clone(),
@@ -126,13 +126,13 @@ impl<'a> Versions<'a> {
 
     /// Whether a version is an image that can be gone on from: it was not yet one, perhaps, when the log began.
     pub fn is_image(&self, version: usize) -> bool {
-        let report = &self.versions[version].report;
+        let report = &self.all[version].report;
         report.layout.is_some() && report.finding_count == 0 && !report.corrupt()
     }
 
     /// Why nothing can be said of an image like this version, if so.
     pub fn beyond_reach(&self, version: usize) -> Option<&'static str> {
-        let report = &self.versions[version].report;
+        let report = &self.all[version].report;
         let layout = report.layout?;
         if layout.encryption != 0 {
             return Some("the image is encrypted, and what a guest sees of it is not known");
@@ -146,7 +146,7 @@ impl<'a> Versions<'a> {
     }
 
     fn view(&self, version: usize) -> Option<GuestView<'_>> {
-        let Version { image, report, .. } = &self.versions[version];
+        let Version { image, report, .. } = &self.all[version];
         GuestView::new(image, report, self.backing)
     }
 
@@ -199,7 +199,7 @@ impl<'a> Versions<'a> {
             miss.level == Level::Lost || accept.is_none_or(|mild| miss.level > mild)
         });
         if let Some(worst) = misses.iter().map(|miss| miss.level).max() {
-            return Some(self.explain(worst, &misses, window));
+            return Some(Self::explain(worst, &misses, window));
         }
         self.check_snapshots(found, window)
     }
@@ -279,26 +279,23 @@ impl<'a> Versions<'a> {
             }
             tried.push(host);
             let born = self.born(host, sector, version);
-            let entries = &self.recording.entries;
-            let written = entries[born..window.last]
-                .iter()
-                .zip(born + 1..window.last + 1);
-            for (entry, behind) in written.rev() {
-                let sectors = entry.op.sectors();
+            for index in (born..window.last).rev() {
+                let op = &self.recording.entries[index].op;
+                let sectors = op.sectors();
                 if !sectors.contains(&host) {
                     continue;
                 }
-                let index = usize::try_from(host - sectors.start)
+                let place = usize::try_from(host - sectors.start)
                     .expect("a request's sectors can be counted");
-                let value = match entry.op.content(index) {
+                let value = match op.content(place) {
                     SectorContent::Zero => SectorValue::Zero,
                     SectorContent::Bytes(bytes, _) => identify(bytes),
                 };
                 if value == wanted {
                     return true;
                 }
-                // What this one replaced is durable no more.
-                if behind <= window.floor {
+                // What this one replaced is not there any more, whatever is lost.
+                if index < window.floor {
                     break;
                 }
             }
@@ -309,7 +306,7 @@ impl<'a> Versions<'a> {
     /// Behind which version nothing else had this sector of the file, up to `version`, which has the guest's sector there.
     fn born(&self, host: u64, sector: u64, version: usize) -> usize {
         let is_elsewhere = |earlier: &usize| {
-            let used = is_within(&self.versions[*earlier].report.referred, host);
+            let used = is_within(&self.all[*earlier].report.referred, host);
             used && self.host_sector(*earlier, sector) != Some(host)
         };
         (0..version).rev().find(is_elsewhere).unwrap_or(0)
@@ -317,7 +314,7 @@ impl<'a> Versions<'a> {
 
     /// Where a version has a guest sector as it is, and not packed.
     fn host_sector(&self, version: usize, sector: u64) -> Option<u64> {
-        let report = &self.versions[version].report;
+        let report = &self.all[version].report;
         let unit = report.layout?.cluster_sectors();
         let cluster = sector / unit;
         let index = report
@@ -341,16 +338,13 @@ impl<'a> Versions<'a> {
     fn check_snapshots(&self, found: &Witness, window: Window) -> Option<Violation> {
         let snapshots = snapshots(found, self.backing);
         let mut versions = window.floor..=window.last;
-        if versions.any(|version| *self.versions[version].snapshots == snapshots) {
+        if versions.any(|version| *self.all[version].snapshots == snapshots) {
             return None;
         }
         let names = |snapshots: &[Snapshot]| -> Vec<String> {
             snapshots.iter().map(|(name, ..)| name.clone()).collect()
         };
-        let (found, before) = (
-            names(&snapshots),
-            names(&self.versions[window.floor].snapshots),
-        );
+        let (found, before) = (names(&snapshots), names(&self.all[window.floor].snapshots));
         let line = format!(
             "the snapshots {found:?}, with what they hold, are those of no moment since the last flush, when there were {before:?}"
         );
@@ -362,7 +356,7 @@ impl<'a> Versions<'a> {
         ))
     }
 
-    fn explain(&self, worst: Level, misses: &[Miss], window: Window) -> Violation {
+    fn explain(worst: Level, misses: &[Miss], window: Window) -> Violation {
         let line = |miss: &Miss| {
             let legal: Vec<String> = miss.legal.iter().map(ToString::to_string).collect();
             let since = match miss.legal.as_slice() {
@@ -444,33 +438,25 @@ fn differences<'v>(
 ) -> impl Iterator<Item = u64> + 'v {
     let end = before.virtual_bytes().max(after.virtual_bytes()) / 512;
     let common = before.virtual_bytes().min(after.virtual_bytes()) / 512;
-    let mapped = before
-        .mapped_sectors()
-        .chain(after.mapped_sectors())
-        .chain([common..end]);
-    merge(mapped.collect(), end)
-        .into_iter()
-        .flat_map(move |range| {
-            let mut at = range.start;
-            std::iter::from_fn(move || {
-                while at < range.end.min(common) {
-                    let next = before.difference(after, at..range.end.min(common));
-                    let Some(difference) = next else {
-                        at = range.end.min(common);
-                        break;
-                    };
-                    at = difference.sector + 1;
-                    return Some(difference.sector);
+    let both = before.mapped_sectors().chain(after.mapped_sectors());
+    let mapped = both.chain(std::iter::once(common..end)).collect();
+    merge(mapped, end).into_iter().flat_map(move |range| {
+        let mut at = range.start;
+        let shared = range.end.min(common);
+        std::iter::from_fn(move || {
+            if at < shared {
+                let next = before.difference(after, at..shared);
+                at = next.map_or(shared, |difference| difference.sector + 1);
+                if next.is_some() {
+                    return Some(at - 1);
                 }
-                while at < range.end {
-                    at += 1;
-                    if value(before, at - 1) != value(after, at - 1) {
-                        return Some(at - 1);
-                    }
-                }
-                None
-            })
+            }
+            let mut rest = at..range.end;
+            let found = rest.find(|sector| value(before, *sector) != value(after, *sector));
+            at = rest.start;
+            found
         })
+    })
 }
 
 /// What a guest sector reads; zeroes beyond the end.
