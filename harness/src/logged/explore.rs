@@ -104,7 +104,9 @@ pub struct Finding {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unexplorable {
     /// Never is there an image.
-    #[error("the log never comes to a sound qcow2 image that is durable{0}")]
+    #[error(
+        "the log never comes to a sound qcow2 image that is durable (--base says what the disk held before){0}"
+    )]
     NoImage(String),
     /// The image is of a kind that is not gone into.
     #[error("{0}")]
@@ -134,13 +136,16 @@ pub fn explore(
     Ok(Explored { unborn, ..explored })
 }
 
-/// Behind how many requests there is a sound image that is durable.
+/// Behind how many requests there is a sound image that is durable. One that was made by the log is not dirty: a dirty bit
+/// would excuse that most of an image is missing whose start nobody gave.
 fn birth(imported: &Imported, versions: &Versions<'_>) -> Result<usize, Unexplorable> {
     let entries = imported.recording.entries.iter().enumerate();
     let durable = entries.filter(|(_, entry)| entry.op.kind() == engine::device::OpKind::Flush);
     let mut candidates = std::iter::once(0).chain(durable.map(|(index, _)| index + 1));
     let born = candidates
-        .find(|version| versions.is_image(*version))
+        .find(|version| {
+            versions.is_image(*version) && (*version == 0 || !versions.is_dirty(*version))
+        })
         .ok_or_else(|| {
             let first = versions
                 .witness(versions.count() - 1)

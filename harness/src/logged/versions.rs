@@ -130,6 +130,11 @@ impl<'a> Versions<'a> {
         report.layout.is_some() && report.finding_count == 0 && !report.corrupt()
     }
 
+    /// Whether a version asks to be repaired as it is opened.
+    pub fn is_dirty(&self, version: usize) -> bool {
+        self.all[version].report.dirty()
+    }
+
     /// Why nothing can be said of an image like this version, if so.
     pub fn beyond_reach(&self, version: usize) -> Option<&'static str> {
         let report = &self.all[version].report;
