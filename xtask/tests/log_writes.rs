@@ -11,6 +11,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use blkdebug::log_writes::{Logged, SectorSize, SuperBlock, write_entry, write_super};
+
 fn xtask(folder: &Path, arguments: &[&str]) -> Output {
     let program = env!("CARGO_BIN_EXE_xtask");
     Command::new(program)
@@ -170,6 +172,38 @@ fn exploring_tells_of_violations_and_leaves_what_was_left() {
         says.contains("never comes to a sound qcow2 image"),
         "{says}"
     );
+}
+
+/// As `dmsetup message` sets one.
+#[test]
+fn a_log_is_put_on_a_disk_up_to_a_mark() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut log = Vec::new();
+    write_super(&mut log, &SuperBlock::new(3, SectorSize::SMALL)).unwrap();
+    for (entry, data) in [
+        (Logged::write(0, 1), vec![1; 512]),
+        (Logged::mark("here"), Vec::new()),
+        (Logged::write(0, 2), vec![2; 1024]),
+    ] {
+        write_entry(&mut log, SectorSize::SMALL, &entry, &data).unwrap();
+    }
+    fs::write(folder.path().join("log"), &log).unwrap();
+    let told = ends(folder.path(), &["info", "log"], 0);
+    assert!(told.contains("1 \"here\""), "{told}");
+    ends(
+        folder.path(),
+        &["import", "log", "disk", "--mark", "here"],
+        0,
+    );
+    assert_eq!(fs::read(folder.path().join("disk")).unwrap(), [1; 512]);
+    ends(folder.path(), &["import", "log", "disk"], 0);
+    assert_eq!(fs::read(folder.path().join("disk")).unwrap(), [2; 1024]);
+    let says = ends(
+        folder.path(),
+        &["import", "log", "disk", "--mark", "there"],
+        2,
+    );
+    assert!(says.contains("there is no mark `there`"), "{says}");
 }
 
 /// A recording of this project's own, with a defect planted: whoever reads its log alone finds it too.

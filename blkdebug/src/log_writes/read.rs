@@ -81,7 +81,7 @@ pub enum Problem {
     /// The file ends before the super block's sector does, or before an entry does that is counted.
     #[error(
         "the log is cut off: {what} should end at byte {end}, and the file has {len_bytes}; {whole} entries before it are \
-         whole (take those alone with --entries {whole})"
+         whole (`explore` and `import` take those alone with --entries {whole})"
     )]
     CutOff {
         /// What is not whole.
@@ -95,8 +95,8 @@ pub enum Problem {
     },
     /// An entry has flags of which it is not known what follows it.
     #[error(
-        "entry {index} has the flags {flags:#x}, of which only the lowest five bits are known; the {index} entries before it \
-         can be taken alone with --entries {index}"
+        "entry {index} has the flags {flags:#x}, of which only the lowest five bits are known; `explore` and \
+         `import` take the {index} entries before it alone with --entries {index}"
     )]
     Flags {
         /// Which entry.
@@ -119,8 +119,8 @@ pub enum Problem {
     },
     /// An entry is about sectors that no disk has.
     #[error(
-        "entry {index} is about {count} sectors from sector {sector} on, which no disk has; the {index} entries before it \
-         can be taken alone with --entries {index}"
+        "entry {index} is about {count} sectors from sector {sector} on, which no disk has; `explore` and \
+         `import` take the {index} entries before it alone with --entries {index}"
     )]
     Place {
         /// Which entry.

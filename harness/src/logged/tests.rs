@@ -91,6 +91,7 @@ fn qemus_logs_come_back_from_their_recordings() {
         "qemu-lazy-snapshot",
         "qemu-discard",
         "qemu-snapshots",
+        "qemu-lazy-reuse",
     ] {
         let (bytes, base) = corpus(name);
         let imported = imported(&bytes, base, Discards::Advice);
@@ -148,6 +149,15 @@ fn qemu_loses_flushed_data_beside_a_snapshot() {
     };
     let prefix = explore(&imported, &ordered, &mut |_| Proceed::GoOn).unwrap();
     assert_eq!(classes(&prefix), [""; 0]);
+}
+
+/// The same where the new cluster held other data of the guest's before, which it gave up: these show at another place.
+/// They were written to that cluster, but before it was taken.
+#[test]
+fn what_stood_in_a_cluster_before_it_was_taken_is_not_legal() {
+    let (bytes, base) = corpus("qemu-lazy-reuse");
+    let explored = explored(&imported(&bytes, base, Discards::Advice), &plan());
+    assert_eq!(classes(&explored), ["guest/stale-own/"]);
 }
 
 /// QEMU 10.0.2 gives host clusters up before the mapping that names them is gone. A file reads zeroes there then.
