@@ -106,8 +106,8 @@ pub enum Problem {
     },
     /// The name of a mark does not fit where it should stand.
     #[error(
-        "entry {index} is a mark with a name of {name_bytes} bytes, and a sector of this log has room for {room}; the \
-         {index} entries before it can be taken alone with --entries {index}"
+        "entry {index} is a mark with a name of {name_bytes} bytes, and a sector of this log has room for {room}; \
+         `explore` and `import` take the {index} entries before it alone with --entries {index}"
     )]
     Mark {
         /// Which entry.
