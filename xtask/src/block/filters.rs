@@ -237,9 +237,10 @@ fn section(kind: SectionKind, mut options: Options) -> Result<Section, Failure> 
     let mut section = Section::new(kind);
     while let Some(key) = options.first_key().map(str::to_owned) {
         let value = options.take(&key).unwrap_or_default();
-        section
-            .set(&key, &value)
-            .map_err(|bad| Failure(bad.to_string()))?;
+        section.set(&key, &value).map_err(|problem| {
+            let hint = problem.hint().map(|hint| format!(" ({hint})"));
+            Failure(format!("{problem}{}", hint.unwrap_or_default()))
+        })?;
     }
     Ok(section)
 }
