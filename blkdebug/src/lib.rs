@@ -4,9 +4,11 @@
 //! is the business of whoever made it. Everything here is single-threaded and deterministic; time is
 //! a counter ([`record::Clock`]) that the devices of a run share with its guest.
 
+pub mod class;
 pub mod config;
 pub mod contract;
 pub mod disks;
+pub mod fault;
 pub mod filter;
 pub mod layer;
 pub mod log_writes;

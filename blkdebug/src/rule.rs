@@ -1,14 +1,18 @@
-//! Which requests go wrong, and how.
+//! Which requests go wrong.
 //!
-//! A rule selects requests by event, kind, sector and state, and says what happens to them instead.
+//! A rule selects requests by event, kind, class, sector and state, by the operation of the guest on whose behalf they
+//! are made, by how many came before, and by chance; and says what happens to them instead ([`Fault`]).
 //! The state is QEMU's: it starts at 1, and a transition on an event changes it after the rules of
-//! that event were evaluated. A rule hits the requests that carry its event; QEMU's wider form, where
-//! an event arms a rule for whatever request follows, is that of [`crate::filter`].
+//! that event were evaluated. A rule hits the requests that carry its event. With [`Rule::after`] it hits those that
+//! follow an event, as QEMU's rules do: some events are raised where no request is due.
+//! QEMU's own form, where an event arms its rules anew and replaces what was armed, is that of [`crate::filter`].
 
-use engine::device::{Cause, Event, OpKind, Request, SECTOR_BYTES};
+use engine::device::{Event, OpKind, Request, SECTOR_BYTES};
 
-use crate::mask::{SectorMask, Shape};
-use crate::record::Effect;
+use crate::class::Class;
+use crate::disks::Disk;
+use crate::fault::Ruling;
+pub use crate::fault::{Fault, Tear, When};
 
 /// A state of the rules; transitions lead from one to another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -19,26 +23,6 @@ impl Default for State {
     fn default() -> Self {
         Self(1)
     }
-}
-
-/// What happens to a request instead of what was asked.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Fault {
-    /// It fails with this cause, and nothing of it happens.
-    Fail(Cause),
-    /// It is acknowledged, and nothing of it ever happens.
-    Drop,
-    /// It is acknowledged, and only some of its sectors ever happen.
-    Tear(Tear),
-}
-
-/// Which sectors of a torn request happen.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Tear {
-    /// Those of a shape.
-    Shape(Shape),
-    /// Exactly these, counted from the request's first; none beyond the mask's end.
-    Exact(SectorMask),
 }
 
 /// How often a rule hits.
@@ -54,20 +38,49 @@ pub enum Repeat {
 /// Selects requests and says what happens to them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
+    /// The device that the requests are made of.
+    pub disk: Disk,
     /// The event that the request carries, or any.
     pub event: Option<Event>,
+    /// The event that must have been reached before, or none.
+    pub after: Option<Event>,
     /// Its kind, or any.
     pub kind: Option<OpKind>,
+    /// What its event says of the bytes, or anything.
+    pub class: Option<Class>,
     /// A sector that it must contain, or any; a flush contains none.
     pub sector: Option<u64>,
     /// The state that the rules must be in, or any.
     pub state: Option<State>,
+    /// The operations of the guest on whose behalf it must be made.
+    pub during: During,
     /// How many requests that match are let pass before the first hit.
     pub skip: u64,
+    /// Of those that match and are not skipped, which are hit; all of them where there is no chance in it.
+    pub chance: Option<Chance>,
     /// How often it hits.
     pub repeat: Repeat,
     /// What happens.
     pub fault: Fault,
+}
+
+/// A range of operations of the guest, by number from 0. What is done on behalf of none, such as the first opening,
+/// comes before all of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct During {
+    /// The first, or none where it begins before all of them.
+    pub from: Option<u64>,
+    /// The first that is no longer in the range, or none where it does not end.
+    pub until: Option<u64>,
+}
+
+/// A coin that falls the same way every time: whether request number so many is hit is a function of that number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Chance {
+    /// One request of so many is hit; 0 counts as 1.
+    pub one_in: u64,
+    /// Which of them.
+    pub seed: u64,
 }
 
 /// A change of state on an event.
@@ -84,81 +97,113 @@ pub struct Transition {
 /// The rules of a device, and the state they are in.
 #[derive(Clone, Debug, Default)]
 pub struct Rules {
-    armed: Vec<Rule>,
+    armed: Vec<Armed>,
     transitions: Vec<Transition>,
     state: State,
     hits: u64,
 }
 
-/// What the rules decide about a request.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Ruling {
-    pub(crate) answer: Result<(), Cause>,
-    pub(crate) effect: Effect,
+/// A rule, and what it has seen.
+#[derive(Clone, Debug)]
+struct Armed {
+    rule: Rule,
+    /// Whether the event was reached that it waits for, where it waits for one.
+    is_live: bool,
+    /// How many requests matched.
+    matched: u64,
+    /// How many bytes went through, where space runs out.
+    spent: u64,
+}
+
+/// A request that a rule hit.
+pub(crate) struct Hit {
+    pub(crate) fault: Fault,
+    pub(crate) ruling: Ruling,
 }
 
 impl Rule {
     /// A rule that hits the first request of any kind, anywhere, and does this to it.
     pub fn new(fault: Fault) -> Self {
         Self {
+            disk: Disk::Image,
             event: None,
+            after: None,
             kind: None,
+            class: None,
             sector: None,
             state: None,
+            during: During::default(),
             skip: 0,
+            chance: None,
             repeat: Repeat::Once,
             fault,
         }
     }
 
-    fn matches(&self, request: &Request, state: State) -> bool {
+    fn matches(&self, request: &Request, state: State, operation: Option<u64>) -> bool {
+        let kind = request.op.kind();
+        let class = || Class::of_request(request.event, kind);
         self.event.is_none_or(|event| event == request.event)
-            && self.kind.is_none_or(|kind| kind == request.op.kind())
+            && self.kind.is_none_or(|wanted| wanted == kind)
+            && self.class.is_none_or(|wanted| wanted == class())
             && self.state.is_none_or(|wanted| wanted == state)
             && self.sector.is_none_or(|sector| touches(request, sector))
-            && self.fault.applies_to(request.op.kind())
+            && self.during.contains(operation)
+            && self.fault.applies_to(request)
     }
 }
 
-impl Fault {
-    /// A read cannot be acknowledged without its data, and only what has sectors can be torn.
-    fn applies_to(&self, kind: OpKind) -> bool {
-        match self {
-            Self::Fail(_) => true,
-            Self::Drop => kind != OpKind::Read,
-            Self::Tear(_) => match kind {
-                OpKind::Write | OpKind::WriteZeroes | OpKind::Discard => true,
-                OpKind::Read | OpKind::Flush | OpKind::SetLen => false,
-            },
-        }
-    }
-
-    fn ruling(&self, request: &Request) -> Ruling {
-        match self {
-            Self::Fail(cause) => Ruling {
-                answer: Err(*cause),
-                effect: Effect::Dropped,
-            },
-            Self::Drop => Ruling {
-                answer: Ok(()),
-                effect: Effect::Dropped,
-            },
-            Self::Tear(tear) => Ruling {
-                answer: Ok(()),
-                effect: Effect::Torn(tear.mask(request)),
-            },
+impl During {
+    /// Whether it contains an operation, or what is done on behalf of none.
+    pub fn contains(self, operation: Option<u64>) -> bool {
+        match operation {
+            None => self.from.is_none(),
+            Some(number) => {
+                self.from.is_none_or(|from| from <= number)
+                    && self.until.is_none_or(|until| number < until)
+            }
         }
     }
 }
 
-impl Tear {
-    fn mask(&self, request: &Request) -> SectorMask {
-        let sectors = request.op.range().1 / SECTOR_BYTES;
-        let count = usize::try_from(sectors).expect("a request's sectors can be counted");
-        match self {
-            Self::Shape(shape) => SectorMask::of_shape(*shape, count),
-            Self::Exact(mask) => SectorMask::from_words(mask.words(), count),
+impl Chance {
+    /// Whether request number so many is hit.
+    fn hits(self, number: u64) -> bool {
+        // SplitMix64: neighbouring numbers share nothing afterwards.
+        let mut word = self
+            .seed
+            .wrapping_add(number.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        word = (word ^ word >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        word = (word ^ word >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (word ^ word >> 31).is_multiple_of(self.one_in.max(1))
+    }
+}
+
+impl Armed {
+    fn new(rule: Rule) -> Self {
+        Self {
+            is_live: rule.after.is_none(),
+            rule,
+            matched: 0,
+            spent: 0,
         }
+    }
+
+    /// Whether it hits a request that it is shown once.
+    fn hits(&mut self, request: &Request, state: State, operation: Option<u64>) -> bool {
+        if !self.is_live || !self.rule.matches(request, state, operation) {
+            return false;
+        }
+        if let Fault::Full(budget) = self.rule.fault {
+            let len_bytes = request.op.range().1;
+            if self.spent.saturating_add(len_bytes) <= budget {
+                self.spent += len_bytes;
+                return false;
+            }
+        }
+        let number = self.matched;
+        self.matched += 1;
+        number >= self.rule.skip && self.rule.chance.is_none_or(|chance| chance.hits(number))
     }
 }
 
@@ -166,7 +211,7 @@ impl Rules {
     /// These rules, tried in order, and these transitions.
     pub fn new(rules: Vec<Rule>, transitions: Vec<Transition>) -> Self {
         Self {
-            armed: rules,
+            armed: rules.into_iter().map(Armed::new).collect(),
             transitions,
             ..Self::default()
         }
@@ -182,7 +227,7 @@ impl Rules {
         self.hits
     }
 
-    /// Makes the transitions of `event`: the state moves once, by what it was before.
+    /// Makes the transitions of `event`: the state moves once, by what it was before. Arms the rules that wait for it.
     pub(crate) fn announce(&mut self, event: Event) {
         let before = self.state;
         for transition in &self.transitions {
@@ -190,32 +235,28 @@ impl Rules {
                 self.state = transition.to;
             }
         }
+        for armed in &mut self.armed {
+            armed.is_live |= armed.rule.after == Some(event);
+        }
     }
 
-    /// Decides about a request whose range is known to be sane, by the first rule that hits it.
-    pub(crate) fn rule_on(&mut self, request: &Request) -> Ruling {
-        let whole = Ruling {
-            answer: Ok(()),
-            effect: Effect::Whole,
-        };
+    /// Decides about a request whose range is known to be sane, by the first rule that hits it. It is made on behalf of an
+    /// operation of the guest, or of none, and becomes what is carried out of it.
+    pub(crate) fn rule_on(&mut self, request: &mut Request, operation: Option<u64>) -> Option<Hit> {
         let state = self.state;
-        let hit = self.armed.iter_mut().position(|rule| {
-            if !rule.matches(request, state) {
-                return false;
-            }
-            let due = rule.skip == 0;
-            rule.skip = rule.skip.saturating_sub(1);
-            due
-        });
-        let Some(index) = hit else {
-            return whole;
-        };
+        let mut armed = self.armed.iter_mut();
+        let index = armed.position(|armed| armed.hits(request, state, operation))?;
         self.hits += 1;
-        let ruling = self.armed[index].fault.ruling(request);
-        if self.armed[index].repeat == Repeat::Once {
+        let hit = &mut self.armed[index];
+        let fault = hit.rule.fault.clone();
+        let ruling = fault.rule(request, hit.spent);
+        if hit.rule.repeat == Repeat::Once {
             self.armed.remove(index);
+        } else if let Fault::Full(budget) = fault {
+            // What fitted has happened, and nothing more will.
+            hit.spent = budget;
         }
-        ruling
+        Some(Hit { fault, ruling })
     }
 }
 
@@ -227,9 +268,11 @@ fn touches(request: &Request, sector: u64) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use engine::device::Op;
+    use engine::device::{Cause, Op};
 
     use super::*;
+    use crate::mask::{SectorMask, Shape};
+    use crate::record::Effect;
 
     fn write(event: Event, sector: u64, count: usize) -> Request {
         Request {
@@ -249,8 +292,85 @@ mod tests {
         }
     }
 
+    fn ruling(rules: &mut Rules, request: &Request) -> Ruling {
+        let hit = rules.rule_on(&mut request.clone(), None);
+        hit.map_or_else(Ruling::whole, |hit| hit.ruling)
+    }
+
     fn fails(rules: &mut Rules, request: &Request) -> bool {
-        rules.rule_on(request).answer.is_err()
+        ruling(rules, request).answer.is_err()
+    }
+
+    #[test]
+    fn a_rule_that_waits_for_an_event_hits_what_follows_it() {
+        let mut rules = Rules::new(
+            vec![Rule {
+                after: Some(Event::ClusterAlloc),
+                ..Rule::new(Fault::Fail(Cause::IO))
+            }],
+            vec![],
+        );
+        assert!(!fails(&mut rules, &flush()));
+        rules.announce(Event::ClusterAlloc);
+        assert!(fails(&mut rules, &flush()));
+    }
+
+    #[test]
+    fn a_rule_selects_by_class_and_by_the_guests_operation() {
+        let rule = Rule {
+            class: Some(Class::L2),
+            during: During {
+                from: Some(3),
+                until: Some(5),
+            },
+            repeat: Repeat::Always,
+            ..Rule::new(Fault::Fail(Cause::IO))
+        };
+        let mut rules = Rules::new(vec![rule], vec![]);
+        let mut hits = |event, operation| {
+            let hit = rules.rule_on(&mut write(event, 0, 1), operation);
+            hit.is_some()
+        };
+        let on_l2 = [None, Some(2), Some(3), Some(4), Some(5)].map(|at| hits(Event::L2Update, at));
+        assert_eq!(on_l2, [false, false, true, true, false]);
+        assert!(!hits(Event::WriteAio, Some(3)));
+        let opening = During {
+            from: None,
+            until: Some(0),
+        };
+        assert!(opening.contains(None) && !opening.contains(Some(0)));
+    }
+
+    #[test]
+    fn chance_is_the_same_every_time_and_as_frequent_as_it_says() {
+        let chance = Chance { one_in: 4, seed: 7 };
+        let draw = || {
+            (0..4000)
+                .map(|number| chance.hits(number))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(draw(), draw());
+        let hits = draw().into_iter().filter(|hit| *hit).count();
+        assert!((900..1100).contains(&hits), "{hits}");
+        let other = Chance { seed: 8, ..chance };
+        assert!((0..4000).any(|number| other.hits(number) != chance.hits(number)));
+    }
+
+    #[test]
+    fn a_full_device_takes_what_fits_and_then_nothing() {
+        let rule = Rule {
+            repeat: Repeat::Always,
+            ..Rule::new(Fault::Full(3 * 512))
+        };
+        let mut rules = Rules::new(vec![rule], vec![]);
+        let one = |rules: &mut Rules, count| ruling(rules, &write(Event::WriteAio, 0, count));
+        assert_eq!(one(&mut rules, 2), Ruling::whole());
+        let partly = one(&mut rules, 2);
+        assert_eq!(partly.answer, Err(Cause::NO_SPACE));
+        let first = SectorMask::from_fn(2, |sector| sector == 0);
+        assert_eq!(partly.effect, Effect::Torn(first));
+        assert_eq!(one(&mut rules, 1).effect, Effect::Dropped);
+        assert!(!fails(&mut rules, &flush()), "a flush takes no space");
     }
 
     #[test]
@@ -343,13 +463,13 @@ mod tests {
             vec![Rule::new(Fault::Tear(Tear::Shape(Shape::OnlyFirst)))],
             vec![],
         );
-        assert_eq!(tearing.rule_on(&flush()).effect, Effect::Whole);
+        assert_eq!(ruling(&mut tearing, &flush()).effect, Effect::Whole);
         assert_eq!(
-            tearing.rule_on(&write(Event::None, 0, 3)).effect,
+            ruling(&mut tearing, &write(Event::None, 0, 3)).effect,
             Effect::Torn(SectorMask::from_fn(3, |sector| sector == 0))
         );
         let mut dropping = Rules::new(vec![Rule::new(Fault::Drop)], vec![]);
-        assert_eq!(dropping.rule_on(&read).effect, Effect::Whole);
-        assert_eq!(dropping.rule_on(&flush()).effect, Effect::Dropped);
+        assert_eq!(ruling(&mut dropping, &read).effect, Effect::Whole);
+        assert_eq!(ruling(&mut dropping, &flush()).effect, Effect::Dropped);
     }
 }

@@ -14,8 +14,9 @@ use engine::device::{
 };
 
 use crate::disks::{Disk, Disks};
-use crate::record::{Clock, Effect, Entry, RecordedOp, Recording, RequestId, SectorContent};
-use crate::rule::Rules;
+use crate::fault::{Ruling, Twist, flip};
+use crate::record::{Clock, Effect, Entry, RecordedOp, Recording, RequestId, SectorContent, Tick};
+use crate::rule::{Fault, Rules, When};
 
 /// When requests are answered.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -47,7 +48,26 @@ pub struct VolatileDisk {
     clock: Clock,
     answering: Answering,
     powered: Cell<bool>,
+    /// The operation of the guest on whose behalf requests are made at present.
+    operation: Cell<Option<u64>>,
     state: RefCell<State>,
+}
+
+/// A request that a rule hit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Injected {
+    /// Its number; `None` where the power went out before it arrived.
+    pub request: Option<RequestId>,
+    /// Its event.
+    pub event: Event,
+    /// What was asked.
+    pub kind: OpKind,
+    /// Where that was to be, in bytes, and how much.
+    pub range: (u64, u64),
+    /// The operation of the guest on whose behalf it was made, if there was one.
+    pub operation: Option<u64>,
+    /// What happened to it.
+    pub fault: Fault,
 }
 
 #[derive(Debug)]
@@ -57,12 +77,16 @@ struct State {
     ordinals: BTreeMap<(Event, OpKind), u64>,
     waiting: Vec<Waiting>,
     rules: Rules,
+    injected: Vec<Injected>,
+    /// Requests that happen once more, each after so many answers.
+    again: Vec<(u64, RequestId)>,
 }
 
 #[derive(Debug)]
 struct Waiting {
     pending: Pending,
     answer: Result<(), Cause>,
+    twist: Twist,
     completer: Option<Completer>,
 }
 
@@ -73,6 +97,7 @@ impl VolatileDisk {
             clock,
             answering,
             powered: Cell::new(true),
+            operation: Cell::new(None),
             state: RefCell::new(State {
                 current: base.clone(),
                 recording: Recording {
@@ -82,6 +107,8 @@ impl VolatileDisk {
                 ordinals: BTreeMap::new(),
                 waiting: Vec::new(),
                 rules: Rules::default(),
+                injected: Vec::new(),
+                again: Vec::new(),
             }),
         }
     }
@@ -130,6 +157,11 @@ impl VolatileDisk {
             .expect("the request is in flight");
         let waiting = state.waiting.remove(index);
         let outcome = state.finish(&waiting, &self.clock);
+        if waiting.twist == Twist::PowerCut(When::After) {
+            drop(state);
+            self.power_off();
+            return;
+        }
         drop(state);
         if let Some(completer) = waiting.completer {
             completer.complete(outcome);
@@ -178,6 +210,31 @@ impl VolatileDisk {
     pub fn hits(&self) -> u64 {
         self.state.borrow().rules.hits()
     }
+
+    /// The requests that the rules hit, in order.
+    pub fn injected(&self) -> Vec<Injected> {
+        self.state.borrow().injected.clone()
+    }
+
+    /// Says for which operation of the guest the requests are made that follow, or that it is for none.
+    pub fn on_behalf_of(&self, operation: Option<u64>) {
+        self.operation.set(operation);
+    }
+
+    /// Whether the power is on.
+    pub fn is_powered(&self) -> bool {
+        self.powered.get()
+    }
+
+    /// Cuts the power while somebody waits for a request. Where answers come at once that one fails so; elsewhere it
+    /// is never answered.
+    fn cut(&self, error: DeviceError) -> Completion {
+        self.power_off();
+        match self.answering {
+            Answering::AtOnce => Completion::ready(Err(error)),
+            Answering::OnCommand => Completion::pending().0,
+        }
+    }
 }
 
 impl Device for VolatileDisk {
@@ -192,9 +249,27 @@ impl Device for VolatileDisk {
             return Completion::ready(Err(error));
         }
         let mut state = self.state.borrow_mut();
-        let mut waiting = state.admit(request, &self.clock);
+        let mut asked = request;
+        let error = DeviceError::new(asked.event, &asked.op, Cause::PowerOff);
+        let ruling = state.rule_on(&mut asked, self.operation.get());
+        if ruling.twist == Twist::PowerCut(When::Before) {
+            drop(state);
+            return self.cut(error);
+        }
+        let mut waiting = state.admit(asked, ruling, &self.clock);
+        if waiting.twist == Twist::PowerCut(When::During) {
+            drop(state);
+            return self.cut(error);
+        }
         match self.answering {
-            Answering::AtOnce => Completion::ready(state.finish(&waiting, &self.clock)),
+            Answering::AtOnce => {
+                let outcome = state.finish(&waiting, &self.clock);
+                if waiting.twist == Twist::PowerCut(When::After) {
+                    drop(state);
+                    return self.cut(error);
+                }
+                Completion::ready(outcome)
+            }
             Answering::OnCommand => {
                 let (completion, completer) = Completion::pending();
                 waiting.completer = Some(completer);
@@ -226,8 +301,27 @@ impl Device for VolatileDisk {
 }
 
 impl State {
+    /// What the rules make of a request, which becomes what is carried out of it.
+    fn rule_on(&mut self, request: &mut Request, operation: Option<u64>) -> Ruling {
+        self.rules.announce(request.event);
+        let range = request.op.range();
+        let Some(hit) = self.rules.rule_on(request, operation) else {
+            return Ruling::whole();
+        };
+        let arrives = hit.ruling.twist != Twist::PowerCut(When::Before);
+        self.injected.push(Injected {
+            request: arrives.then_some(RequestId(self.recording.entries.len())),
+            event: request.event,
+            kind: request.op.kind(),
+            range,
+            operation,
+            fault: hit.fault,
+        });
+        hit.ruling
+    }
+
     /// Records the submission of a request.
-    fn admit(&mut self, request: Request, clock: &Clock) -> Waiting {
+    fn admit(&mut self, request: Request, ruling: Ruling, clock: &Clock) -> Waiting {
         let pending = Pending {
             id: RequestId(self.recording.entries.len()),
             event: request.event,
@@ -237,8 +331,6 @@ impl State {
             .ordinals
             .entry((pending.event, pending.kind))
             .or_default();
-        self.rules.announce(request.event);
-        let ruling = self.rules.rule_on(&request);
         self.recording.entries.push(Entry {
             id: pending.id,
             disk: Disk::Image,
@@ -253,6 +345,7 @@ impl State {
         Waiting {
             pending,
             answer: ruling.answer,
+            twist: ruling.twist,
             completer: None,
         }
     }
@@ -262,20 +355,101 @@ impl State {
         let entry = &mut self.recording.entries[waiting.pending.id.0];
         entry.completed = Some((clock.next(), waiting.answer));
         lay(&mut self.current, entry);
-        if let Err(cause) = waiting.answer {
-            return Err(failure(entry, cause));
+        let outcome = match waiting.answer {
+            Ok(()) => Ok(reply(&self.current, entry, waiting.twist)),
+            Err(cause) => Err(failure(entry, cause)),
+        };
+        self.carry_out_again(clock);
+        match waiting.twist {
+            Twist::Forget => self.forget(waiting.pending.id),
+            Twist::Again(0) => self.repeat(waiting.pending.id, clock),
+            Twist::Again(after) => self.again.push((after, waiting.pending.id)),
+            Twist::None | Twist::PowerCut(_) | Twist::Flip(_) | Twist::Shorten(_) => {}
         }
-        match entry.op {
-            RecordedOp::Read { offset, len_bytes } => {
-                let len = usize::try_from(len_bytes).expect("the length came as a usize");
-                Ok(Reply::Data(self.current.read_vec(offset, len)))
+        outcome
+    }
+
+    /// Carries out what was due to happen again after this many answers.
+    fn carry_out_again(&mut self, clock: &Clock) {
+        for (left, _) in &mut self.again {
+            *left -= 1;
+        }
+        let due: Vec<(u64, RequestId)> =
+            self.again.extract_if(.., |(left, _)| *left == 0).collect();
+        for (_, id) in due {
+            self.repeat(id, clock);
+        }
+    }
+
+    /// Lets a request happen once more, as another that nobody waits for.
+    fn repeat(&mut self, id: RequestId, clock: &Clock) {
+        let mut entry = self.recording.entries[id.0].clone();
+        let key = (entry.event, entry.op.kind());
+        let ordinal = self.ordinals.entry(key).or_default();
+        entry.id = RequestId(self.recording.entries.len());
+        entry.ordinal = *ordinal;
+        entry.submitted = clock.next();
+        entry.completed = Some((clock.next(), Ok(())));
+        *ordinal += 1;
+        lay(&mut self.current, &entry);
+        self.recording.entries.push(entry);
+    }
+
+    /// Loses what flush `id`, which failed, was to make durable. Nothing of it was ever promised, so that it is as good
+    /// as if it had never happened.
+    fn forget(&mut self, id: RequestId) {
+        let entries = &mut self.recording.entries;
+        let failed = entries[id.0].submitted;
+        let flushes = entries
+            .iter()
+            .filter(|entry| entry.op.kind() == OpKind::Flush);
+        let covered = flushes
+            .filter(|flush| flush.succeeded().is_some())
+            .map(|flush| flush.submitted)
+            .max()
+            .unwrap_or_default();
+        for entry in entries.iter_mut() {
+            let answered = entry.answered();
+            let is_durable = entry.op.is_fua() && entry.succeeded().is_some()
+                || answered.is_some_and(|at| at < covered);
+            if answered.is_some_and(|at| at < failed) && !is_durable && entry.changes_content() {
+                entry.effect = Effect::Dropped;
             }
-            RecordedOp::Write { .. }
-            | RecordedOp::WriteZeroes { .. }
-            | RecordedOp::Discard { .. }
-            | RecordedOp::Flush
-            | RecordedOp::SetLen { .. } => Ok(Reply::Done),
         }
+        let mut laid: Vec<(Tick, usize)> = entries
+            .iter()
+            .filter_map(|entry| Some((entry.answered()?, entry.id.0)))
+            .collect();
+        laid.sort_unstable();
+        self.current = self.recording.bases.image().clone();
+        for (_, index) in laid {
+            lay(&mut self.current, &self.recording.entries[index]);
+        }
+    }
+}
+
+/// The answer to a request that succeeded.
+fn reply(current: &PageImage, entry: &Entry, twist: Twist) -> Reply {
+    match entry.op {
+        RecordedOp::Read { offset, len_bytes } => {
+            let len = usize::try_from(len_bytes).expect("the length came as a usize");
+            let mut data = current.read_vec(offset, len);
+            match twist {
+                Twist::Flip(bit) => flip(&mut data, bit),
+                Twist::Shorten(sectors) => {
+                    let kept = usize::try_from(sectors.saturating_mul(SECTOR_BYTES));
+                    let kept = kept.unwrap_or(usize::MAX).min(len);
+                    data[kept..].fill(0);
+                }
+                Twist::None | Twist::Forget | Twist::Again(_) | Twist::PowerCut(_) => {}
+            }
+            Reply::Data(data)
+        }
+        RecordedOp::Write { .. }
+        | RecordedOp::WriteZeroes { .. }
+        | RecordedOp::Discard { .. }
+        | RecordedOp::Flush
+        | RecordedOp::SetLen { .. } => Reply::Done,
     }
 }
 
@@ -361,8 +535,7 @@ mod tests {
 
     use super::*;
     use crate::mask::{SectorMask, Shape};
-    use crate::record::Tick;
-    use crate::rule::{Fault, Rule, Tear};
+    use crate::rule::{Repeat, Rule, Tear};
 
     fn disk(answering: Answering) -> VolatileDisk {
         VolatileDisk::new(PageImage::zeroed(4096), Clock::default(), answering)
@@ -562,5 +735,155 @@ mod tests {
         })));
         assert_eq!(bytes_at(&disk, 1), 0);
         assert_eq!(disk.len(), 4096);
+    }
+
+    fn read(sector: u64, count: usize) -> Request {
+        request(Op::Read {
+            offset: sector * 512,
+            len_bytes: count * 512,
+        })
+    }
+
+    fn answer(disk: &VolatileDisk, request: Request) -> Reply {
+        drive(disk.submit(request))
+            .expect("at once")
+            .expect("it succeeds")
+    }
+
+    #[test]
+    fn what_is_reported_as_failed_may_have_happened() {
+        let disk = torn(Fault::Persist(Cause::IO, None));
+        assert_eq!(cause(drive(disk.submit(write(0, 1, 1)))), Cause::IO);
+        assert_eq!(bytes_at(&disk, 0), 1);
+        let first = Tear::Shape(Shape::OnlyFirst);
+        let disk = torn(Fault::Persist(Cause::IO, Some(first)));
+        assert_eq!(cause(drive(disk.submit(write(0, 1, 2)))), Cause::IO);
+        assert_eq!((bytes_at(&disk, 0), bytes_at(&disk, 1)), (1, 0));
+        assert!(disk.recording().entries[0].changes_content());
+    }
+
+    #[test]
+    fn a_flush_that_forgets_takes_what_was_volatile_and_nothing_else() {
+        let rule = Rule {
+            skip: 1,
+            ..Rule::new(Fault::Forget(Cause::IO))
+        };
+        let disk = disk(Answering::AtOnce).with_rules(Rules::new(vec![rule], vec![]));
+        answer(&disk, write(0, 1, 1));
+        answer(&disk, request(Op::Flush));
+        answer(&disk, write(0, 2, 1));
+        answer(&disk, write(9, 2, 1));
+        let forced = Op::Write {
+            offset: 512,
+            data: vec![3; 512],
+            fua: true,
+        };
+        answer(&disk, request(forced));
+        assert_eq!(cause(drive(disk.submit(request(Op::Flush)))), Cause::IO);
+        assert_eq!((bytes_at(&disk, 0), bytes_at(&disk, 1)), (1, 3));
+        assert_eq!(disk.len(), 4096, "an extension is volatile as well");
+        let changes = disk
+            .recording()
+            .entries
+            .iter()
+            .filter(|one| one.changes_content())
+            .count();
+        assert_eq!(changes, 2);
+        answer(&disk, write(0, 4, 1));
+        assert_eq!(bytes_at(&disk, 0), 4);
+    }
+
+    #[test]
+    fn damage_to_what_is_read_leaves_the_medium_as_it_is() {
+        for (fault, expected) in [
+            (Fault::Flip(8), [7, 6]),
+            (Fault::Misdirect(1), [9, 9]),
+            (Fault::Shorten(0), [0, 0]),
+        ] {
+            let rule = Rule {
+                kind: Some(OpKind::Read),
+                ..Rule::new(fault)
+            };
+            let disk = disk(Answering::AtOnce).with_rules(Rules::new(vec![rule], vec![]));
+            answer(&disk, write(0, 7, 1));
+            answer(&disk, write(1, 9, 1));
+            let Reply::Data(data) = answer(&disk, read(0, 1)) else {
+                panic!("a read yields data");
+            };
+            assert_eq!(data[..2], expected);
+            assert_eq!(answer(&disk, read(0, 1)), Reply::Data(vec![7; 512]));
+            assert_eq!(disk.injected()[0].range, (0, 512));
+        }
+    }
+
+    #[test]
+    fn a_misdirected_write_is_lost_here_and_found_there() {
+        let disk = torn(Fault::Misdirect(2));
+        answer(&disk, write(1, 5, 1));
+        assert_eq!((bytes_at(&disk, 1), bytes_at(&disk, 3)), (0, 5));
+        assert_eq!(disk.recording().entries[0].op.sectors(), 3..4);
+        assert_eq!(disk.injected()[0].range, (512, 512));
+    }
+
+    #[test]
+    fn a_duplicate_comes_late_and_overwrites_what_was_newer() {
+        let disk = torn(Fault::Duplicate(2));
+        answer(&disk, write(0, 1, 1));
+        answer(&disk, write(0, 2, 1));
+        assert_eq!(bytes_at(&disk, 0), 2);
+        answer(&disk, write(1, 3, 1));
+        assert_eq!(bytes_at(&disk, 0), 1);
+        let ordinals: Vec<u64> = disk
+            .recording()
+            .entries
+            .iter()
+            .map(|one| one.ordinal)
+            .collect();
+        assert_eq!(ordinals, [0, 1, 2, 3]);
+    }
+
+    #[test]
+    fn the_power_goes_out_before_during_or_after_a_request() {
+        for (when, recorded, held) in [
+            (When::Before, 0, 0),
+            (When::During, 1, 0),
+            (When::After, 1, 1),
+        ] {
+            let fault = Fault::PowerCut(when);
+            let at_once = torn(fault.clone());
+            let outcome = drive(at_once.submit(write(0, 1, 1)));
+            assert_eq!(cause(outcome), Cause::PowerOff);
+            let disk =
+                disk(Answering::OnCommand).with_rules(Rules::new(vec![Rule::new(fault)], vec![]));
+            let waiting = disk.submit(write(0, 1, 1));
+            if when == When::After {
+                assert!(disk.is_powered());
+                disk.complete(RequestId(0));
+            }
+            assert!(drive(waiting).is_none(), "nobody is told");
+            for disk in [at_once, disk] {
+                assert!(!disk.is_powered());
+                assert_eq!(disk.recording().entries.len(), recorded);
+                assert_eq!(bytes_at(&disk, 0), held);
+            }
+        }
+    }
+
+    #[test]
+    fn faults_are_told_with_the_operation_that_they_hit() {
+        let rule = Rule {
+            repeat: Repeat::Always,
+            ..Rule::new(Fault::Fail(Cause::IO))
+        };
+        let disk = disk(Answering::AtOnce).with_rules(Rules::new(vec![rule], vec![]));
+        let _ = drive(disk.submit(write(0, 1, 1)));
+        disk.on_behalf_of(Some(4));
+        let _ = drive(disk.submit(request(Op::Flush)));
+        let told: Vec<_> = disk
+            .injected()
+            .iter()
+            .map(|one| (one.kind, one.operation))
+            .collect();
+        assert_eq!(told, [(OpKind::Write, None), (OpKind::Flush, Some(4))]);
     }
 }

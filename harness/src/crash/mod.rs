@@ -22,7 +22,6 @@
 //! 8. Several disks lose power at one moment. Each has a cache and a length of its own: a flush of one
 //!    says nothing about another. ([`durability`])
 
-mod class;
 pub mod classes;
 mod cuts;
 pub mod dedupe;
@@ -40,4 +39,4 @@ pub mod state;
 #[cfg(test)]
 mod tests;
 
-pub use class::Class;
+pub use blkdebug::class::Class;

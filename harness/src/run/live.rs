@@ -4,8 +4,8 @@ use std::rc::Rc;
 
 use blkdebug::disks::{Disk, Disks};
 use blkdebug::record::{Clock, Entry, Recording};
-use blkdebug::rule::Rules;
-use blkdebug::volatile::{Answering, VolatileDisk};
+use blkdebug::rule::{Rule, Rules};
+use blkdebug::volatile::{Answering, Injected, VolatileDisk};
 use engine::defect::Planted;
 use engine::device::{PageImage, Port};
 use engine::error::{Error, Refused, Structure};
@@ -45,6 +45,8 @@ pub struct Life {
     pub last: Disks<PageImage>,
     /// How many requests went wrong by rule.
     pub faults: u64,
+    /// Which those were, disk by disk.
+    pub injected: Vec<(Disk, Injected)>,
     /// What the engine told of rare situations.
     pub hits: Rc<Hits>,
 }
@@ -53,17 +55,16 @@ pub struct Life {
 pub fn live(case: &Case) -> Result<Life, StageError> {
     let stage = Stage::prepare(&case.scenario.image)?;
     let clock = Clock::default();
-    let disk = |image: &PageImage, rules: Rules| {
+    let disk = |which: Disk, image: &PageImage| {
         let disk = VolatileDisk::new(image.clone(), clock.clone(), Answering::OnCommand);
-        Rc::new(disk.with_rules(rules))
+        let rules = case.scenario.faults.iter();
+        let rules: Vec<Rule> = rules.filter(|rule| rule.disk == which).cloned().collect();
+        Rc::new(disk.with_rules(Rules::new(rules, Vec::new())))
     };
-    let rules = Rules::new(case.scenario.faults.clone(), Vec::new());
-    let file = disk(&stage.image, rules);
-    let data = stage.data.as_ref().map(|data| disk(data, Rules::default()));
+    let file = disk(Disk::Image, &stage.image);
+    let data = stage.data.as_ref().map(|data| disk(Disk::Data, data));
     let files = stage.beneath.iter();
-    let beneath: Vec<Rc<VolatileDisk>> = files
-        .map(|file| disk(&file.bytes, Rules::default()))
-        .collect();
+    let beneath: Vec<Rc<VolatileDisk>> = files.map(|file| disk(file.disk, &file.bytes)).collect();
     let hits = Rc::new(Hits::default());
     let port = |disk: &Rc<VolatileDisk>| hits.counting(&Port::new(Rc::<VolatileDisk>::clone(disk)));
     let opener = stage.files(
@@ -98,6 +99,14 @@ pub fn live(case: &Case) -> Result<Life, StageError> {
             last.put(disk, device.current());
         }
     }
+    let others = stage.beneath.iter().map(|file| file.disk);
+    let names = std::iter::once(Disk::Image)
+        .chain(others)
+        .chain(data.as_ref().map(|_| Disk::Data));
+    let injected: Vec<(Disk, Injected)> = names
+        .zip(&disks_there)
+        .flat_map(|(name, disk)| disk.injected().into_iter().map(move |one| (name, one)))
+        .collect();
     let ledger = ledger(&stage, &process::first_share(&lived.history));
     let recording = Recording::join(&recordings);
     Ok(Life {
@@ -105,7 +114,8 @@ pub fn live(case: &Case) -> Result<Life, StageError> {
         ledger,
         recording,
         last,
-        faults: file.hits(),
+        faults: u64::try_from(injected.len()).expect("a count fits 64 bits"),
+        injected,
         hits,
         stage,
         lived,
@@ -306,7 +316,7 @@ impl Life {
 
     fn ending(&self) -> Option<Violation> {
         let (kind, site, line) = match &self.lived.ending {
-            Ending::Finished => return None,
+            Ending::Finished | Ending::PowerLost => return None,
             Ending::Stuck { unfinished } => (
                 "hang",
                 String::new(),

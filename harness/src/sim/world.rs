@@ -14,7 +14,7 @@ use xxhash_rust::xxh3::Xxh3;
 
 use super::chooser::{Chooser, RequestKey, Step};
 use super::client::{Client, Failure, Log, Opener, Read};
-use super::executor::Executor;
+use super::executor::{Executor, TaskId};
 use crate::caught::{Panic, catch};
 use crate::workload::ops::{Answer, Happening, Manners, Operation};
 use crate::workload::shape::Management;
@@ -72,6 +72,8 @@ pub enum Ending {
     },
     /// The budget of steps was used up.
     Endless,
+    /// A fault cut the power of a disk, and with it that of all.
+    PowerLost,
     /// The engine panicked.
     Panicked(Panic),
 }
@@ -118,9 +120,12 @@ struct Life<'a> {
 impl Life<'_> {
     fn run(&mut self, chooser: &mut dyn Chooser, budget_steps: u64) -> Ending {
         let start = self.executor.spawn(Rc::clone(&self.client).start());
-        self.executor.poll(start);
+        self.poll(start);
         let mut enabled = Vec::new();
         loop {
+            if !self.disks.iter().all(|disk| disk.is_powered()) {
+                return Ending::PowerLost;
+            }
             self.list_enabled(&mut enabled);
             if enabled.is_empty() {
                 return match self.executor.unfinished() {
@@ -212,7 +217,7 @@ impl Life<'_> {
         fold(&mut self.digest, kind);
         fold(&mut self.digest, to_u64(detail));
         match step {
-            Step::Run(id) => self.executor.poll(id),
+            Step::Run(id) => self.poll(id),
             Step::Complete { place, .. } => self.complete(place),
             Step::Submit => {
                 let operation = self.operations[self.submitted];
@@ -222,9 +227,18 @@ impl Life<'_> {
                 }
                 let task = Rc::clone(&self.client).submit(operation);
                 let id = self.executor.spawn(task);
-                self.executor.poll(id);
+                self.poll(id);
             }
         }
+    }
+
+    /// Lets a task go on. What it asks of the disks it asks for its operation; the first task opens the image.
+    fn poll(&mut self, id: TaskId) {
+        let operation = id.0.checked_sub(1).map(to_u64);
+        for disk in &self.disks {
+            disk.on_behalf_of(operation);
+        }
+        self.executor.poll(id);
     }
 
     /// Ends the process: its tasks, its requests, and all that it had in memory.

@@ -7,10 +7,7 @@ use std::sync::Arc;
 
 use blkdebug::contract::Contract;
 use blkdebug::disks::Disk;
-use blkdebug::mask::{SectorMask, Shape};
-use blkdebug::rule::{Fault, Repeat, Rule, State, Tear};
 use engine::defect::Flaw;
-use engine::device::{Cause, Event, OpKind};
 use engine::preallocation::Preallocation;
 use engine::qcow2::compress::Compression;
 use engine::qcow2::create::DataFileContent;
@@ -19,6 +16,7 @@ use engine::qcow2::{DiscardedCluster, Discards, GuestDiscards, OverlapChecks, Pa
 use engine::zeroes::DetectZeroes;
 use serde::{Deserialize, Serialize};
 
+use super::faults::{FaultJson, read_fault, write_fault};
 use super::text::{self, BadText};
 use super::{BadTrace, Crash, Cut, Expected, Loader, MAJOR, MINOR, Shown, Then, Trace, bytes};
 use crate::oracle::Acceptance;
@@ -210,38 +208,6 @@ struct CachesJson {
     l2_slices: usize,
     refcount_slices: usize,
     slice_bytes: u64,
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct FaultJson {
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    event: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    kind: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    sector: Option<u64>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    state: Option<u32>,
-    #[serde(default)]
-    skip: u64,
-    once: bool,
-    action: ActionJson,
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-enum ActionJson {
-    /// A Linux errno.
-    Fail(i32),
-    Drop,
-    /// The name of a shape.
-    Tear(String),
-    /// A list of sectors, and how many sectors the request that it was made for has.
-    TearExactly {
-        sectors: String,
-        count: usize,
-    },
 }
 
 #[derive(Serialize, Deserialize)]
@@ -459,29 +425,6 @@ fn write_given(given: &Given) -> GivenJson {
         len_bytes: given.bytes.len(),
         hash: format!("{:032x}", given.bytes.content_hash().0),
         deflated: bytes::pack(&given.bytes),
-    }
-}
-
-fn write_fault(rule: &Rule) -> FaultJson {
-    FaultJson {
-        event: rule.event.map(|event| event.name().into()),
-        kind: rule.kind.map(|kind| kind.name().into()),
-        sector: rule.sector,
-        state: rule.state.map(|state| state.0),
-        skip: rule.skip,
-        once: rule.repeat == Repeat::Once,
-        action: match &rule.fault {
-            Fault::Fail(Cause::Os(errno)) => ActionJson::Fail(*errno),
-            Fault::Fail(Cause::PowerOff | Cause::BadRequest | Cause::ReadOnly) => {
-                unreachable!("rules fail requests as an operating system does")
-            }
-            Fault::Drop => ActionJson::Drop,
-            Fault::Tear(Tear::Shape(shape)) => ActionJson::Tear(shape.name().into()),
-            Fault::Tear(Tear::Exact(mask)) => ActionJson::TearExactly {
-                sectors: text::sectors_text(&mask.iter().collect::<Vec<_>>()),
-                count: mask.sector_count(),
-            },
-        },
     }
 }
 
@@ -723,44 +666,6 @@ fn read_given(json: &GivenJson, loader: Loader<'_>) -> Result<Given, BadTrace> {
     })
 }
 
-fn read_fault(json: &FaultJson) -> Result<Rule, BadTrace> {
-    let event = match &json.event {
-        Some(name) => Some(known("event", name, Event::from_name)?),
-        None => None,
-    };
-    let kind = match &json.kind {
-        Some(name) => Some(known("kind", name, OpKind::from_name)?),
-        None => None,
-    };
-    let fault = match &json.action {
-        ActionJson::Fail(errno) => Fault::Fail(Cause::Os(*errno)),
-        ActionJson::Drop => Fault::Drop,
-        ActionJson::Tear(shape) => {
-            Fault::Tear(Tear::Shape(known("action.tear", shape, Shape::from_name)?))
-        }
-        ActionJson::TearExactly { sectors, count } => {
-            let picked = text::sectors(sectors).map_err(|bad| meaning("action", &bad))?;
-            let end = picked.last().map_or(0, |last| last + 1);
-            let count = (*count).min(end);
-            let mask = SectorMask::from_fn(count, |sector| picked.binary_search(&sector).is_ok());
-            Fault::Tear(Tear::Exact(mask))
-        }
-    };
-    Ok(Rule {
-        event,
-        kind,
-        sector: json.sector,
-        state: json.state.map(State),
-        skip: json.skip,
-        repeat: if json.once {
-            Repeat::Once
-        } else {
-            Repeat::Always
-        },
-        fault,
-    })
-}
-
 fn read_crash(field: &str, json: CrashJson) -> Result<Crash, BadTrace> {
     let before = text::cut(&json.cut).map_err(|bad| meaning(&format!("{field}.cut"), &bad))?;
     let mut survivors = Vec::new();
@@ -828,7 +733,7 @@ fn read_shown(json: &ShownJson) -> Result<Shown, BadTrace> {
     })
 }
 
-fn known<T>(
+pub(super) fn known<T>(
     field: &str,
     name: &str,
     from_name: impl FnOnce(&str) -> Option<T>,
@@ -846,7 +751,7 @@ fn hex(field: &str, text: &str) -> Result<u128, BadTrace> {
     })
 }
 
-fn meaning(field: &str, problem: &dyn std::fmt::Display) -> BadTrace {
+pub(super) fn meaning(field: &str, problem: &dyn std::fmt::Display) -> BadTrace {
     BadTrace::Meaning {
         field: field.into(),
         problem: problem.to_string(),

@@ -8,6 +8,7 @@
 //! with one line that says what is wrong and where.
 
 mod bytes;
+mod faults;
 mod json;
 mod locate;
 mod text;
@@ -27,7 +28,7 @@ pub use text::{BadText, operation_text};
 /// The major version of the format that is read and written here.
 pub const MAJOR: u32 = 1;
 /// The newest minor version that is understood.
-pub const MINOR: u32 = 11;
+pub const MINOR: u32 = 12;
 
 /// One case.
 #[derive(Clone, Debug, PartialEq, Eq)]

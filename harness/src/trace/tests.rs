@@ -1,8 +1,9 @@
 use std::sync::Arc;
 
+use blkdebug::class::Class;
 use blkdebug::contract::Contract;
 use blkdebug::mask::{SectorMask, Shape};
-use blkdebug::rule::{Fault, Repeat, Rule, State, Tear};
+use blkdebug::rule::{Chance, During, Fault, Repeat, Rule, State, Tear, When};
 use engine::barrier::Barrier;
 use engine::defect::{Defect, Flaw};
 use engine::device::Cause;
@@ -84,28 +85,59 @@ fn rule() -> impl Strategy<Value = Rule> {
         Tear::Exact(SectorMask::from_fn(end, |sector| set.contains(&sector)))
     });
     let shape = prop::sample::select(Shape::ALL.to_vec()).prop_map(Tear::Shape);
+    let tear = prop_oneof![exact, shape];
+    let errno = || (1i32..100).prop_map(Cause::Os);
     let fault = prop_oneof![
-        (1i32..100).prop_map(|errno| Fault::Fail(Cause::Os(errno))),
+        errno().prop_map(Fault::Fail),
         Just(Fault::Drop),
-        prop_oneof![exact, shape].prop_map(Fault::Tear),
+        tear.clone().prop_map(Fault::Tear),
+        (errno(), prop::option::of(tear)).prop_map(|(cause, part)| Fault::Persist(cause, part)),
+        errno().prop_map(Fault::Forget),
+        any::<u64>().prop_map(Fault::Full),
+        any::<u64>().prop_map(Fault::EndAt),
+        prop::sample::select(When::ALL.to_vec()).prop_map(Fault::PowerCut),
+        any::<i64>().prop_map(Fault::Misdirect),
+        any::<u64>().prop_map(Fault::Duplicate),
+        any::<u64>().prop_map(Fault::Flip),
+        any::<u64>().prop_map(Fault::Shorten),
     ];
-    (
+    let bounds = (
+        prop::option::of(any::<u64>()),
+        prop::option::of(any::<u64>()),
+    );
+    let chance = (any::<u64>(), any::<u64>()).prop_map(|(one_in, seed)| Chance { one_in, seed });
+    let selected = (
+        prop::sample::select(Disk::ALL.to_vec()),
         prop::option::of(request()),
+        prop::option::of(request()),
+        prop::option::of(prop::sample::select(Class::ALL.to_vec())),
         prop::option::of(any::<u64>()),
         prop::option::of(any::<u32>()),
+    );
+    let when = (
+        bounds,
         any::<u64>(),
+        prop::option::of(chance),
         any::<bool>(),
-        fault,
-    )
-        .prop_map(|(request, sector, state, skip, once, fault)| Rule {
+    );
+    (selected, when, fault).prop_map(|(selected, when, fault)| {
+        let (disk, request, after, class, sector, state) = selected;
+        let ((from, until), skip, chance, once) = when;
+        Rule {
+            disk,
             event: request.map(|request| request.event),
+            after: after.map(|after| after.event),
             kind: request.map(|request| request.kind),
+            class,
             sector,
             state: state.map(State),
+            during: During { from, until },
             skip,
+            chance,
             repeat: if once { Repeat::Once } else { Repeat::Always },
             fault,
-        })
+        }
+    })
 }
 
 fn flaw() -> impl Strategy<Value = Flaw> {

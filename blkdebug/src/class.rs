@@ -1,7 +1,10 @@
 //! What a request's event says about the bytes it carries.
+//!
+//! These are groups of event names, which say that much by themselves; nothing is known here of what the bytes mean.
 
-use blkdebug::record::Entry;
 use engine::device::{Event, OpKind};
+
+use crate::record::Entry;
 
 /// A class of an image's bytes. Most crash bugs are two classes that reach the disk in the wrong
 /// order.
@@ -24,12 +27,46 @@ pub enum Class {
 }
 
 impl Class {
+    /// Every class, in declaration order.
+    pub const ALL: [Self; 7] = [
+        Self::Data,
+        Self::L2,
+        Self::L1,
+        Self::RefcountBlock,
+        Self::RefcountTable,
+        Self::Header,
+        Self::Length,
+    ];
+
+    /// The name used in rules, traces and reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Data => "data",
+            Self::L2 => "l2",
+            Self::L1 => "l1",
+            Self::RefcountBlock => "refcount-block",
+            Self::RefcountTable => "refcount-table",
+            Self::Header => "header",
+            Self::Length => "length",
+        }
+    }
+
+    /// The class of that name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|class| class.name() == name)
+    }
+
     /// The class of a request.
     pub fn of(entry: &Entry) -> Self {
-        if entry.op.kind() == OpKind::SetLen {
+        Self::of_request(entry.event, entry.op.kind())
+    }
+
+    /// The class of a request with this event and of this kind.
+    pub fn of_request(event: Event, kind: OpKind) -> Self {
+        if kind == OpKind::SetLen {
             return Self::Length;
         }
-        Self::of_event(entry.event)
+        Self::of_event(event)
     }
 
     fn of_event(event: Event) -> Self {
