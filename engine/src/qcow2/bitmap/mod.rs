@@ -48,6 +48,8 @@ pub(super) struct Bitmaps {
     list: Vec<Bitmap>,
     /// Whether the file says `in_use` of every bitmap that a change concerns.
     taken: Taken,
+    /// A write of the flags failed: the file may call bitmaps in use that are not.
+    flags_in_doubt: bool,
 }
 
 /// Of which bitmaps the file durably says `in_use`.
@@ -201,6 +203,7 @@ impl Bitmaps {
             pointer: Some(pointer),
             list: records.into_iter().map(Bitmap::of).collect(),
             taken: Taken::None,
+            flags_in_doubt: false,
         })
     }
 

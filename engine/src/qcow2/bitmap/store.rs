@@ -98,8 +98,10 @@ impl Metadata {
                 }
             }
         }
+        self.bitmaps.flags_in_doubt = true;
         let written = self.rewrite_directory().await?;
         self.order.barrier(Barrier::BeforeChange, written).await?;
+        self.bitmaps.flags_in_doubt = false;
         self.bitmaps.taken = which;
         Ok(())
     }
@@ -121,7 +123,7 @@ impl Metadata {
 
     /// Stores the bitmaps that were taken into use; they are clean again.
     pub(in crate::qcow2) async fn store_bitmaps(&mut self) -> Result<(), Error> {
-        if self.bitmaps.taken == Taken::None {
+        if self.bitmaps.taken == Taken::None && !self.bitmaps.flags_in_doubt {
             return Ok(());
         }
         let list = self.bitmaps.list.clone();
@@ -164,6 +166,7 @@ impl Metadata {
         self.bitmaps.pointer = pointer;
         self.bitmaps.list = list;
         self.bitmaps.taken = Taken::None;
+        self.bitmaps.flags_in_doubt = false;
         let metadata: Vec<_> = self.bitmaps.metadata().collect();
         for (structure, offset, len_bytes) in metadata {
             self.own(offset, self.geometry.clusters_for(len_bytes), structure);
