@@ -166,6 +166,11 @@ impl Image for Qcow2 {
     }
 
     fn manage(&self, operation: Manage) -> LocalFuture<'_, ()> {
+        // Where a flush or a change of the header failed, the file may say something else than memory: what changes
+        // nothing here, and so would wait for no barrier, may be a change there.
+        if let Err(error) = self.order.must_be_trusted() {
+            return Box::pin(async { Err(error) });
+        }
         match operation {
             Manage::Resize {
                 virtual_bytes,
