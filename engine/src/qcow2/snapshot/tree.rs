@@ -241,7 +241,14 @@ impl Metadata {
         for index in &changed {
             self.l1[*index].0 &= !COPIED;
         }
-        self.write_l1_sectors(&changed).await
+        let written = self.write_l1_sectors(&changed).await;
+        if written.is_err() {
+            // The file may claim them still: whoever relies on it that it does not writes them again.
+            for index in &changed {
+                self.l1[*index].0 |= COPIED;
+            }
+        }
+        written
     }
 
     async fn write_l1_sectors(&self, changed: &[usize]) -> Result<(), Error> {
