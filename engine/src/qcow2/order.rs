@@ -46,6 +46,8 @@ struct Account {
     file: Port,
     completed: Cell<u64>,
     durable: Cell<u64>,
+    /// The youngest write that failed.
+    failed: Cell<u64>,
 }
 
 impl Account {
@@ -56,6 +58,7 @@ impl Account {
             file,
             completed: Cell::new(1),
             durable: Cell::new(0),
+            failed: Cell::new(0),
         }
     }
 
@@ -116,8 +119,20 @@ impl Order {
     ) -> Result<Stamp, Error> {
         let outcome = self.file().at(event).write(offset.0, data).await;
         let stamp = self.stamp();
+        if outcome.is_err() {
+            self.image.failed.set(stamp.image);
+        }
         outcome?;
         Ok(stamp)
+    }
+
+    /// The youngest write to the image file that failed: it may have been carried out, and what is read there need not be
+    /// durable.
+    pub(crate) fn doubtful(&self) -> Stamp {
+        Stamp {
+            image: self.image.failed.get(),
+            data: 0,
+        }
     }
 
     /// Writes guest data into the cache of the file that they are in.

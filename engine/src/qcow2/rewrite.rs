@@ -19,7 +19,6 @@ use std::ops::Range;
 use super::extension;
 use super::header::{Extension, Header, HeaderSector, MAX_BACKING_NAME};
 use super::metadata::Metadata;
-use super::order::Stamp;
 use super::unit::{HostOffset, byte_count, mem_len};
 use crate::barrier::Barrier;
 use crate::device::Event;
@@ -71,12 +70,13 @@ impl Metadata {
     }
 
     async fn apply(&mut self, old: &[u8], new: &[u8]) -> Result<(), Error> {
-        let mut content = Stamp::default();
+        // What stands there already may be what an earlier attempt wrote that failed.
+        let mut content = self.order.doubtful();
         if let Some(changed) = changed_sectors(old, new) {
             self.order.note(Probe::LongHeader);
             let offset = HostOffset(byte_count(changed.start));
             let bytes = new[changed].to_vec();
-            content = self.order.write(Event::None, offset, bytes).await?;
+            content = content.max(self.order.write(Event::None, offset, bytes).await?);
         }
         let change = |sector0: &mut HeaderSector| *sector0 = HeaderSector::new(new);
         let switched = self
