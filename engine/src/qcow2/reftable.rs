@@ -31,6 +31,8 @@ impl Metadata {
             self.order.note(Probe::BlocksTogether);
         }
         let blocks = self.new_blocks(count, count);
+        // Whatever comes of this, something may have been written there.
+        self.fresh_from = self.fresh_from.max(first.0 + count);
         let event = Event::RefblockAllocWrite;
         let content = self.order.write(event, offset, blocks).await?;
         self.refcounts.forget(offset, len_bytes);
@@ -43,7 +45,6 @@ impl Metadata {
         };
         self.order.barrier(Barrier::AfterHookup, hookup).await?;
         self.own(offset, count, Structure::RefcountBlock);
-        self.fresh_from = self.fresh_from.max(first.0 + count);
         Ok(())
     }
 
@@ -125,6 +126,9 @@ impl Metadata {
         let blocks_offset = self.geometry.offset_of(first);
         let len_bytes = (plan.blocks + plan.table_clusters) * cluster_bytes;
         self.guard(blocks_offset, len_bytes).await?;
+        // Whatever comes of this, something may have been written there.
+        let end = first.0 + plan.blocks + plan.table_clusters;
+        self.fresh_from = self.fresh_from.max(end);
 
         let mut table = self.reftable.clone();
         table.resize(
@@ -167,9 +171,6 @@ impl Metadata {
         self.own(table_offset, plan.table_clusters, Structure::RefcountTable);
         self.reftable = table;
         self.reftable_offset = table_offset;
-        self.fresh_from = self
-            .fresh_from
-            .max(first.0 + plan.blocks + plan.table_clusters);
         self.refcounts
             .forget(blocks_offset, plan.blocks * cluster_bytes);
         self.free_after(Unlink::Written(switched), Source::Other, old, old_clusters);

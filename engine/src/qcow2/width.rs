@@ -63,6 +63,8 @@ impl Metadata {
         let table_offset = geometry.offset_of(plan.table);
         let len_bytes = (plan.end().0 - plan.table.0) * geometry.cluster_bytes();
         self.guard(table_offset, len_bytes).await?;
+        // Whatever comes of this, something may have been written there.
+        self.fresh_from = self.fresh_from.max(plan.end().0);
 
         let mut table = vec![
             entry::ReftableWord(0);
@@ -105,7 +107,6 @@ impl Metadata {
             first_block,
             byte_count(plan.blocks.len()) * geometry.cluster_bytes(),
         );
-        self.fresh_from = self.fresh_from.max(plan.end().0);
         self.free_after(
             Unlink::Written(switched),
             Source::Other,
