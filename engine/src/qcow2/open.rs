@@ -248,6 +248,10 @@ async fn prepare_for_writing(
         };
         let report = check(file, Repair::All, &check_options).await?;
         let errors = report.errors_remaining();
+        if let Some(error) = report.unreadable {
+            // The device failed, which says nothing of the image.
+            return Err(error.into());
+        }
         if errors > 0 {
             let (structure, problem) = (Structure::Header, Problem::Unrepaired { errors });
             return Err(BadImage {

@@ -52,12 +52,13 @@ pub(super) async fn repair_all(file: &Port, planted: Planted) -> Result<CheckRep
     let mut first = None;
     let mut latest = None;
     let mut remaining = Tally::default();
-    let mut check_errors = 0;
+    let (mut check_errors, mut unreadable) = (0, None);
     for _ in 0..MAX_ROUNDS {
         let (header, mut sector) = header::load(file).await?;
         let mut survey = Survey::take(file, &header, planted).await;
         let work = survey.work();
         check_errors = survey.report.check_errors;
+        unreadable.clone_from(&survey.report.unreadable);
         remaining = survey.report.found;
         if work == Work::Counts {
             survey.note_work();
@@ -91,6 +92,7 @@ pub(super) async fn repair_all(file: &Port, planted: Planted) -> Result<CheckRep
     }
     let mut report = first.unwrap_or_default().repaired_to(remaining);
     report.check_errors = check_errors;
+    report.unreadable = unreadable;
     Ok(report)
 }
 

@@ -208,6 +208,8 @@ pub struct CheckReport {
     pub remaining: Tally,
     /// Structures that could not be read.
     pub check_errors: u64,
+    /// Why the first of those could not.
+    pub unreadable: Option<DeviceError>,
     /// Sizes.
     pub totals: Totals,
 }
@@ -271,6 +273,7 @@ impl CheckReport {
     }
 
     pub(super) fn note_unreadable(&mut self, structure: Structure, error: &DeviceError) {
+        self.unreadable.get_or_insert_with(|| error.clone());
         self.note(Kind::Unreadable(error.cause), structure, error.offset, 0);
     }
 }
