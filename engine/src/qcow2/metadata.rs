@@ -70,6 +70,9 @@ pub(super) struct Metadata {
     pub(super) free_hint: u64,
     /// Clusters from here on were never written: they read as zeroes.
     pub(super) fresh_from: u64,
+    /// The refcount table in the file may name new blocks before this cluster that the one in memory does not: a write of
+    /// it failed. Nothing but these blocks can come to stand there.
+    pub(super) doubtful_end: u64,
     /// Where the next compressed bytes go: within a cluster that holds some, or nowhere yet.
     pub(super) packing: Option<HostOffset>,
 }

@@ -330,6 +330,7 @@ pub(super) async fn load(
         inactive_tables: None,
         free_hint: 0,
         fresh_from,
+        doubtful_end: 0,
         packing: None,
     };
     if options.access == Access::ReadWrite {

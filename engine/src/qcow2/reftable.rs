@@ -40,6 +40,7 @@ impl Metadata {
             Ok(hookup) => hookup,
             Err(error) => {
                 self.reftable[mem_len(index)..mem_len(index + count)].fill(ReftableWord(0));
+                self.doubtful_end = self.doubtful_end.max(first.0 + count);
                 return Err(error);
             }
         };

@@ -117,7 +117,7 @@ impl Metadata {
     async fn cut_file(&mut self) -> Result<(), Error> {
         self.drop_refblocks().await?;
         let end = self.end_of_use().await?;
-        let end_bytes = end.0 * self.geometry.cluster_bytes();
+        let end_bytes = end.0.max(self.doubtful_end) * self.geometry.cluster_bytes();
         if self.order.file().len() > end_bytes {
             // The disk has its new size already, and nothing stands there: a file that stays long is right too.
             let _ = self.order.set_len(end_bytes).await;
