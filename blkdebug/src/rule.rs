@@ -117,6 +117,7 @@ struct Armed {
 
 /// A request that a rule hit.
 pub(crate) struct Hit {
+    pub(crate) after: Option<Event>,
     pub(crate) fault: Fault,
     pub(crate) ruling: Ruling,
 }
@@ -248,7 +249,7 @@ impl Rules {
         let index = armed.position(|armed| armed.hits(request, state, operation))?;
         self.hits += 1;
         let hit = &mut self.armed[index];
-        let fault = hit.rule.fault.clone();
+        let (after, fault) = (hit.rule.after, hit.rule.fault.clone());
         let ruling = fault.rule(request, hit.spent);
         if hit.rule.repeat == Repeat::Once {
             self.armed.remove(index);
@@ -256,7 +257,11 @@ impl Rules {
             // What fitted has happened, and nothing more will.
             hit.spent = budget;
         }
-        Some(Hit { fault, ruling })
+        Some(Hit {
+            after,
+            fault,
+            ruling,
+        })
     }
 }
 

@@ -60,12 +60,16 @@ pub struct Injected {
     pub request: Option<RequestId>,
     /// Its event.
     pub event: Event,
+    /// The event that its rule had waited for, where it waited for one.
+    pub after: Option<Event>,
     /// What was asked.
     pub kind: OpKind,
     /// Where that was to be, in bytes, and how much.
     pub range: (u64, u64),
     /// The operation of the guest on whose behalf it was made, if there was one.
     pub operation: Option<u64>,
+    /// The moment of the last event before it.
+    pub at: Tick,
     /// What happened to it.
     pub fault: Fault,
 }
@@ -251,7 +255,7 @@ impl Device for VolatileDisk {
         let mut state = self.state.borrow_mut();
         let mut asked = request;
         let error = DeviceError::new(asked.event, &asked.op, Cause::PowerOff);
-        let ruling = state.rule_on(&mut asked, self.operation.get());
+        let ruling = state.rule_on(&mut asked, self.operation.get(), self.clock.now());
         if ruling.twist == Twist::PowerCut(When::Before) {
             drop(state);
             return self.cut(error);
@@ -302,7 +306,7 @@ impl Device for VolatileDisk {
 
 impl State {
     /// What the rules make of a request, which becomes what is carried out of it.
-    fn rule_on(&mut self, request: &mut Request, operation: Option<u64>) -> Ruling {
+    fn rule_on(&mut self, request: &mut Request, operation: Option<u64>, at: Tick) -> Ruling {
         self.rules.announce(request.event);
         let range = request.op.range();
         let Some(hit) = self.rules.rule_on(request, operation) else {
@@ -312,9 +316,11 @@ impl State {
         self.injected.push(Injected {
             request: arrives.then_some(RequestId(self.recording.entries.len())),
             event: request.event,
+            after: hit.after,
             kind: request.op.kind(),
             range,
             operation,
+            at,
             fault: hit.fault,
         });
         hit.ruling

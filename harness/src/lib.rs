@@ -5,6 +5,7 @@ pub mod canary;
 pub mod caught;
 pub mod crash;
 pub mod exhaust;
+pub mod fault;
 pub mod guest;
 pub mod guide;
 pub mod logged;

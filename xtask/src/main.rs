@@ -13,6 +13,7 @@ mod canary;
 mod ci;
 mod differential;
 mod exhaust;
+mod faults;
 mod fuzz;
 mod img;
 mod io;
@@ -58,6 +59,7 @@ Exit codes:
 #[derive(Debug, Subcommand)]
 enum Command {
     Fuzz(fuzz::Fuzz),
+    Faults(faults::Faults),
     Exhaust(exhaust::Exhaust),
     Replay(replay::Replay),
     Minimise(minimise::Minimise),
@@ -148,6 +150,7 @@ fn main() -> ExitCode {
     }
     let outcome = match Arguments::parse().command {
         Command::Fuzz(fuzz) => fuzz.run(),
+        Command::Faults(faults) => faults.run(),
         Command::Exhaust(exhaust) => exhaust.run(),
         Command::Replay(replay) => replay.run(),
         Command::Minimise(minimise) => minimise.run(),

@@ -180,7 +180,6 @@ fn asked(op: &RecordedOp, sector: u64) -> SectorHash {
 
 impl Destroyed {
     /// These sectors.
-    #[cfg(test)]
     pub(crate) fn of(sectors: &[(u64, Ruin)]) -> Self {
         Self {
             sectors: sectors.iter().copied().collect(),

@@ -202,7 +202,7 @@ impl<'a> Expectation<'a> {
             allowed: Vec::with_capacity(ledger.segments.len()),
             writers: Vec::new(),
             pasts: Vec::new(),
-            sizes: vec![ledger.size_of(origin)],
+            sizes: ledger.sizes_of(origin),
             facts: Vec::new(),
             key: 0,
             subject: Whose::Disk,
@@ -598,13 +598,16 @@ fn in_file(ledger: &Ledger, sector: u64, entries: &[Entry], found: &FileWorlds) 
 
 /// What a snapshot may hold in a segment that starts at `sector`.
 fn restored(ledger: &Ledger, sector: u64, entries: &[Entry], origin: Origin) -> Legal {
-    if sector >= ledger.size_of(origin) / 512 {
-        return Legal {
-            zero: true,
-            ..Legal::default()
-        };
+    let sizes = ledger.sizes_of(origin);
+    let is_beyond = |size: &u64| sector >= size / 512;
+    let beyond = Legal {
+        zero: true,
+        ..Legal::default()
+    };
+    if sizes.iter().all(is_beyond) {
+        return beyond;
     }
-    match origin {
+    let mut legal = match origin {
         Origin::Past(past) => Legal {
             pasts: vec![past],
             ..Legal::default()
@@ -616,7 +619,11 @@ fn restored(ledger: &Ledger, sector: u64, entries: &[Entry], origin: Origin) -> 
             let settled = Settled::new(Some(turn.submitted), taken);
             gather(ledger, sector, entries, settled).1
         }
+    };
+    if sizes.iter().any(is_beyond) {
+        legal.add(beyond);
     }
+    legal
 }
 
 /// Compares sectors with an [`Expectation`], in ascending order of sectors.

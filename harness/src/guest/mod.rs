@@ -261,13 +261,25 @@ impl Ledger {
 
     /// Where the data that a read yielded is not what it may have seen. Reads that are not done are not
     /// judged.
-    pub fn check_read(&self, read: &Happening, data: &[u8]) -> Vec<SectorViolation> {
+    ///
+    /// `forgotten` is when a device last lost what a flush was to make durable that failed: from then on only what a flush
+    /// that succeeded has made durable is certain, and whoever asked for the other one knows.
+    pub fn check_read(
+        &self,
+        read: &Happening,
+        data: &[u8],
+        forgotten: Option<Moment>,
+    ) -> Vec<SectorViolation> {
         let (Operation::Read { offset, .. }, Some((completed, Answer::Done))) =
             (read.operation, read.completed)
         else {
             return Vec::new();
         };
-        let expectation = Expectation::new(self, Some(read.submitted), completed);
+        let settled = match forgotten.filter(|at| *at < completed) {
+            None => Some(read.submitted),
+            Some(_) => self.durable_before(read.submitted),
+        };
+        let expectation = Expectation::new(self, settled, completed);
         let mut checker = expectation.checker();
         (offset / 512..)
             .zip(data.as_chunks::<512>().0)
@@ -350,9 +362,18 @@ impl Ledger {
                 completed: happening.completed,
             };
             effects.push((0..u64::MAX / 512, entry));
-            let virtual_bytes = self.size_of(origin);
-            self.resize(happening, virtual_bytes);
-            self.bitmaps.cut(happening.submitted, virtual_bytes);
+            let sizes = self.sizes_of(origin);
+            self.resize(happening, sizes[0]);
+            for virtual_bytes in &sizes[1..] {
+                // It may have that size as well; which one is not known once that is done.
+                self.sizes.push(Sizing {
+                    virtual_bytes: *virtual_bytes,
+                    submitted: happening.submitted,
+                    completed: None,
+                });
+            }
+            let least = sizes.into_iter().fold(u64::MAX, u64::min);
+            self.bitmaps.cut(happening.submitted, least);
         }
         if let Some((completed, Answer::Done)) = happening.completed {
             // Who goes back is durable itself, with all before it: nothing else is in flight.
@@ -431,11 +452,8 @@ impl Ledger {
         let restores: Vec<(Range<u64>, Entry)> = effects
             .extract_if(.., |(_, entry)| matches!(entry.effect, Effect::Restore(_)))
             .collect();
-        let mut ends: Vec<u64> = self
-            .turns
-            .iter()
-            .map(|turn| turn.virtual_bytes / 512)
-            .collect();
+        let sizes = self.turns.iter().flat_map(|turn| &turn.virtual_sizes);
+        let mut ends: Vec<u64> = sizes.map(|size| size / 512).collect();
         ends.extend(self.past.iter().map(|past| past.virtual_bytes / 512));
         ends.push(0);
         ends.push(u64::MAX / 512);
@@ -445,6 +463,22 @@ impl Ledger {
             let pieces = ends.windows(2).map(|pair| pair[0]..pair[1]);
             effects.extend(pieces.map(|piece| (piece, entry)));
         }
+    }
+
+    /// The sizes that the disk may have behind the operations entered so far, in bytes: first the one that it has where
+    /// what failed did not happen.
+    fn sizes_now(&self) -> Vec<u64> {
+        let mut sizes = vec![self.size_now];
+        for sizing in self.sizes.iter().rev() {
+            if let Some((_, Answer::Done)) = sizing.completed {
+                break;
+            }
+            sizes.push(sizing.virtual_bytes);
+        }
+        let rest = &mut sizes[1..];
+        rest.sort_unstable();
+        sizes.dedup();
+        sizes
     }
 
     fn partition(&mut self, effects: &[(Range<u64>, Entry)]) {

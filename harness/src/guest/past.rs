@@ -43,8 +43,8 @@ pub(super) struct Turn {
     pub(super) name: String,
     pub(super) submitted: Moment,
     pub(super) completed: Option<(Moment, Answer)>,
-    /// The size of the disk then, in bytes.
-    pub(super) virtual_bytes: u64,
+    /// The sizes that the disk may have had then, in bytes: a change of it that failed may have happened.
+    pub(super) virtual_sizes: Vec<u64>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,11 +109,11 @@ impl Ledger {
         lists
     }
 
-    /// The size of a snapshot's disk in bytes.
-    pub(super) fn size_of(&self, origin: Origin) -> u64 {
+    /// The sizes in bytes that a snapshot's disk may have, the likeliest first.
+    pub(super) fn sizes_of(&self, origin: Origin) -> Vec<u64> {
         match origin {
-            Origin::Past(index) => self.past[index].virtual_bytes,
-            Origin::Taken(index) => self.turns[index].virtual_bytes,
+            Origin::Past(index) => vec![self.past[index].virtual_bytes],
+            Origin::Taken(index) => self.turns[index].virtual_sizes.clone(),
         }
     }
 
@@ -155,10 +155,10 @@ impl Ledger {
             name,
             submitted: happening.submitted,
             completed: happening.completed,
-            virtual_bytes: self.size_now,
+            virtual_sizes: self.sizes_now(),
         };
         if let (What::Apply(origin), Some((_, Answer::Done))) = (what, happening.completed) {
-            self.size_now = self.size_of(origin);
+            self.size_now = self.sizes_of(origin)[0];
         }
         self.turns.push(turn);
         match what {

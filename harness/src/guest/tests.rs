@@ -228,12 +228,15 @@ fn a_read_sees_what_was_done_and_what_was_under_way() {
     let ledger = ledger(&history);
     let writer = |id| Writer::Operation(OperationId(id));
     for id in [0, 1] {
-        assert_eq!(ledger.check_read(&history[2], &stamp(writer(id), 0)), []);
+        assert_eq!(
+            ledger.check_read(&history[2], &stamp(writer(id), 0), None),
+            []
+        );
     }
-    let wrong = ledger.check_read(&history[2], &[0; 512]);
+    let wrong = ledger.check_read(&history[2], &[0; 512], None);
     assert_eq!(wrong[0].level, Level::Lost);
     assert_eq!(wrong[0].legal, [own(0, 0), own(1, 0)]);
-    let shifted = ledger.check_read(&history[2], &stamp_range(writer(0), 512, 512));
+    let shifted = ledger.check_read(&history[2], &stamp_range(writer(0), 512, 512), None);
     assert_eq!(shifted[0].level, Level::StaleForeign);
 }
 

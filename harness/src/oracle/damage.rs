@@ -90,7 +90,9 @@ impl Judge<'_> {
         expectation: &Expectation<'_>,
         damage: &Damage,
     ) -> Service {
-        if image.report.is_perfect() {
+        let view = image.view(self.backing, self.data);
+        // A header can be garbage that is in order, and of an image that nobody here can read.
+        if image.report.is_perfect() && view.is_some() {
             let service = self.judge_service(image, expectation);
             // Compressed bytes can be garbage that the walk does not look at, and so can the files beneath; the header's
             // extensions can be garbage, or go with another of its sectors. The subject says so.
@@ -112,7 +114,6 @@ impl Judge<'_> {
             };
         }
         self.observer.begin(Stage::Serve);
-        let view = image.view(self.backing, self.data);
         let operations = view.map_or_else(Vec::new, |view| work(&view, image, expectation));
         let attempt = self.subject.serve(&image.image, &operations);
         let mut standing = Standing::Right;

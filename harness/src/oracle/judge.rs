@@ -145,6 +145,25 @@ impl Judge<'_> {
         }
         judgement
     }
+
+    /// The same where operations on the image had failed before it was closed: they may have left leaks.
+    pub fn judge_closed_behind_faults(
+        &self,
+        image: PageImage,
+        expectation: &Expectation<'_>,
+    ) -> Judgement {
+        let judgement = self.judge(image, expectation, None);
+        let report = &judgement.state.report;
+        if judgement.verdict.survived() && !report.is_sound_but_for_leaks() {
+            let when = "after a clean close behind operations that failed";
+            let verdict = explain::imperfect(Oracle::Structure, when, report);
+            return Judgement {
+                verdict: verdict.into(),
+                ..judgement
+            };
+        }
+        judgement
+    }
 }
 
 impl Judgement {

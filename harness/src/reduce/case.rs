@@ -1,6 +1,7 @@
 //! The simpler neighbours of a case, boldest first.
 
 use blkdebug::contract::Contract;
+use blkdebug::rule::{During, Repeat, Rule};
 use engine::image::Unmap;
 use engine::manage::{Amend, RawPromise};
 use engine::preallocation::Preallocation;
@@ -78,6 +79,30 @@ impl Small {
     }
 }
 
+/// The same rule with less to it.
+fn plainer_rules(rule: &Rule) -> Vec<Rule> {
+    let variants = [
+        Rule {
+            chance: None,
+            ..rule.clone()
+        },
+        Rule {
+            skip: 0,
+            ..rule.clone()
+        },
+        Rule {
+            repeat: Repeat::Once,
+            ..rule.clone()
+        },
+        Rule {
+            during: During::default(),
+            ..rule.clone()
+        },
+    ];
+    let plainer = variants.into_iter().filter(|variant| variant != rule);
+    plainer.collect()
+}
+
 /// A smaller file beneath, unless there is none.
 fn halved(backing: Backing) -> Backing {
     Backing {
@@ -113,7 +138,11 @@ impl Small {
         let fewer_faults = without_stretches(&self.scenario.faults)
             .into_iter()
             .map(|faults| self.with(|scenario| scenario.faults = faults));
-        weaker.chain(fewer_faults).collect()
+        let plainer_faults = (0..self.scenario.faults.len()).flat_map(|at| {
+            let plainer = plainer_rules(&self.scenario.faults[at]).into_iter();
+            plainer.map(move |rule| self.with(|scenario| scenario.faults[at] = rule))
+        });
+        weaker.chain(fewer_faults).chain(plainer_faults).collect()
     }
 
     fn plainer_schedule(&self) -> Vec<Self> {

@@ -46,6 +46,8 @@ pub struct Bench<'a> {
     honest: RefCell<Option<(Tick, Rc<Honest>)>>,
     /// Whether disks may lie about what is durable.
     lies: bool,
+    /// Whether operations failed because requests did.
+    behind_faults: bool,
     accept: Option<Level>,
     /// What the engine told of rare situations.
     pub(super) hits: Rc<Hits>,
@@ -152,6 +154,7 @@ impl<'a> Bench<'a> {
             destroying: case.scenario.contract.destroys().then(|| life.recording()),
             honest: RefCell::default(),
             lies: case.scenario.contract == Contract::Liar,
+            behind_faults: life.fails_honestly(),
             accept: None,
             hits: Rc::default(),
         };
@@ -261,11 +264,12 @@ impl<'a> Bench<'a> {
     pub fn judge_closed(&self, disks: Disks<PageImage>, expectation: &Expectation<'_>) -> Judged {
         let tools = self.tools(Disk::Image, &disks);
         let judge = tools.judge(self.base(expectation), self.accept, self.observer);
-        let image = judge.judge_closed(
-            disks.image().clone(),
-            expectation,
-            self.disorder(expectation),
-        );
+        let image = disks.image().clone();
+        let image = if self.behind_faults {
+            judge.judge_closed_behind_faults(image, expectation)
+        } else {
+            judge.judge_closed(image, expectation, self.disorder(expectation))
+        };
         let judged = Judged {
             verdict: image.verdict.clone(),
             disks,
@@ -273,6 +277,39 @@ impl<'a> Bench<'a> {
             beneath: Vec::new(),
         };
         self.judge_beneath(judged, expectation, Ending::Closed)
+    }
+
+    /// Judges disks that hold what they cannot hold by themselves: these sectors were destroyed, power loss or not.
+    pub fn judge_destroyed(
+        &self,
+        disks: Disks<PageImage>,
+        expectation: &Expectation<'_>,
+        destroyed: &Disks<Destroyed>,
+    ) -> Judged {
+        let tools = self.tools(Disk::Image, &disks);
+        let judge = tools.judge(self.base(expectation), self.accept, self.observer);
+        let damage = damage(destroyed, Disk::Image);
+        let image = judge.judge_damaged(disks.image().clone(), expectation, &damage);
+        Judged {
+            verdict: image.verdict.clone(),
+            disks,
+            image,
+            beneath: Vec::new(),
+        }
+    }
+
+    /// Lets the subject work on what [`Self::judge_destroyed`] let pass.
+    pub fn serve_destroyed(
+        &self,
+        judged: &Judged,
+        expectation: &Expectation<'_>,
+        destroyed: &Disks<Destroyed>,
+    ) -> Verdict {
+        let tools = self.tools(Disk::Image, &judged.disks);
+        let judge = tools.judge(None, self.accept, self.observer);
+        let damage = damage(destroyed, Disk::Image);
+        let service = judge.serve_damaged(judged.recovered(), expectation, &damage);
+        service.verdict
     }
 
     fn judge_beneath(

@@ -144,6 +144,10 @@ impl Examination<'_> {
         self.outcome.counts.workloads = 1;
         self.outcome.counts.steps = life.lived.steps;
         self.outcome.counts.faults = life.faults;
+        let injected = life.injected.iter();
+        self.outcome.injected = injected
+            .map(|(_, it)| (it.event, it.fault.name()))
+            .collect();
         self.digest.update(&life.lived.digest.to_le_bytes());
         for violation in life.violations() {
             self.report(violation, None);
@@ -162,7 +166,9 @@ impl Examination<'_> {
                 Reach::Levels | Reach::Classes { .. } => self.explore(),
             }
         }
-        if !self.stopped && life.faults == 0 && life.ends_closed(&self.case.scenario.operations) {
+        let operations = &self.case.scenario.operations;
+        let closed = life.faults == 0 && life.ends_closed(operations);
+        if !self.stopped && (closed || life.ends_closed_behind_faults()) {
             self.examine_closed();
         }
         self.go_on();

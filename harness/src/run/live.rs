@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use blkdebug::disks::{Disk, Disks};
 use blkdebug::record::{Clock, Entry, Recording};
-use blkdebug::rule::{Rule, Rules};
+use blkdebug::rule::{Fault, Rule, Rules};
 use blkdebug::volatile::{Answering, Injected, VolatileDisk};
 use engine::defect::Planted;
 use engine::device::{PageImage, Port};
@@ -24,7 +24,7 @@ use crate::sim::stage::{Stage, StageError, open_options};
 use crate::sim::world::{Ending, Lived, World};
 use crate::trace::operation_text;
 use crate::workload::ops::{
-    ChainOperation, Happening, Moment, Operation, SnapshotChange, SnapshotOperation,
+    Answer, ChainOperation, Happening, Moment, Operation, SnapshotChange, SnapshotOperation,
 };
 use crate::workload::shape::Scenario;
 
@@ -107,10 +107,10 @@ pub fn live(case: &Case) -> Result<Life, StageError> {
         .zip(&disks_there)
         .flat_map(|(name, disk)| disk.injected().into_iter().map(move |one| (name, one)))
         .collect();
-    let ledger = ledger(&stage, &process::first_share(&lived.history));
+    let ledger = ledger(&stage, &process::first_share(&lived));
     let recording = Recording::join(&recordings);
     Ok(Life {
-        later: process::later(&stage, &ledger, &recording, &lived.history),
+        later: process::later(&stage, &ledger, &recording, &lived),
         ledger,
         recording,
         last,
@@ -301,10 +301,19 @@ impl Life {
         if self.faults == 0 {
             violations.extend(self.failures());
             violations.extend(self.kept_space());
+        } else if self.fails_honestly() {
+            let refusable = |operation, error: &Error| may_be_refused(operation, error);
+            violations.extend(crate::fault::oracle::violations(self, &refusable));
         }
         violations.extend(self.misreads());
         violations.extend(self.backing_writes());
         violations
+    }
+
+    /// Whether requests went wrong, and whoever made them was told of each.
+    pub fn fails_honestly(&self) -> bool {
+        let mut injected = self.injected.iter();
+        self.faults > 0 && injected.all(|(_, one)| one.fault.is_honest())
     }
 
     /// Whether the workload ended with everything answered, and the image closed at the very end.
@@ -312,6 +321,17 @@ impl Life {
         self.lived.ending == Ending::Finished
             && self.lived.failures.is_empty()
             && operations.last() == Some(&Operation::Reopen)
+    }
+
+    /// Whether the workload ended with the image closed at the very end, and opened again, whatever had failed before.
+    pub fn ends_closed_behind_faults(&self) -> bool {
+        let last = self.lived.history.last();
+        self.lived.ending == Ending::Finished
+            && self.fails_honestly()
+            && last.is_some_and(|it| {
+                let done = matches!(it.completed, Some((_, Answer::Done)));
+                it.operation == Operation::Reopen && done && !self.lived.revived.contains(&it.id)
+            })
     }
 
     fn ending(&self) -> Option<Violation> {
@@ -378,7 +398,8 @@ impl Life {
         self.lived.reads.iter().find_map(|read| {
             let happening = self.lived.history.iter().find(|h| h.id == read.id)?;
             let ledger = self.ledger_at(happening.submitted);
-            let wrong = ledger.check_read(happening, &read.data);
+            let forgotten = self.forgotten_before(happening);
+            let wrong = ledger.check_read(happening, &read.data, forgotten);
             let worst = wrong.iter().max_by_key(|violation| violation.level)?;
             let line = format!(
                 "operation {} ({}) read {} from guest sector {}",
@@ -392,6 +413,16 @@ impl Life {
             let kind = worst.level.name();
             Some(Violation::new(Oracle::Guest, kind, "live-read", lines))
         })
+    }
+
+    /// When a device last lost what a flush that failed was to make durable, before a read was answered.
+    fn forgotten_before(&self, read: &Happening) -> Option<Moment> {
+        let (answered, _) = read.completed?;
+        let forgetting = self
+            .injected
+            .iter()
+            .filter(|(_, one)| matches!(one.fault, Fault::Forget(_)) && one.at < answered);
+        forgetting.map(|(_, one)| one.at).max()
     }
 
     /// A write to a file beneath the image that no commit accounts for.

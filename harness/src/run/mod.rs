@@ -11,6 +11,7 @@ mod process;
 mod replay;
 mod toggle;
 
+use engine::device::Event;
 use serde::{Deserialize, Serialize};
 
 use crate::caught::Panic;
@@ -115,6 +116,8 @@ pub struct Outcome {
     pub widths: Vec<u32>,
     /// Folds every step, every byte written, and every state with its verdict.
     pub digest: u128,
+    /// The requests that went wrong by rule: the event of each, or the one that it followed, and the kind of fault.
+    pub injected: Vec<(Event, &'static str)>,
     /// What was new about it, where it was watched.
     pub seen: Seen,
 }

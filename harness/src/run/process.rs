@@ -5,7 +5,7 @@
 //! opens the image next does so before it builds on anything (rule 12 of [`engine::qcow2`]). So a life with a
 //! kill falls in two: up to the moment when the image is open again a power loss is judged by what the first process
 //! was asked and answered, and from then on by what the second one found, all of it durable, and by what it was
-//! asked.
+//! asked. So does a life in which closing the image failed.
 
 use blkdebug::disks::{Disk, Disks};
 use blkdebug::record::{Recording, Tick};
@@ -16,7 +16,8 @@ use crate::crash::state::{CrashState, Survivors};
 use crate::guest::Ledger;
 use crate::oracle::{Succession, Witness};
 use crate::sim::stage::Stage;
-use crate::workload::ops::{Answer, Happening, Moment, Operation, OperationId};
+use crate::sim::world::Lived;
+use crate::workload::ops::{Happening, Moment, Operation, OperationId};
 
 /// A process after the first.
 #[derive(Debug)]
@@ -29,28 +30,29 @@ pub struct Process {
     pub ledger: Ledger,
 }
 
+/// The operation that opened the image behind a process that had not closed it, and when it was answered.
+type Start = Option<(OperationId, Moment)>;
+
 /// The operations of each process. A kill that did not come to its end belongs to nobody, and what was asked of
 /// the process that never came up to the one before.
-fn shares(history: &[Happening]) -> Vec<(Option<Happening>, Vec<Happening>)> {
+fn shares(lived: &Lived) -> Vec<(Start, Vec<Happening>)> {
     let mut shares = vec![(None, Vec::new())];
-    for happening in history {
-        let is_kill = happening.operation == Operation::Kill;
-        match happening.completed {
-            Some((_, Answer::Done)) if is_kill => shares.push((Some(*happening), Vec::new())),
-            Some(_) | None if is_kill => {}
-            Some(_) | None => shares
-                .last_mut()
-                .expect("there is a first")
-                .1
-                .push(*happening),
+    for happening in &lived.history {
+        let answered = happening.completed.map(|(since, _)| (happening.id, since));
+        let start = answered.filter(|(id, _)| lived.revived.contains(id));
+        if start.is_some() {
+            shares.push((start, Vec::new()));
+        } else if happening.operation != Operation::Kill {
+            let last = shares.last_mut().expect("there is a first");
+            last.1.push(*happening);
         }
     }
     shares
 }
 
 /// The operations of the first process.
-pub(super) fn first_share(history: &[Happening]) -> Vec<Happening> {
-    shares(history).swap_remove(0).1
+pub(super) fn first_share(lived: &Lived) -> Vec<Happening> {
+    shares(lived).swap_remove(0).1
 }
 
 /// The processes after the first, whose history is `first`. Where one found an image that cannot be read, no
@@ -59,11 +61,11 @@ pub(super) fn later(
     stage: &Stage,
     first: &Ledger,
     recording: &Recording,
-    history: &[Happening],
+    lived: &Lived,
 ) -> Vec<Process> {
     let mut processes: Vec<Process> = Vec::new();
-    for (kill, share) in shares(history) {
-        let Some((kill, (since, _))) = kill.and_then(|kill| Some((kill, kill.completed?))) else {
+    for (start, share) in shares(lived) {
+        let Some((id, since)) = start else {
             continue;
         };
         let disks = everything(recording, since).disks;
@@ -78,7 +80,7 @@ pub(super) fn later(
             Some(layout) => ledger.starting(layout.facts(&found.image), &share),
             None => ledger,
         };
-        let ledger = ledger.following(before, OperationId(kill.id.0 + 1));
+        let ledger = ledger.following(before, OperationId(id.0 + 1));
         processes.push(Process {
             since,
             found,

@@ -1,6 +1,6 @@
 //! The guest and manager of a simulated image: operations as tasks, and the history they leave.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use blkdebug::disks::Disk;
@@ -31,6 +31,8 @@ pub(super) struct Client {
     opener: Box<dyn Opener>,
     clock: Clock,
     image: RefCell<Option<Opened>>,
+    /// Whether the last process that had the image open has left it so.
+    is_left_open: Cell<bool>,
     log: RefCell<Log>,
 }
 
@@ -40,6 +42,10 @@ pub(super) struct Log {
     pub(super) history: Vec<Happening>,
     pub(super) reads: Vec<Read>,
     pub(super) failures: Vec<Failure>,
+    /// Whether the first opening of the image succeeded.
+    pub(super) was_opened: bool,
+    /// The operations that opened the image behind a process that had not closed it.
+    pub(super) revived: Vec<OperationId>,
 }
 
 /// The data that a read operation yielded.
@@ -66,14 +72,19 @@ impl Client {
             opener,
             clock,
             image: RefCell::default(),
+            is_left_open: Cell::new(false),
             log: RefCell::default(),
         }
     }
 
     /// Opens the image for the first time.
     pub(super) async fn start(self: Rc<Self>) {
-        if let Err(error) = self.open().await {
-            self.fail(None, error);
+        match self.open().await {
+            Ok(()) => {
+                self.is_left_open.set(true);
+                self.log.borrow_mut().was_opened = true;
+            }
+            Err(error) => self.fail(None, error),
         }
     }
 
@@ -124,7 +135,7 @@ impl Client {
             // What lies beneath is another file now, and has been since the answer.
             if let Operation::Chain(chained) = operation
                 && chained.moves_onto().is_some()
-                && let Err(error) = self.reopen().await
+                && let Err(error) = self.reopen(id).await
             {
                 self.fail(Some(id), error);
             }
@@ -146,11 +157,13 @@ impl Client {
 
     async fn perform(&self, id: OperationId, operation: Operation) -> Result<Vec<u8>, Error> {
         if operation == Operation::Reopen {
-            return self.reopen().await.map(|()| Vec::new());
+            return self.reopen(id).await.map(|()| Vec::new());
         }
         if operation == Operation::Kill {
             // Whoever carries that out has thrown the old process away.
-            return self.open().await.map(|()| Vec::new());
+            self.open().await?;
+            self.revive(id);
+            return Ok(Vec::new());
         }
         let opened = self.image.borrow().clone();
         let opened = opened.ok_or(Refused::Distrusted)?;
@@ -162,15 +175,26 @@ impl Client {
     }
 
     /// Closes and opens; opens even where closing failed, as a new process would.
-    async fn reopen(&self) -> Result<(), Error> {
+    async fn reopen(&self, id: OperationId) -> Result<(), Error> {
         let image = self.image.take();
         let closed = match &image {
             Some(image) => image.close().await,
             None => Ok(()),
         };
+        if image.is_some() && closed.is_ok() {
+            self.is_left_open.set(false);
+        }
         drop(image);
         self.open().await?;
+        self.revive(id);
         closed
+    }
+
+    /// Takes note that another process has the image open now, where the last one did not close it.
+    fn revive(&self, id: OperationId) {
+        if self.is_left_open.replace(true) {
+            self.log.borrow_mut().revived.push(id);
+        }
     }
 
     async fn open(&self) -> Result<(), Error> {

@@ -16,7 +16,7 @@ use super::chooser::{Chooser, RequestKey, Step};
 use super::client::{Client, Failure, Log, Opener, Read};
 use super::executor::{Executor, TaskId};
 use crate::caught::{Panic, catch};
-use crate::workload::ops::{Answer, Happening, Manners, Operation};
+use crate::workload::ops::{Answer, Happening, Manners, Operation, OperationId};
 use crate::workload::shape::Management;
 
 /// What a world is made of.
@@ -48,6 +48,10 @@ pub struct Lived {
     pub reads: Vec<Read>,
     /// What failed.
     pub failures: Vec<Failure>,
+    /// Whether the first opening of the image succeeded.
+    pub was_opened: bool,
+    /// The operations that opened the image behind a process that had not closed it: that was killed, or failed at it.
+    pub revived: Vec<OperationId>,
     /// Which step was taken wherever there was more than one.
     pub choices: Vec<u32>,
     /// How many steps there were to choose from, for each choice.
@@ -283,6 +287,8 @@ impl Life<'_> {
             history,
             reads,
             failures,
+            was_opened,
+            revived,
         } = client.take_log();
         let _ = catch(|| drop(client));
         let recordings: Vec<Recording> = disks.iter().map(|disk| disk.recording()).collect();
@@ -295,6 +301,8 @@ impl Life<'_> {
             history,
             reads,
             failures,
+            was_opened,
+            revived,
             choices,
             widths,
             steps,

@@ -28,6 +28,7 @@ use super::shape::{
     Backing, BitmapShape, BitmapStanding, CacheShape, Encrypted, Extent, Given, ImageShape,
     Management, Scenario, Start,
 };
+use crate::fault;
 use crate::prng::Prng;
 
 const SECTOR: u64 = 512;
@@ -117,7 +118,7 @@ fn around(prng: &Prng, pins: &Pins, image: Start, mut operations: Vec<Operation>
     let concurrency = pins
         .concurrency
         .unwrap_or_else(|| [1, 2, 2, 3, 4][prng.fork("concurrency").index(5)]);
-    Scenario {
+    let mut scenario = Scenario {
         image,
         caches: caches(&mut prng.fork("caches")),
         options,
@@ -127,7 +128,11 @@ fn around(prng: &Prng, pins: &Pins, image: Start, mut operations: Vec<Operation>
         contract: Contract::default(),
         faults: Vec::new(),
         flaw: None,
+    };
+    if pins.faults == Some(true) {
+        fault::draw::add(prng, &mut scenario);
     }
+    scenario
 }
 
 fn management(draw: &mut Prng, pins: &Pins) -> Management {

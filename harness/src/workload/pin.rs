@@ -70,6 +70,8 @@ pub struct Pins {
     pub data_file: Option<Option<DataFileContent>>,
     /// Whether processes are killed that have the image open.
     pub kill: Option<bool>,
+    /// Whether requests fail; without, none does.
+    pub faults: Option<bool>,
 }
 
 /// Operations that change an image as a whole, by kind.
@@ -140,7 +142,7 @@ pub const OPTIONS: &str = "version=2|3, cluster_size=512..2M, refcount_bits=1|2|
      key_slots=on|off, chain=on|off, data_file=on|raw|off, \
      options=on|off, discard=unmap|ignore, discard_no_unref=on|off, detect_zeroes=off|on|unmap, \
      overlap_check=none|constant|cached|all, \
-     preallocation=off|metadata|falloc|full, shrink=on|off, kill=on|off";
+     preallocation=off|metadata|falloc|full, shrink=on|off, kill=on|off, faults=on|off";
 
 /// The largest disk that a campaign makes: every written sector is looked at in every crash state.
 const MAX_VIRTUAL_BYTES: u64 = 1 << 40;
@@ -216,6 +218,7 @@ impl Pins {
             "preallocation" => self.preallocation = Some(preallocation(value).map_err(wrong)?),
             "shrink" => self.shrink = Some(switch(value).ok_or_else(|| wrong("on or off"))?),
             "kill" => self.kill = Some(switch(value).ok_or_else(|| wrong("on or off"))?),
+            "faults" => self.faults = Some(switch(value).ok_or_else(|| wrong("on or off"))?),
             "data_file" => {
                 self.data_file = Some(data_file(value).map_err(wrong)?);
             }
@@ -287,7 +290,7 @@ impl Pins {
             None | Some(Managed::None | Managed::Amend) => true,
             Some(Managed::All | Managed::Rename | Managed::Empty) => false,
         };
-        let tame = self.kill != Some(true);
+        let tame = self.kill != Some(true) && self.faults != Some(true);
         self.snapshots != Some(true) && self.bitmaps != Some(true) && managed && tame
     }
 
@@ -346,8 +349,8 @@ impl Pins {
                 ));
             }
         }
-        if self.chain == Some(true) && self.kill == Some(true) {
-            return Err(BadPin("chain=on goes without kill=on".into()));
+        if self.chain == Some(true) && (self.kill == Some(true) || self.faults == Some(true)) {
+            return Err(BadPin("chain=on goes without kill=on and faults=on".into()));
         }
         if self.chain == Some(true) && (self.backing == Some(None) || !self.chain_is_free()) {
             return Err(BadPin(
@@ -494,6 +497,8 @@ mod tests {
             ("shrink=1", "on or off"),
             ("kill=1", "on or off"),
             ("kill=on,chain=on", "without kill"),
+            ("faults=1", "on or off"),
+            ("faults=on,chain=on", "without kill=on and faults"),
             ("data_file=1", "on, raw or off"),
             ("data_file=on,version=2", "takes version=3"),
             ("data_file=on,encrypt=luks", "goes without snapshots, chain"),

@@ -150,6 +150,12 @@ impl StructureReport {
             && !self.corrupt()
     }
 
+    /// Whether nothing is wrong but refcounts that are too high, COPIED where it could stand and does not, and snapshots
+    /// that say too little: what an operation that failed may leave behind in an image that was closed since.
+    pub fn is_sound_but_for_leaks(&self) -> bool {
+        self.finding_count == 0 && self.low_count == 0 && !self.dirty() && !self.corrupt()
+    }
+
     fn find(&mut self, finding: Finding) {
         self.finding_count += 1;
         if self.findings.len() < Self::KEPT {

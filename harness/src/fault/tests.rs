@@ -1,0 +1,171 @@
+use blkdebug::rule::{During, Fault, Repeat, Rule, When};
+use engine::device::{Cause, Event, OpKind};
+
+use super::campaign::{Plan, campaign};
+use super::matrix::{Became, Past, Way, became, cell};
+use crate::campaign::Proceed;
+use crate::prng::Prng;
+use crate::run::{Case, Life, Schedule, live};
+use crate::sim::world::Ending;
+use crate::workload::generate::scenario;
+use crate::workload::ops::{Answer, Operation};
+use crate::workload::pin::Pins;
+use crate::workload::shape::Scenario;
+
+const WRITE: Operation = Operation::Write {
+    offset: 4096,
+    len_bytes: 4096,
+};
+const READ: Operation = Operation::Read {
+    offset: 4096,
+    len_bytes: 4096,
+};
+
+/// A plain image, these operations one after the other, and this rule.
+fn plain(operations: &[Operation], rule: Rule) -> Scenario {
+    let pins = "version=3,cluster_size=4k,refcount_bits=16,lazy_refcounts=off,backing=none,size=64k,concurrency=1,\
+                overlap=off,snapshots=off,bitmaps=off,encrypt=off,compression=off,options=off,manage=off,abandoned=off,\
+                data_file=off,preallocation=off,shrink=off,room=any,chain=off,kill=off,extended_l2=off";
+    let drawn = scenario(&Prng::from_seed(1), &Pins::parse(pins).unwrap());
+    Scenario {
+        operations: operations.to_vec(),
+        faults: vec![rule],
+        ..drawn
+    }
+}
+
+fn lived(scenario: Scenario) -> Life {
+    let case = Case {
+        scenario,
+        schedule: Schedule::Given(Vec::new()),
+    };
+    live(&case).unwrap()
+}
+
+fn failing(event: Event) -> Rule {
+    Rule {
+        event: Some(event),
+        during: During {
+            from: Some(0),
+            until: None,
+        },
+        ..Rule::new(Fault::Fail(Cause::IO))
+    }
+}
+
+fn answers(life: &Life) -> Vec<Option<Answer>> {
+    let history = life.lived.history.iter();
+    let answers = history.map(|it| it.completed.map(|(_, answer)| answer));
+    answers.collect()
+}
+
+fn classes(life: &Life) -> Vec<String> {
+    let violations = life.violations().into_iter();
+    violations.map(|it| it.class.to_string()).collect()
+}
+
+#[test]
+fn a_failure_without_a_cause_is_seen() {
+    let mut life = lived(plain(&[WRITE, READ], failing(Event::WriteAio)));
+    assert_eq!(classes(&life), [""; 0]);
+    // The same failure, but the device had failed another request.
+    life.injected[0].1.event = Event::L2Update;
+    assert_eq!(classes(&life), ["progress/unfounded/device"]);
+}
+
+#[test]
+fn an_image_in_doubt_is_refused_until_it_is_opened_again() {
+    let operations = [
+        WRITE,
+        Operation::Flush,
+        Operation::Flush,
+        Operation::Reopen,
+        WRITE,
+        Operation::Flush,
+    ];
+    let rule = Rule {
+        kind: Some(OpKind::Flush),
+        during: During {
+            from: Some(1),
+            until: None,
+        },
+        ..Rule::new(Fault::Forget(Cause::IO))
+    };
+    let life = lived(plain(&operations, rule));
+    let (done, failed) = (Some(Answer::Done), Some(Answer::Failed));
+    assert_eq!(answers(&life), [done, failed, failed, failed, done, done]);
+    assert_eq!(classes(&life), [""; 0]);
+    // Who could not close the image leaves what a killed process leaves.
+    assert_eq!((life.lived.revived.len(), life.later.len()), (1, 1));
+    let became: Vec<Became> = became(&life).into_iter().collect();
+    assert_eq!(became, [Became::Told, Became::Reopened]);
+}
+
+#[test]
+fn a_run_ends_where_the_power_goes_out() {
+    let rule = Rule {
+        fault: Fault::PowerCut(When::During),
+        ..failing(Event::WriteAio)
+    };
+    let life = lived(plain(&[WRITE, READ], rule));
+    assert_eq!(life.lived.ending, Ending::PowerLost);
+    assert_eq!(answers(&life), [None]);
+    assert_eq!(classes(&life), [""; 0]);
+}
+
+#[test]
+fn a_full_device_has_room_again_once_it_is_told() {
+    let rule = Rule {
+        repeat: Repeat::Always,
+        during: During {
+            from: Some(0),
+            until: Some(1),
+        },
+        ..Rule::new(Fault::Full(512))
+    };
+    let life = lived(plain(&[WRITE, WRITE, READ], rule));
+    let (done, failed) = (Some(Answer::Done), Some(Answer::Failed));
+    assert_eq!(answers(&life), [failed, done, done]);
+    assert_eq!(classes(&life), [""; 0]);
+}
+
+#[test]
+fn an_event_fails_and_what_failed_is_asked_again() {
+    let way = |past| Way {
+        past,
+        cause: Cause::NO_SPACE,
+        repeat: Repeat::Always,
+    };
+    let whole = cell(Event::L2Update, way(Past::Whole));
+    assert!(
+        whole.found.is_empty() && whole.broken.is_empty(),
+        "{whole:?}"
+    );
+    assert!(whole.became.contains(&Became::Told), "{whole:?}");
+    let repaired = cell(Event::ReftableLoad, way(Past::PowerLoss));
+    assert!(
+        repaired.found.is_empty() && repaired.broken.is_empty(),
+        "{repaired:?}"
+    );
+    assert!(repaired.became.contains(&Became::NotOpened), "{repaired:?}");
+}
+
+#[test]
+fn a_campaign_of_faults_does_not_depend_on_the_number_of_threads() {
+    let plan = Plan {
+        seed: 3,
+        faults: 60,
+        pins: Pins::parse("operations=5").unwrap(),
+    };
+    let done = |jobs| campaign(&plan, jobs, &mut |_| Proceed::GoOn).unwrap();
+    let (one, three) = (done(1), done(3));
+    assert_eq!((one.digest, one.counts), (three.digest, three.counts));
+    assert_eq!(one.injected, three.injected);
+    assert!(
+        one.counts.faults >= 60 && one.found.is_empty(),
+        "{:?}",
+        one.found
+    );
+    let counted: u64 = one.injected.values().sum();
+    assert_eq!(counted, one.counts.faults);
+}
