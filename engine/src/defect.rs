@@ -213,6 +213,16 @@ defects! {
     KeyWipeEarly "key-wipe-early",
     /// Taking a secret away returns before its wiped key material is durable.
     KeyWipeNotFlushed "key-wipe-not-flushed",
+    /// A failed write of guest data counts as done.
+    WriteErrorSwallowed "write-error-swallowed",
+    /// An L2 slice whose write failed counts as written.
+    CleanAfterFailedWrite "clean-after-failed-write",
+    /// What a failed flush was to make durable counts as durable.
+    FailedFlushTaken "failed-flush-taken",
+    /// A new L2 table is freed when the write of the L1 entry that names it failed.
+    HalfLinkedFreed "half-linked-freed",
+    /// A cluster is linked although the write of its data failed.
+    LinkedAfterFailure "linked-after-failure",
 }
 
 impl Defect {

@@ -218,6 +218,11 @@ fn pins(defect: Defect) -> Pins {
         Defect::BitmapBeforeData | Defect::SubclusterNotFilled | Defect::ZeroBitsLost => {
             subclusters()
         }
+        Defect::WriteErrorSwallowed
+        | Defect::CleanAfterFailedWrite
+        | Defect::FailedFlushTaken
+        | Defect::HalfLinkedFreed
+        | Defect::LinkedAfterFailure => failing(),
         Defect::RepairSkipsSnapshots | Defect::RepairDropsSnapshot => Pins {
             abandoned: Some(true),
             snapshots: Some(true),
@@ -245,9 +250,7 @@ fn pins(defect: Defect) -> Pins {
         | Defect::BitmapForgetsZeroes
         | Defect::MarkedBitsUnstored => pinned("bitmaps=on"),
         Defect::BitmapForgetsSnapshot => pinned("bitmaps=on,snapshots=on"),
-        Defect::PunchBeforeUnlink | Defect::PunchReused | Defect::KeptForgetsZero => {
-            pinned("version=3,discard=unmap,discard_no_unref=on")
-        }
+        Defect::PunchBeforeUnlink | Defect::PunchReused | Defect::KeptForgetsZero => keeping(),
         Defect::DetectedRoundedOut => pinned("detect_zeroes=on"),
         Defect::DetectedSkipsUnallocated => pinned("detect_zeroes=on,backing=raw"),
         Defect::OverlapMissesSnapshot => pinned("options=on,snapshots=on"),
@@ -291,9 +294,7 @@ fn pins(defect: Defect) -> Pins {
         | Defect::RebaseIgnoresEnd
         | Defect::StreamBeforeFlush => pinned("chain=on"),
         // It takes two files beneath.
-        Defect::StreamSkipsZeroes | Defect::StreamLooksOneDeep => {
-            pinned("chain=on,backing=qcow2,operations=12")
-        }
+        Defect::StreamSkipsZeroes | Defect::StreamLooksOneDeep => two_beneath(),
     }
 }
 
@@ -338,6 +339,21 @@ fn pins_without(barrier: Barrier) -> Pins {
 
 fn pinned(options: &str) -> Pins {
     Pins::parse(options).expect("the options are constant")
+}
+
+/// Requests fail, in short workloads.
+fn failing() -> Pins {
+    pinned("faults=on,operations=8")
+}
+
+/// The image lies over two files.
+fn two_beneath() -> Pins {
+    pinned("chain=on,backing=qcow2,operations=12")
+}
+
+/// Discarded mappings keep their clusters.
+fn keeping() -> Pins {
+    pinned("version=3,discard=unmap,discard_no_unref=on")
 }
 
 fn subclusters() -> Pins {

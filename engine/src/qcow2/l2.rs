@@ -278,6 +278,9 @@ impl Metadata {
             Err(error) => {
                 // The file may point to the new table or not: it stays allocated for both.
                 self.l1[l1_index] = before;
+                if self.planted.has(Defect::HalfLinkedFreed) {
+                    let _ = self.free_now(Source::Other, run.first, 1).await;
+                }
                 return Err(error);
             }
         };

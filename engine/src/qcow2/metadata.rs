@@ -151,9 +151,11 @@ impl Metadata {
         self.order.barrier(Barrier::BeforeLink, needs).await?;
         for offset in slices {
             let bytes = self.l2.slice(*offset).bytes.clone();
-            let stamp = self.order.write(Event::L2Update, *offset, bytes).await?;
+            let written = self.order.write(Event::L2Update, *offset, bytes).await;
+            let too_early = self.planted.has(Defect::CleanAfterFailedWrite);
             let slice = self.l2.slice(*offset);
-            slice.dirty = false;
+            slice.dirty &= written.is_err() && !too_early;
+            let stamp = written?;
             slice.needs = Stamp::default();
             self.unlinked_by_slice(*offset, stamp);
         }

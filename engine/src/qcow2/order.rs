@@ -144,7 +144,9 @@ impl Order {
     ) -> Result<Stamp, Error> {
         let outcome = self.data_file().at(event).write(offset.0, data).await;
         let stamp = self.data_stamp();
-        outcome?;
+        if !self.planted.has(Defect::WriteErrorSwallowed) {
+            outcome?;
+        }
         Ok(stamp)
     }
 
@@ -261,6 +263,10 @@ impl Order {
         }
         let covers = account.completed.get();
         if let Err(error) = account.file.at(Event::FlushToDisk).flush().await {
+            if self.planted.has(Defect::FailedFlushTaken) {
+                account.durable.set(account.durable.get().max(covers));
+                return Err(error.into());
+            }
             // What it was to make durable may be gone, and no later flush would tell.
             self.distrust();
             return Err(error.into());

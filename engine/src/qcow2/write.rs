@@ -183,6 +183,10 @@ impl Qcow2 {
         let data = rest.take(len);
         let written = match self.write_target(&target, &fill, within, data).await {
             Ok(written) => written,
+            Err(error) if self.planted.has(Defect::LinkedAfterFailure) => {
+                self.link_target(&target, &fill, Stamp::default()).await?;
+                return Err(error);
+            }
             Err(error) => {
                 self.abandon(&target).await;
                 return Err(error);

@@ -262,3 +262,18 @@ fn before(life: &Life, sector: u64) -> Vec<u8> {
         },
     }
 }
+
+#[cfg(all(test, feature = "defects"))]
+mod tests {
+    use engine::defect::Defect;
+
+    use super::*;
+
+    #[test]
+    fn whoever_takes_garbage_for_unallocated_is_found_out() {
+        let flaw = Flaw::Defect(Defect::BadEntryUnallocated);
+        let found = |flaw| silent(1, 12, Pins::default(), flaw).unwrap().found.len();
+        assert_eq!(found(None), 0);
+        assert!(found(Some(flaw)) > 0);
+    }
+}

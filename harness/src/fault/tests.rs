@@ -1,4 +1,6 @@
 use blkdebug::rule::{During, Fault, Repeat, Rule, When};
+#[cfg(feature = "defects")]
+use engine::defect::{Defect, Flaw};
 use engine::device::{Cause, Event, OpKind};
 
 use super::campaign::{Plan, campaign};
@@ -6,6 +8,8 @@ use super::matrix::{Became, Past, Way, became, cell};
 use crate::campaign::Proceed;
 use crate::prng::Prng;
 use crate::run::{Case, Life, Schedule, live};
+#[cfg(feature = "defects")]
+use crate::run::{Effort, run};
 use crate::sim::world::Ending;
 use crate::workload::generate::scenario;
 use crate::workload::ops::{Answer, Operation};
@@ -62,6 +66,20 @@ fn answers(life: &Life) -> Vec<Option<Answer>> {
 fn classes(life: &Life) -> Vec<String> {
     let violations = life.violations().into_iter();
     violations.map(|it| it.class.to_string()).collect()
+}
+
+#[cfg(feature = "defects")]
+#[test]
+fn a_failure_that_nobody_is_told_of_is_seen() {
+    let honest = plain(&[WRITE, WRITE], failing(Event::WriteAio));
+    let flawed = Scenario {
+        flaw: Some(Flaw::Defect(Defect::WriteErrorSwallowed)),
+        ..honest.clone()
+    };
+    let life = lived(honest);
+    assert_eq!(answers(&life), [Some(Answer::Failed), Some(Answer::Done)]);
+    assert_eq!(classes(&life), [""; 0]);
+    assert_eq!(classes(&lived(flawed)), ["progress/untold/write_aio"]);
 }
 
 #[test]
@@ -168,4 +186,69 @@ fn a_campaign_of_faults_does_not_depend_on_the_number_of_threads() {
     );
     let counted: u64 = one.injected.values().sum();
     assert_eq!(counted, one.counts.faults);
+}
+
+/// What is broken on purpose, the workload that shows it, and the rule that makes it fail.
+#[cfg(feature = "defects")]
+fn mishandled() -> [(Defect, Vec<Operation>, Rule); 5] {
+    use Operation::{Flush, Reopen};
+    let persisting = Rule {
+        fault: Fault::Persist(Cause::IO, None),
+        ..failing(Event::L1Update)
+    };
+    let forgetting = Rule {
+        fault: Fault::Forget(Cause::IO),
+        skip: 1,
+        ..failing(Event::FlushToDisk)
+    };
+    [
+        (
+            Defect::WriteErrorSwallowed,
+            vec![WRITE],
+            failing(Event::WriteAio),
+        ),
+        (
+            Defect::CleanAfterFailedWrite,
+            vec![WRITE, Flush, Flush, Reopen, READ],
+            failing(Event::L2Update),
+        ),
+        (
+            Defect::FailedFlushTaken,
+            vec![WRITE, Flush, Flush],
+            forgetting,
+        ),
+        (Defect::HalfLinkedFreed, vec![WRITE, Flush], persisting),
+        (
+            Defect::LinkedAfterFailure,
+            vec![WRITE, Flush],
+            failing(Event::WriteAio),
+        ),
+    ]
+}
+
+#[cfg(feature = "defects")]
+#[test]
+fn mishandled_errors_are_seen() {
+    let mut effort = Effort::campaign();
+    effort.states.states = 60;
+    effort.inner_states.states = 4;
+    for (defect, operations, rule) in mishandled() {
+        let found = |flaw| {
+            let scenario = Scenario {
+                flaw,
+                ..plain(&operations, rule.clone())
+            };
+            let case = Case {
+                scenario,
+                schedule: Schedule::Given(Vec::new()),
+            };
+            let outcome = run(&case, &effort).unwrap();
+            assert!(outcome.counts.faults > 0, "{defect:?}");
+            let findings = outcome.findings.into_iter();
+            let classes = findings.map(|it| it.violation.class.to_string());
+            classes.collect::<Vec<String>>()
+        };
+        assert_eq!(found(None), [""; 0], "{defect:?}");
+        assert!(!found(Some(Flaw::Defect(defect))).is_empty(), "{defect:?}");
+    }
 }
