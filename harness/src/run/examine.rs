@@ -146,7 +146,7 @@ impl Examination<'_> {
         self.outcome.counts.faults = life.faults;
         let injected = life.injected.iter();
         self.outcome.injected = injected
-            .map(|(_, it)| (it.event, it.fault.name()))
+            .map(|(_, it)| (it.after.unwrap_or(it.event), it.fault.name()))
             .collect();
         self.digest.update(&life.lived.digest.to_le_bytes());
         for violation in life.violations() {
