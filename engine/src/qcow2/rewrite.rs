@@ -45,20 +45,33 @@ impl Metadata {
             .extensions
             .retain(|extension| extension.kind != extension::FILLER);
         let mut present = self.load_cluster0().await?;
+        let mut is_there = false;
         loop {
-            let old = Header::decode(&present, self.order.file().len())?;
-            let used = UsedBytes::of(&old);
-            let plan = plan(&present, &used, old.header_bytes, &header)?;
-            self.apply(&present, &plan.bytes).await?;
+            let step = self.rewrite_once(&present, &header).await;
+            if step.is_err() && is_there {
+                // The file has the new header by now: whoever asked must not take back what it names.
+                self.order.distrust();
+            }
+            let plan = step?;
             if !plan.filled {
                 break;
             }
             // The old place is free now, so that this second switch needs no filler.
+            is_there = true;
             present = plan.bytes;
         }
         self.version = header.version;
         self.incompatible = header.incompatible;
         Ok(())
+    }
+
+    /// Makes the header say it, in the old place or with a filler there.
+    async fn rewrite_once(&mut self, present: &[u8], header: &Header) -> Result<Plan, Error> {
+        let old = Header::decode(present, self.order.file().len())?;
+        let used = UsedBytes::of(&old);
+        let plan = plan(present, &used, old.header_bytes, header)?;
+        self.apply(present, &plan.bytes).await?;
+        Ok(plan)
     }
 
     /// Cluster 0 as it stands, of which sector 0 is in memory.
