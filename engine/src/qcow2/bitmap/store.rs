@@ -64,6 +64,8 @@ impl Metadata {
         if !self.bitmaps.tracks() {
             return Ok(());
         }
+        // Behind a switch that failed the file may name a directory that does not say `in_use`.
+        self.order.must_be_trusted()?;
         self.take_into_use(Taken::Enabled).await?;
         for bitmap in &mut self.bitmaps.list {
             if bitmap.is_tracked()
