@@ -39,6 +39,10 @@ impl Qcow2 {
         let Filled { header, material } = fill(&header, slot, key, new).map_err(Refused::Option)?;
         let place = header.material(slot);
         let sectors = Sectors::with_entry(&present, &header, slot);
+        // That it says inactive may be what an earlier attempt wrote that failed.
+        self.order
+            .barrier(Barrier::BeforeKeyWipe, self.order.doubtful())
+            .await?;
         let written = metadata.put(area, place.start, material.to_vec()).await?;
         let written = written.max(metadata.put_sectors(area, &sectors.others).await?);
         self.order.barrier(Barrier::BeforeKeySlot, written).await?;
@@ -60,12 +64,14 @@ impl Qcow2 {
         header
             .must_have_room(slot, area.len_bytes)
             .map_err(|text| area.bad(text))?;
+        // That it says inactive may be what an earlier attempt wrote that failed.
+        let mut switched = self.order.doubtful();
         if active {
             header.slots[slot].active = false;
             let Sectors { state, .. } = Sectors::with_entry(&present, &header, slot);
-            let switched = metadata.put_sectors(area, &[state]).await?;
-            self.order.barrier(Barrier::BeforeKeyWipe, switched).await?;
+            switched = switched.max(metadata.put_sectors(area, &[state]).await?);
         }
+        self.order.barrier(Barrier::BeforeKeyWipe, switched).await?;
         let place = header.material(slot);
         let Sectors { state, mut others } =
             Sectors::with_entry(&present, &emptied(&header, slot), slot);
