@@ -2,6 +2,8 @@ use blkdebug::rule::{During, Fault, Repeat, Rule, When};
 #[cfg(feature = "defects")]
 use engine::defect::{Defect, Flaw};
 use engine::device::{Cause, Event, OpKind};
+#[cfg(feature = "defects")]
+use engine::preallocation::Preallocation;
 
 use super::campaign::{Plan, campaign};
 use super::matrix::{Became, Past, Way, became, cell};
@@ -18,6 +20,22 @@ use crate::workload::shape::Scenario;
 
 const WRITE: Operation = Operation::Write {
     offset: 4096,
+    len_bytes: 4096,
+};
+#[cfg(feature = "defects")]
+const GROW: Operation = Operation::Grow {
+    virtual_bytes: 4 << 20,
+    preallocation: Preallocation::Off,
+};
+/// Where the disk was not, there is neither cluster nor table yet.
+#[cfg(feature = "defects")]
+const FAR: Operation = Operation::Write {
+    offset: 3 << 20,
+    len_bytes: 4096,
+};
+#[cfg(feature = "defects")]
+const BESIDE: Operation = Operation::Write {
+    offset: 16384,
     len_bytes: 4096,
 };
 const READ: Operation = Operation::Read {
@@ -190,15 +208,22 @@ fn a_campaign_of_faults_does_not_depend_on_the_number_of_threads() {
 
 /// What is broken on purpose, the workload that shows it, and the rule that makes it fail.
 #[cfg(feature = "defects")]
-fn mishandled() -> [(Defect, Vec<Operation>, Rule); 5] {
-    use Operation::{Flush, Reopen};
+fn mishandled() -> [(Defect, Vec<Operation>, Rule); 4] {
+    use Operation::Flush;
     let persisting = Rule {
         fault: Fault::Persist(Cause::IO, None),
+        during: During {
+            from: Some(1),
+            until: None,
+        },
         ..failing(Event::L1Update)
     };
     let forgetting = Rule {
         fault: Fault::Forget(Cause::IO),
-        skip: 1,
+        during: During {
+            from: Some(3),
+            until: None,
+        },
         ..failing(Event::FlushToDisk)
     };
     [
@@ -209,20 +234,22 @@ fn mishandled() -> [(Defect, Vec<Operation>, Rule); 5] {
         ),
         (
             Defect::CleanAfterFailedWrite,
-            vec![WRITE, Flush, Flush, Reopen, READ],
-            failing(Event::L2Update),
+            // The first write makes the table, which is linked at once.
+            vec![WRITE, Flush, BESIDE, Flush, Flush],
+            Rule {
+                during: During {
+                    from: Some(3),
+                    until: None,
+                },
+                ..failing(Event::L2Update)
+            },
         ),
         (
             Defect::FailedFlushTaken,
-            vec![WRITE, Flush, Flush],
+            vec![WRITE, Flush, BESIDE, Flush, Flush],
             forgetting,
         ),
-        (Defect::HalfLinkedFreed, vec![WRITE, Flush], persisting),
-        (
-            Defect::LinkedAfterFailure,
-            vec![WRITE, Flush],
-            failing(Event::WriteAio),
-        ),
+        (Defect::HalfLinkedFreed, vec![GROW, FAR, Flush], persisting),
     ]
 }
 

@@ -211,7 +211,12 @@ pub struct BitmapViolation {
 }
 
 impl History {
-    pub(super) fn enter(&mut self, happening: &Happening, disk_bytes: u64) {
+    /// Notes what happened to a disk that may have one of these sizes, first that which it has where what failed did not
+    /// happen.
+    pub(super) fn enter(&mut self, happening: &Happening, disk_bytes: &[u64]) {
+        let least = disk_bytes.iter().copied().fold(u64::MAX, u64::min);
+        let most = disk_bytes.iter().copied().fold(0, u64::max);
+        let disk_bytes = disk_bytes[0];
         let (submitted, completed) = (happening.submitted, happening.completed);
         let mut touch = |sectors: Range<u64>, kind| {
             self.touches.push(Touch {
@@ -233,15 +238,15 @@ impl History {
                 self.shrinks.push((submitted, end));
             }
             DiskChange::Grown { virtual_bytes } => {
-                touch(
-                    disk_bytes / 512..virtual_bytes.max(disk_bytes) / 512,
-                    Kind::Grown,
-                );
+                let end = virtual_bytes.max(disk_bytes);
+                touch(least / 512..end / 512, Kind::Grown);
             }
             // How large the disk is then, `cut` is told.
             DiskChange::Restored => touch(0..u64::MAX / 512, Kind::Restored),
             DiskChange::Renamed | DiskChange::Repointed | DiskChange::Emptied => {
                 touch(0..disk_bytes / 512, Kind::Restored);
+                // That much there is only if what failed has happened.
+                touch(disk_bytes / 512..most / 512, Kind::Grown);
             }
         }
         if let Operation::Bitmap(change) = happening.operation {

@@ -104,6 +104,16 @@ enum Effect {
     MayShow(usize),
 }
 
+/// A device lost what a flush was to make durable that failed, and whoever asked for it knows.
+#[derive(Clone, Copy, Debug)]
+pub struct Forgotten {
+    /// When.
+    pub at: Moment,
+    /// Whether the image has been open ever since: it looks for what is lost where it wrote it, and finds whatever stood
+    /// there before.
+    pub in_place: bool,
+}
+
 /// A flush that was done, or something that implies one.
 #[derive(Clone, Copy, Debug)]
 struct Barrier {
@@ -189,7 +199,8 @@ impl Ledger {
         ledger.submissions.sort_unstable();
         let mut effects: Vec<(Range<u64>, Entry)> = Vec::new();
         for happening in history {
-            ledger.bitmaps.enter(happening, ledger.size_now);
+            let sizes = ledger.sizes_now();
+            ledger.bitmaps.enter(happening, &sizes);
             ledger.chain.enter(happening, ledger.size_now);
             ledger.enter(happening, &mut effects);
         }
@@ -262,28 +273,40 @@ impl Ledger {
     /// Where the data that a read yielded is not what it may have seen. Reads that are not done are not
     /// judged.
     ///
-    /// `forgotten` is when a device last lost what a flush was to make durable that failed: from then on only what a flush
-    /// that succeeded has made durable is certain, and whoever asked for the other one knows.
+    /// From the moment on at which a device has `forgotten` something only what a flush that succeeded has made durable is
+    /// certain.
     pub fn check_read(
         &self,
         read: &Happening,
         data: &[u8],
-        forgotten: Option<Moment>,
+        forgotten: Option<Forgotten>,
     ) -> Vec<SectorViolation> {
         let (Operation::Read { offset, .. }, Some((completed, Answer::Done))) =
             (read.operation, read.completed)
         else {
             return Vec::new();
         };
-        let settled = match forgotten.filter(|at| *at < completed) {
+        let forgotten = forgotten.filter(|forgotten| forgotten.at < completed);
+        let settled = match forgotten {
             None => Some(read.submitted),
             Some(_) => self.durable_before(read.submitted),
+        };
+        let is_lost = |sector: u64| {
+            let is_settled = |at: Moment| settled.is_some_and(|settled| at < settled);
+            let is_volatile =
+                |entry: &Entry| !matches!(entry.completed, Some((at, _)) if is_settled(at));
+            let since = forgotten.filter(|forgotten| forgotten.in_place);
+            since.is_some_and(|since| {
+                let mut entries = self.entries_of(sector).iter();
+                entries.any(|entry| entry.submitted < since.at && is_volatile(entry))
+            })
         };
         let expectation = Expectation::new(self, settled, completed);
         let mut checker = expectation.checker();
         (offset / 512..)
             .zip(data.as_chunks::<512>().0)
             .filter_map(|(sector, bytes)| checker.check_bytes(sector, Some(bytes)))
+            .filter(|violation| !is_lost(violation.sector))
             .collect()
     }
 
@@ -392,7 +415,7 @@ impl Ledger {
     /// durable once answered.
     fn empty(&mut self, happening: &Happening, effects: &mut Vec<(Range<u64>, Entry)>) {
         // Behind the end of a disk that was larger once, nothing shows.
-        let end = self.size_now / 512;
+        let end = self.sizes_now().into_iter().fold(0, u64::max) / 512;
         let written = effects.iter().map(|(sectors, _)| sectors.clone());
         let mut ranges: Vec<Range<u64>> = self
             .initial

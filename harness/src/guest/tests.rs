@@ -240,6 +240,38 @@ fn a_read_sees_what_was_done_and_what_was_under_way() {
     assert_eq!(shifted[0].level, Level::StaleForeign);
 }
 
+#[test]
+fn what_a_flush_forgot_is_anything_in_place_and_old_or_new_once_it_is_looked_for_anew() {
+    let read = |offset| Operation::Read {
+        offset,
+        len_bytes: 512,
+    };
+    let mut history = serial(&[
+        write(0, 1),
+        Operation::Flush,
+        write(1, 1),
+        Operation::Flush,
+        read(0),
+        read(512),
+    ]);
+    history[3].completed = Some((Moment(7), Answer::Failed));
+    let ledger = ledger(&history);
+    let forgot = |in_place| {
+        Some(Forgotten {
+            at: history[3].submitted,
+            in_place,
+        })
+    };
+    let is_right = |read: usize, in_place| {
+        ledger
+            .check_read(&history[read], &[7; 512], forgot(in_place))
+            .is_empty()
+    };
+    assert!(is_right(5, true), "it was written since the last flush");
+    assert!(!is_right(5, false), "the image was opened again");
+    assert!(!is_right(4, true), "it was durable");
+}
+
 /// The rule of the module's documentation, word by word, for one sector.
 fn naive_legal(
     history: &[Happening],

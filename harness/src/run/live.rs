@@ -13,7 +13,7 @@ use engine::qcow2::geometry::Geometry;
 
 use super::process::{self, Process};
 use super::{Case, Schedule};
-use crate::guest::{Expectation, File, Ledger};
+use crate::guest::{Expectation, File, Forgotten, Ledger};
 use crate::guide::rare::Hits;
 use crate::oracle::structure::{Layout, walk};
 use crate::oracle::{Oracle, Violation};
@@ -416,13 +416,21 @@ impl Life {
     }
 
     /// When a device last lost what a flush that failed was to make durable, before a read was answered.
-    fn forgotten_before(&self, read: &Happening) -> Option<Moment> {
+    fn forgotten_before(&self, read: &Happening) -> Option<Forgotten> {
         let (answered, _) = read.completed?;
         let forgetting = self
             .injected
             .iter()
             .filter(|(_, one)| matches!(one.fault, Fault::Forget(_)) && one.at < answered);
-        forgetting.map(|(_, one)| one.at).max()
+        let at = forgetting.map(|(_, one)| one.at).max()?;
+        let opened = self.lived.history.iter().filter_map(|it| {
+            let opens = matches!(it.operation, Operation::Reopen | Operation::Kill);
+            (opens && it.submitted < read.submitted).then_some(it.completed?.0)
+        });
+        Some(Forgotten {
+            at,
+            in_place: opened.max().is_none_or(|opened| opened < at),
+        })
     }
 
     /// A write to a file beneath the image that no commit accounts for.

@@ -10,6 +10,7 @@
 use blkdebug::disks::{Disk, Disks};
 use blkdebug::record::{Recording, Tick};
 use engine::device::PageImage;
+use engine::error::{Error, Refused};
 
 use crate::crash::durability::Frontier;
 use crate::crash::state::{CrashState, Survivors};
@@ -38,6 +39,9 @@ type Start = Option<(OperationId, Moment)>;
 fn shares(lived: &Lived) -> Vec<(Start, Vec<Happening>)> {
     let mut shares = vec![(None, Vec::new())];
     for happening in &lived.history {
+        if was_refused(lived, happening) {
+            continue;
+        }
         let answered = happening.completed.map(|(since, _)| (happening.id, since));
         let start = answered.filter(|(id, _)| lived.revived.contains(id));
         if start.is_some() {
@@ -48,6 +52,21 @@ fn shares(lived: &Lived) -> Vec<(Start, Vec<Happening>)> {
         }
     }
     shares
+}
+
+/// Whether a change of size was not even begun: the disk has not had that size.
+fn was_refused(lived: &Lived, happening: &Happening) -> bool {
+    let resizes = matches!(
+        happening.operation,
+        Operation::Grow { .. } | Operation::Shrink { .. }
+    );
+    let mut failures = lived.failures.iter();
+    resizes
+        && failures.any(|failure| {
+            let is_refusal =
+                matches!(&failure.error, Error::Refused(why) if *why != Refused::Distrusted);
+            failure.id == Some(happening.id) && is_refusal
+        })
 }
 
 /// The operations of the first process.
