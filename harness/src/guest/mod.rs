@@ -112,6 +112,8 @@ pub struct Forgotten {
     /// Whether the image has been open ever since: it looks for what is lost where it wrote it, and finds whatever stood
     /// there before.
     pub in_place: bool,
+    /// So many sectors are written as one where they get a new place.
+    pub cluster_sectors: u64,
 }
 
 /// A flush that was done, or something that implies one.
@@ -297,8 +299,12 @@ impl Ledger {
                 |entry: &Entry| !matches!(entry.completed, Some((at, _)) if is_settled(at));
             let since = forgotten.filter(|forgotten| forgotten.in_place);
             since.is_some_and(|since| {
-                let mut entries = self.entries_of(sector).iter();
-                entries.any(|entry| entry.submitted < since.at && is_volatile(entry))
+                let first = sector - sector % since.cluster_sectors;
+                let mut cluster = first..first + since.cluster_sectors;
+                cluster.any(|sector| {
+                    let mut entries = self.entries_of(sector).iter();
+                    entries.any(|entry| entry.submitted < since.at && is_volatile(entry))
+                })
             })
         };
         let expectation = Expectation::new(self, settled, completed);
@@ -414,7 +420,8 @@ impl Ledger {
     /// Notes that the image was emptied: what lies beneath shows wherever anything else could. That is
     /// durable once answered.
     fn empty(&mut self, happening: &Happening, effects: &mut Vec<(Range<u64>, Entry)>) {
-        // Behind the end of a disk that was larger once, nothing shows.
+        // Behind the end of a disk that was larger once, nothing shows. So much there is for certain:
+        let certain = self.size_now / 512;
         let end = self.sizes_now().into_iter().fold(0, u64::max) / 512;
         let written = effects.iter().map(|(sectors, _)| sectors.clone());
         let mut ranges: Vec<Range<u64>> = self
@@ -432,14 +439,24 @@ impl Ledger {
             submitted: happening.submitted,
             completed: happening.completed,
         };
+        let perhaps = Entry {
+            completed: entry.completed.map(|(at, _)| (at, Answer::Failed)),
+            ..entry
+        };
         // Each sector once.
         let mut from = 0;
         for sectors in ranges {
             let sectors = sectors.start.max(from)..sectors.end;
-            if !sectors.is_empty() {
-                from = sectors.end;
-                effects.push((sectors, entry));
+            if sectors.is_empty() {
+                continue;
             }
+            from = sectors.end;
+            let (start, end) = (sectors.start, sectors.end);
+            let pieces = [
+                (start..end.min(certain), entry),
+                (start.max(certain)..end, perhaps),
+            ];
+            effects.extend(pieces.into_iter().filter(|(piece, _)| !piece.is_empty()));
         }
         if let Some((completed, Answer::Done)) = happening.completed {
             self.flushes.push(Barrier {

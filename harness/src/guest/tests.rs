@@ -260,6 +260,7 @@ fn what_a_flush_forgot_is_anything_in_place_and_old_or_new_once_it_is_looked_for
         Some(Forgotten {
             at: history[3].submitted,
             in_place,
+            cluster_sectors: 1,
         })
     };
     let is_right = |read: usize, in_place| {

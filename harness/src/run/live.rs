@@ -427,8 +427,11 @@ impl Life {
             let opens = matches!(it.operation, Operation::Reopen | Operation::Kill);
             (opens && it.submitted < read.submitted).then_some(it.completed?.0)
         });
+        let layout = walk(&self.stage.image).layout;
+        let cluster_bytes = layout.as_ref().map_or(512, Layout::cluster_bytes);
         Some(Forgotten {
             at,
+            cluster_sectors: cluster_bytes / 512,
             in_place: opened.max().is_none_or(|opened| opened < at),
         })
     }

@@ -50,6 +50,8 @@ pub(super) struct Bitmaps {
     taken: Taken,
     /// A write of the flags failed: the file may call bitmaps in use that are not.
     flags_in_doubt: bool,
+    /// A switch to another list failed: the file may have either.
+    list_in_doubt: bool,
 }
 
 /// Of which bitmaps the file durably says `in_use`.
@@ -204,6 +206,7 @@ impl Bitmaps {
             list: records.into_iter().map(Bitmap::of).collect(),
             taken: Taken::None,
             flags_in_doubt: false,
+            list_in_doubt: false,
         })
     }
 

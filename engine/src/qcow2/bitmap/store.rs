@@ -61,11 +61,13 @@ impl Metadata {
         offset: u64,
         len_bytes: u64,
     ) -> Result<(), Error> {
+        if self.bitmaps.list_in_doubt {
+            // The file may call a bitmap clean that is not so here, or not known at all.
+            self.order.must_be_trusted()?;
+        }
         if !self.bitmaps.tracks() {
             return Ok(());
         }
-        // Behind a switch that failed the file may name a directory that does not say `in_use`.
-        self.order.must_be_trusted()?;
         self.take_into_use(Taken::Enabled).await?;
         for bitmap in &mut self.bitmaps.list {
             if bitmap.is_tracked()
@@ -153,11 +155,13 @@ impl Metadata {
         let (pointer, written) = match stored {
             Ok(stored) => stored,
             Err(error) => {
-                if !self.order.is_distrusted() {
-                    for (first, count) in turnover.taken {
-                        // Nothing points there; if even this fails, a leak is all that remains.
-                        let _ = self.free_now(Source::Other, first, count).await;
-                    }
+                if self.order.is_distrusted() {
+                    self.bitmaps.list_in_doubt = true;
+                    return Err(error);
+                }
+                for (first, count) in turnover.taken {
+                    // Nothing points there; if even this fails, a leak is all that remains.
+                    let _ = self.free_now(Source::Other, first, count).await;
                 }
                 return Err(error);
             }
