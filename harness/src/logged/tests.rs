@@ -92,6 +92,7 @@ fn qemus_logs_come_back_from_their_recordings() {
         "qemu-discard",
         "qemu-snapshots",
         "qemu-lazy-reuse",
+        "qemu-lazy-retaken",
     ] {
         let (bytes, base) = corpus(name);
         let imported = imported(&bytes, base, Discards::Advice);
@@ -158,6 +159,19 @@ fn what_stood_in_a_cluster_before_it_was_taken_is_not_legal() {
     let (bytes, base) = corpus("qemu-lazy-reuse");
     let explored = explored(&imported(&bytes, base, Discards::Advice), &plan());
     assert_eq!(classes(&explored), ["guest/stale-own/"]);
+}
+
+/// The same where the cluster comes back to the guest cluster that had it before: what stood there in its first life is as
+/// foreign to it as what anything else held there.
+#[test]
+fn what_a_cluster_held_before_it_was_given_up_is_not_legal_where_it_is_taken_again() {
+    let (bytes, base) = corpus("qemu-lazy-retaken");
+    let explored = explored(&imported(&bytes, base, Discards::Advice), &plan());
+    let classes = classes(&explored);
+    assert!(
+        classes.iter().any(|class| class == "guest/lost/"),
+        "{classes:?}"
+    );
 }
 
 /// QEMU 10.0.2 gives host clusters up before the mapping that names them is gone. A file reads zeroes there then.

@@ -308,13 +308,22 @@ impl<'a> Versions<'a> {
         false
     }
 
-    /// Behind which version nothing else had this sector of the file, up to `version`, which has the guest's sector there.
+    /// Behind which version this sector of the file has been the guest's sector's, up to `version`, which has it there: back
+    /// through the time in which it has the place, and then through that in which nothing has it. What it held in an
+    /// earlier life of the same place is as foreign as what another held there.
     fn born(&self, host: u64, sector: u64, version: usize) -> usize {
-        let is_elsewhere = |earlier: &usize| {
-            let used = is_within(&self.all[*earlier].report.referred, host);
-            used && self.host_sector(*earlier, sector) != Some(host)
-        };
-        (0..version).rev().find(is_elsewhere).unwrap_or(0)
+        let mut is_free = false;
+        for earlier in (0..version).rev() {
+            let report = &self.all[earlier].report;
+            if report.layout.is_none() {
+                continue;
+            }
+            is_free |= self.host_sector(earlier, sector) != Some(host);
+            if is_free && is_within(&report.referred, host) {
+                return earlier;
+            }
+        }
+        0
     }
 
     /// Where a version has a guest sector as it is, and not packed.
