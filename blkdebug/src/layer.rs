@@ -15,7 +15,8 @@ use std::ops::Range;
 use std::rc::Rc;
 
 use engine::device::{
-    Cause, Completion, Device, DeviceError, Event, Extent, Limits, Op, Outcome, Reply, Request,
+    Cause, Completion, Device, DeviceError, Event, Extent, Limits, Op, OpKind, Outcome, Reply,
+    Request,
 };
 use engine::sync::{Mode, RangeLock};
 
@@ -172,8 +173,8 @@ impl<D: Driver> Core<D> {
             return Err(DeviceError::new(event, &op, Cause::BadRequest));
         }
         let padding = Padding::new(self.driver.limits().request_unit(), offset, len_bytes);
-        if len_bytes == 0 && padding.has_edges() {
-            // Nothing, between two places where a request may start.
+        if len_bytes == 0 && padding.has_edges() && op.kind() != OpKind::SetLen {
+            // Nothing, between two places where a request may start. A length may stand there, and is one.
             return Ok(match op {
                 Op::Read { .. } => Reply::Data(Vec::new()),
                 Op::Write { .. }

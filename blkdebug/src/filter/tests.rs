@@ -245,6 +245,16 @@ mod limits {
     }
 
     #[test]
+    fn a_length_between_two_units_is_set() {
+        let len = |len_bytes| asked(aligned(512), Op::SetLen { len_bytes });
+        assert_eq!(len(3000), ["set-len 3000 0"]);
+        assert_eq!(len(3072), ["set-len 3072 0"]);
+        let (_, port, _) = limited("", aligned(512));
+        drive(port.at(Event::None).set_len(3000)).unwrap().unwrap();
+        assert_eq!(port.len(), 3000);
+    }
+
+    #[test]
     fn a_part_of_a_unit_keeps_its_neighbours() {
         let (_, port, _) = limited("", aligned(4096));
         let at = || port.at(Event::WriteAio);
