@@ -1,9 +1,10 @@
 //! blkverify: a device that mirrors every request to a reference and compares.
 //!
 //! Reads and writes go to the device under test and to the reference, which must answer alike: the same
-//! error or none, and the same bytes. Flushes and the length are those of the device under test; zeroes are
-//! written as bytes, and discards go nowhere, so that both hold the same. The first mismatch is kept, and
-//! the request that showed it fails: whoever wants an oracle asks for it afterwards, or listens.
+//! error or none, and the same bytes. Flushes and the length are those of the device under test, though a
+//! change of length reaches the reference alone, as QEMU has it; zeroes are written as bytes, and discards
+//! go nowhere, so that both hold the same. The first mismatch is kept, and the request that showed it
+//! fails: whoever wants an oracle asks for it afterwards, or listens.
 
 use std::cell::RefCell;
 use std::fmt;
@@ -207,7 +208,8 @@ impl Driver for Blkverify {
                 return Err(DeviceError::new(event, &op, NOT_SUPPORTED));
             }
             OpKind::Flush => return self.test.submit(again).await,
-            OpKind::Read | OpKind::Write | OpKind::SetLen => {}
+            OpKind::SetLen => return self.reference.submit(again).await,
+            OpKind::Read | OpKind::Write => {}
         }
         // Both are under way before either is waited for.
         let reference = self.reference.submit(again.clone());
@@ -293,6 +295,18 @@ mod tests {
         let held = drive(Port::new(reference).at(Event::None).read(0, 4096));
         assert_eq!(shown, held.unwrap().unwrap());
         assert_eq!((shown[199], shown[200], shown[250]), (7, 0, 7));
+        assert_eq!(verify.mismatch(), None);
+    }
+
+    #[test]
+    fn a_change_of_length_is_the_references_alone() {
+        let (test, reference) = (ram(4096), ram(4096));
+        let (verify, port) = verify(&test, &reference);
+        drive(port.at(Event::None).set_len(8192)).unwrap().unwrap();
+        assert_eq!(
+            (port.len(), test.len(), reference.len()),
+            (4096, 4096, 8192)
+        );
         assert_eq!(verify.mismatch(), None);
     }
 
