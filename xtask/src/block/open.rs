@@ -146,6 +146,21 @@ impl FileNode {
             None => Ok(()),
         }
     }
+
+    /// Refuses a file that ends within a unit of its requests: a write there would make it longer.
+    fn must_end_aligned(&self) -> Result<(), Failure> {
+        let end = self.port.len().next_multiple_of(SECTOR_BYTES);
+        let mut spec = &self.spec;
+        while let FileSpec::Blkdebug { options, below } = spec {
+            if !end.is_multiple_of(options.limits.align.max(1)) {
+                return Err(Failure::new(
+                    "Cannot get 'write' permission without 'resize': Image size is not a multiple of request alignment",
+                ));
+            }
+            spec = below;
+        }
+        Ok(())
+    }
 }
 
 impl Node {
@@ -273,6 +288,17 @@ pub(crate) fn at_once<T>(operation: impl Future<Output = T>) -> T {
 pub(crate) fn open(spec: &Spec, opening: &Opening<'_>) -> Result<Node, Failure> {
     Opener {
         opening: opening.clone(),
+        may_resize: false,
+        above: Vec::new(),
+    }
+    .open(spec)
+}
+
+/// The same for one who is going to change the length of a raw file.
+pub(crate) fn open_to_resize(spec: &Spec, opening: &Opening<'_>) -> Result<Node, Failure> {
+    Opener {
+        opening: opening.clone(),
+        may_resize: true,
         above: Vec::new(),
     }
     .open(spec)
@@ -281,6 +307,8 @@ pub(crate) fn open(spec: &Spec, opening: &Opening<'_>) -> Result<Node, Failure> 
 /// The opening of one chain, from the top down.
 struct Opener<'a> {
     opening: Opening<'a>,
+    /// Whether a raw file may become longer; that of another format always may.
+    may_resize: bool,
     /// The files above, by device and inode.
     above: Vec<(u64, u64)>,
 }
@@ -307,6 +335,9 @@ impl Opener<'_> {
             warn_of_probed_raw(&spec.called);
         }
         file.claim(claims::claim(Role::Image(format), access, &self.opening))?;
+        if access == Access::ReadWrite && format == Format::Raw && !self.may_resize {
+            file.must_end_aligned()?;
+        }
         let mut node = Node {
             filename: filename(spec),
             format,

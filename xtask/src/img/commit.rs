@@ -19,8 +19,8 @@ use super::pace::Pace;
 use super::progress::{Progress, Shown};
 use super::{Command, Stop, misuse, open_named, print, secrets, sizes, spec_of};
 use crate::block::failure::engine_text;
-use crate::block::open::at_once;
-use crate::block::{CacheMode, Depth, Failure, Node, Opening, Sharing, Spec, name, open};
+use crate::block::open::{at_once, open_to_resize};
+use crate::block::{CacheMode, Depth, Failure, Node, Opening, Sharing, Spec, name};
 
 pub(super) const COMMAND: Command = Command {
     name: "commit",
@@ -81,7 +81,7 @@ fn run(parsed: &Parsed) -> Result<u8, Stop> {
     if let Some(beneath) = &above.backing {
         beneath.release()?;
     }
-    let base = open(&spec, &opening)?;
+    let base = open_to_resize(&spec, &opening)?;
     let shown = Shown::when(parsed.has("progress") && !parsed.has("quiet"));
     let mut progress = Progress::start(shown, top.virtual_bytes(), 1);
     let virtual_bytes = top.virtual_bytes();

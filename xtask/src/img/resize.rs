@@ -7,9 +7,9 @@ use engine::preallocation::Preallocation;
 
 use super::creation::{no_raw_metadata, not_a_size};
 use super::getopt::{Parsed, flag, value};
-use super::{Command, Stop, misuse, open_named, print, secrets, spec_of, tell};
+use super::{Command, Stop, misuse, print, secrets, spec_of, tell};
 use crate::block::failure::engine_text;
-use crate::block::open::at_once;
+use crate::block::open::{at_once, open_to_resize};
 use crate::block::{CacheMode, Depth, Failure, Format, Node, Opening, Sharing, size};
 
 pub(super) const COMMAND: Command = Command {
@@ -62,7 +62,8 @@ fn run(parsed: &Parsed) -> Result<u8, Stop> {
         depth: Depth::Chain,
         secrets: &secrets,
     };
-    let node = open_named(name, &spec_of(name, parsed)?, &opening)?;
+    let node = open_to_resize(&spec_of(name, parsed)?, &opening)
+        .map_err(|why| Failure::could_not_open(name, &why))?;
     node.claim_resize()
         .map_err(|why| Failure::could_not_open(name, &why))?;
     let now = node.virtual_bytes();
