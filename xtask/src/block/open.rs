@@ -185,6 +185,16 @@ impl Node {
         self.image.as_ref().expect("the image was asked for")
     }
 
+    /// Takes the length of a raw disk over a filter for what it is by now, and tells whether this is one. It has been
+    /// written, or its length would be the same.
+    pub(crate) fn measured_again(&mut self) -> bool {
+        let Some(direct) = &self.direct else {
+            return false;
+        };
+        self.image = Some(Rc::new(Raw::open(direct.port(), Access::ReadWrite)));
+        true
+    }
+
     /// A writable image in memory over this one, which is not written.
     pub(crate) fn under_temporary(self) -> Result<Self, Failure> {
         let port = Port::new(Rc::new(RamDevice::default()));

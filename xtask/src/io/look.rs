@@ -5,13 +5,14 @@ use engine::preallocation::Preallocation;
 use engine::raw::lengthen;
 
 use super::command::{Command, Needs};
-use super::opening::reopened;
+use super::opening::{Settings, reopened};
 use super::report::bytes_text;
 use super::session::{Complaint, Ending, Outcome, Session};
 use super::transfer::parse;
 use super::words::number;
 use crate::block::Format;
 use crate::block::direct::Direct;
+use crate::block::disk::Disk;
 use crate::block::failure::engine_text;
 use crate::img::creation::no_raw_metadata;
 use crate::img::info::specific_text;
@@ -231,8 +232,14 @@ fn truncate_raw(session: &mut Session, len_bytes: u64, mode: Preallocation) -> O
     }
     let set = session.wait(async move { lengthen(&port, len_bytes, mode).await })?;
     set.map_err(|error| Complaint::Told(engine_text(&error)))?;
-    if session.opened().node.direct.is_some() {
-        // Whoever stands below knows its length, and keeps its rules.
+    if let Some(open) = session.open.as_mut()
+        && open.node.measured_again()
+    {
+        // Whoever stands below keeps its rules, and what is parked there.
+        let Settings {
+            cache, read_mode, ..
+        } = open.settings;
+        open.disk = Disk::new(&open.node, cache, read_mode);
         return Ok(Ending::Done);
     }
     let settings = session.opened().settings.clone();
