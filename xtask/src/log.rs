@@ -16,6 +16,7 @@ use harness::oracle::Acceptance;
 use harness::oracle::view::Backing;
 use harness::run::{Case, Schedule, live};
 
+use crate::block::open::identity;
 use crate::fuzz::{Format, parse_contract};
 use crate::terminal::{Display, Limit, parse_duration};
 use crate::{Ending, Refusal, source};
@@ -260,7 +261,10 @@ impl Export {
         drop(file);
         if is_log {
             let log = open(&self.from)?;
-            // A log that is its own copy would be gone.
+            // What stands where the copy goes is lost for a log that can be copied whole.
+            for read in log.entries() {
+                read.map_err(|error| refuse(&error))?;
+            }
             let mut out = self.create(&self.to)?;
             copy(&log, &mut out).map_err(|error| refuse(&error))?;
             finish(out, &self.to)?;
@@ -321,6 +325,7 @@ impl Export {
                 .bases
                 .get(disk)
                 .expect("a disk that was written to has a start");
+            must_differ(&path, &self.from)?;
             save(image, &path)?;
             println!("wrote {}", path.display());
         }
@@ -328,14 +333,21 @@ impl Export {
     }
 
     fn create(&self, path: &Path) -> Result<BufWriter<File>, Refusal> {
-        if std::fs::canonicalize(path)
-            .is_ok_and(|to| std::fs::canonicalize(&self.from).is_ok_and(|from| from == to))
-        {
-            return Err(about(path)(&"this is what is read; write to another file"));
-        }
+        must_differ(path, &self.from)?;
         File::create(path)
             .map(BufWriter::new)
             .map_err(|error| about(path)(&error))
+    }
+}
+
+/// Refuses to write to the file that is read, by whatever name: it would be gone.
+fn must_differ(to: &Path, from: &Path) -> Result<(), Refusal> {
+    match (identity(to), identity(from)) {
+        (Ok(written), Ok(read)) if written == read => {
+            Err(about(to)(&"this is what is read; write to another file"))
+        }
+        // What is not there is no other's, and what cannot be read is refused by who reads it.
+        (Ok(_) | Err(_), _) => Ok(()),
     }
 }
 
@@ -386,6 +398,9 @@ impl Taking {
 
 impl Import {
     fn run(&self) -> Result<Ending, Refusal> {
+        for read in std::iter::once(&self.log).chain(&self.taking.base) {
+            must_differ(&self.to, read)?;
+        }
         let mut how = self.taking.how();
         if let Some(mark) = &self.mark {
             let before = self.find(mark)?;

@@ -113,6 +113,32 @@ fn a_damaged_log_is_refused_with_the_place_and_a_way_out() {
     );
 }
 
+/// By no name that it has, and not for a log that cannot be copied whole.
+#[test]
+fn what_is_read_is_not_written_to() {
+    let folder = folder("qemu-plain");
+    let path = |name: &str| folder.path().join(name);
+    let (log, base) = (
+        fs::read(path("log")).unwrap(),
+        fs::read(path("base")).unwrap(),
+    );
+    fs::hard_link(path("log"), path("same")).unwrap();
+    for arguments in [
+        vec!["import", "log", "log", "--base", "base"],
+        vec!["import", "log", "same", "--base", "base"],
+        vec!["import", "log", "base", "--base", "base"],
+        vec!["export", "log", "same"],
+    ] {
+        let says = ends(folder.path(), &arguments, 2);
+        assert!(says.contains("write to another file"), "{says}");
+    }
+    assert!(fs::read(path("log")).unwrap() == log && fs::read(path("base")).unwrap() == base);
+    fs::write(path("short"), &log[..5000]).unwrap();
+    fs::write(path("out"), "kept").unwrap();
+    ends(folder.path(), &["export", "short", "out"], 2);
+    assert_eq!(fs::read(path("out")).unwrap(), b"kept");
+}
+
 #[test]
 fn a_log_is_written_again_with_what_lies_behind_its_end() {
     let folder = folder("qemu-lazy");

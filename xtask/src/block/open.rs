@@ -696,7 +696,7 @@ fn open_local(path: &str, access: Access) -> Result<FileDevice, Failure> {
 }
 
 /// The device and the inode of a local file.
-pub(crate) fn identity(path: &str) -> std::io::Result<(u64, u64)> {
+pub(crate) fn identity(path: impl AsRef<Path>) -> std::io::Result<(u64, u64)> {
     fs::metadata(path).map(|metadata| (metadata.dev(), metadata.ino()))
 }
 
