@@ -18,8 +18,16 @@ use harness::run::{Case, Schedule, live};
 
 use crate::block::open::identity;
 use crate::fuzz::{Format, parse_contract};
+use crate::img::print;
 use crate::terminal::{Display, Limit, parse_duration};
 use crate::{Ending, Refusal, source};
+
+/// A line on the output stream. A reader who has gone away is no error.
+macro_rules! say {
+    ($($text:tt)+) => {
+        print(&format!("{}\n", format_args!($($text)+)))
+    };
+}
 
 /// States where nobody said how many.
 const DEFAULT_STATES: u64 = 20_000;
@@ -184,8 +192,8 @@ impl Info {
     fn run(&self) -> Result<Ending, Refusal> {
         let (log, refuse) = (open(&self.log)?, about(&self.log));
         let head = log.head();
-        println!("sector            {} bytes", head.sector.bytes());
-        println!("entries           {}", head.entry_count);
+        say!("sector            {} bytes", head.sector.bytes());
+        say!("entries           {}", head.entry_count);
         let mut counts = [0_u64; 5];
         let mut marks: Vec<String> = Vec::new();
         let (mut data_bytes, mut disk_bytes) = (0, 0);
@@ -217,7 +225,7 @@ impl Info {
                     entry.sector * head.sector.bytes(),
                     entry.sector_count * head.sector.bytes(),
                 );
-                println!(
+                say!(
                     "{:>8}  at {:<10} {:<15} disk {from:#x} {bytes:#x}{name}",
                     place.index,
                     place.offset,
@@ -228,22 +236,22 @@ impl Info {
             }
         }
         let [flushes, fua, discards, marked, metadata] = counts;
-        println!("flushes           {flushes}");
-        println!("fua               {fua}");
-        println!("discards          {discards}");
-        println!("marks             {marked}");
+        say!("flushes           {flushes}");
+        say!("fua               {fua}");
+        say!("discards          {discards}");
+        say!("marks             {marked}");
         for mark in marks {
-            println!("  {mark}");
+            say!("  {mark}");
         }
-        println!("metadata          {metadata}");
-        println!("data              {data_bytes} bytes");
-        println!(
+        say!("metadata          {metadata}");
+        say!("data              {data_bytes} bytes");
+        say!(
             "disk              at least {} bytes",
             disk_bytes * head.sector.bytes()
         );
         let end = entries.offset();
         let beyond = entries.and_beyond().count();
-        println!(
+        say!(
             "behind the end    {} bytes, which make sense as {beyond} entries (take them with --beyond)",
             log.len_bytes() - end
         );
@@ -268,7 +276,7 @@ impl Export {
             let mut out = self.create(&self.to)?;
             copy(&log, &mut out).map_err(|error| refuse(&error))?;
             finish(out, &self.to)?;
-            println!(
+            say!(
                 "wrote {}: {} entries",
                 self.to.display(),
                 log.head().entry_count
@@ -313,7 +321,7 @@ impl Export {
             undone,
             lengths,
         } = exported;
-        println!(
+        say!(
             "wrote {}: {entries} entries of the disk `{}` ({lengths} of them marks for changes of length); left out: \
              {unanswered} requests without an answer, {undone} that came to nothing",
             path.display(),
@@ -327,7 +335,7 @@ impl Export {
                 .expect("a disk that was written to has a start");
             must_differ(&path, &self.from)?;
             save(image, &path)?;
-            println!("wrote {}", path.display());
+            say!("wrote {}", path.display());
         }
         Ok(())
     }
@@ -408,7 +416,7 @@ impl Import {
         }
         let imported = self.taking.take(&self.log, &how)?;
         save(&imported.finished(), &self.to)?;
-        println!(
+        say!(
             "wrote {}, behind {} entries",
             self.to.display(),
             imported.entries
@@ -434,7 +442,7 @@ impl Import {
 impl Explore {
     fn run(&self) -> Result<Ending, Refusal> {
         let Format::Qcow2 = self.format;
-        println!("seed              {}", self.seed);
+        say!("seed              {}", self.seed);
         source::writable_directory(&self.out)?;
         let imported = self.taking.take(&self.log, &self.taking.how())?;
         let backing = self.backing.as_deref().map(source::load).transpose()?;
@@ -472,17 +480,17 @@ impl Explore {
 
     fn tell(&self, finding: &Finding) -> Result<(), Refusal> {
         let class = finding.violation.class.to_string();
-        println!();
-        println!("VIOLATION {class}");
+        say!("");
+        say!("VIOLATION {class}");
         if let Some(sentence) = &finding.sentence {
-            println!("  {sentence}");
+            say!("  {sentence}");
         }
         for line in &finding.violation.lines {
-            println!("  | {line}");
+            say!("  | {line}");
         }
-        println!("  {}", finding.cut);
+        say!("  {}", finding.cut);
         for line in &finding.survivors {
-            println!("    {line}");
+            say!("    {line}");
         }
         let stem = self.log.file_stem().unwrap_or_default().to_string_lossy();
         let name = format!(
@@ -492,17 +500,17 @@ impl Explore {
         );
         let path = self.out.join(name);
         save(&finding.image, &path)?;
-        println!("  what was left: {}", path.display());
+        say!("  what was left: {}", path.display());
         Ok(())
     }
 
     fn close(&self, imported: &Imported, explored: &Explored, seconds: f64) -> Ending {
-        println!();
+        say!("");
         for text in &explored.not_measured {
-            println!("NOT MEASURED {text}");
+            say!("NOT MEASURED {text}");
         }
         for text in &explored.broken {
-            println!("HARNESS BROKEN {text}");
+            say!("HARNESS BROKEN {text}");
         }
         let Progress {
             versions,
@@ -522,33 +530,33 @@ impl Explore {
             violations,
             ..
         } = explored.progress;
-        println!("contract          {}", self.contract.name());
-        println!("let pass          {}", self.accept.name());
-        println!(
+        say!("contract          {}", self.contract.name());
+        say!("let pass          {}", self.accept.name());
+        say!(
             "entries           {} ({} flushes, {} marks)",
             imported.entries,
             imported.flushes(),
             imported.marks.len()
         );
         if explored.unborn > 0 {
-            println!(
+            say!(
                 "before the image  {} requests, which were passed over",
                 explored.unborn
             );
         }
-        println!("read behind flush {versions}");
-        println!("cuts              {cuts}");
-        println!("states generated  {generated}");
-        println!("states distinct   {distinct}");
-        println!(
+        say!("read behind flush {versions}");
+        say!("cuts              {cuts}");
+        say!("states generated  {generated}");
+        say!("states distinct   {distinct}");
+        say!(
             "states spared     {spared} (as one that passed where that was read; {audited} more were judged to see)"
         );
-        println!("states judged     {judged} ({nested} of them inside a repair)");
-        println!("states repaired   {repairs}");
-        println!("states gone on    {served}");
-        println!("seconds           {seconds:.1}");
-        println!("digest            {:032x}", explored.digest);
-        println!("violations        {violations}");
+        say!("states judged     {judged} ({nested} of them inside a repair)");
+        say!("states repaired   {repairs}");
+        say!("states gone on    {served}");
+        say!("seconds           {seconds:.1}");
+        say!("digest            {:032x}", explored.digest);
+        say!("violations        {violations}");
         if violations > 0 {
             Ending::Violation
         } else if not_measured > 0 || !explored.broken.is_empty() {

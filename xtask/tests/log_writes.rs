@@ -86,6 +86,29 @@ fn a_log_is_told_of() {
 }
 
 #[test]
+fn a_reader_who_has_heard_enough_is_no_error() {
+    let folder = folder("qemu-discard");
+    let program = env!("CARGO_BIN_EXE_xtask");
+    for arguments in [
+        &["info", "log", "--list"][..],
+        &["import", "log", "disk", "--base", "base"],
+        &["export", "log", "copy"],
+    ] {
+        // Nobody reads from the first line on.
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let mut child = Command::new(program)
+            .arg("log")
+            .args(arguments)
+            .current_dir(folder.path())
+            .stdout(writer)
+            .spawn()
+            .unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(0), "{arguments:?}");
+    }
+}
+
+#[test]
 fn a_damaged_log_is_refused_with_the_place_and_a_way_out() {
     let folder = folder("qemu-plain");
     let log = fs::read(folder.path().join("log")).unwrap();
