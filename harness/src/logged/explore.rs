@@ -18,6 +18,9 @@ use crate::oracle::view::Backing;
 use crate::oracle::{Verdict, Violation};
 use crate::prng::Prng;
 
+/// Sectors that the requests of a log may change, those of discards among them: a GiB.
+const MOST_SECTORS: u64 = 1 << 21;
+
 /// As many messages of a kind are kept.
 const KEPT: usize = 4;
 /// Of so many survivors one has its repair interrupted, and one serves a guest.
@@ -111,6 +114,12 @@ pub enum Unexplorable {
     /// The image is of a kind that is not gone into.
     #[error("{0}")]
     BeyondReach(&'static str),
+    /// It changes more sectors than memory has room for, each with what may become of it.
+    #[error(
+        "the {0} entries before entry {0} change as many sectors as are held in memory, discarded ones among them (take those \
+         alone with --entries {0})"
+    )]
+    TooMuch(u64),
     /// The contract takes away what was durable.
     #[error("what a disk that is `{0}` destroys cannot be told from a log")]
     Destroys(Contract),
@@ -125,6 +134,7 @@ pub fn explore(
     if plan.contract.destroys() {
         return Err(Unexplorable::Destroys(plan.contract));
     }
+    must_fit(imported)?;
     let all = Versions::of(&imported.recording, plan.backing);
     let unborn = birth(imported, &all)?;
     if unborn == 0 {
@@ -134,6 +144,19 @@ pub fn explore(
     let versions = Versions::of(&later.recording, plan.backing);
     let explored = go_through(&later, &versions, plan, proceed);
     Ok(Explored { unborn, ..explored })
+}
+
+/// Each sector of a request survives or does not: a discard of much costs memory as data do, and a few bytes in the log.
+fn must_fit(imported: &Imported) -> Result<(), Unexplorable> {
+    let mut sum = 0_u64;
+    for entry in &imported.recording.entries {
+        let sectors = entry.op.sectors();
+        sum = sum.saturating_add(sectors.end.saturating_sub(sectors.start));
+        if sum > MOST_SECTORS {
+            return Err(Unexplorable::TooMuch(entry.ordinal));
+        }
+    }
+    Ok(())
 }
 
 /// Behind how many requests there is a sound image that is durable. One that was made by the log is not dirty: a dirty bit

@@ -447,6 +447,35 @@ fn what_is_too_much_is_refused_with_a_way_out() {
     );
 }
 
+/// A discard takes a few bytes of a log, and its sectors as much memory as written ones.
+#[test]
+fn discards_of_too_much_are_refused_with_a_way_out() {
+    let much = vec![
+        (Logged::write(1 << 22, 1), vec![1; 512]),
+        (Logged::discard(0, 1 << 22), Vec::new()),
+    ];
+    let log = log_of(SectorSize::SMALL, &much);
+    let refused = |entries| {
+        let how = How {
+            entries,
+            ..How::default()
+        };
+        let log = Log::open(log.as_slice()).unwrap();
+        let imported = import(&log, PageImage::default(), &how).unwrap();
+        explore(&imported, &plan(), &mut |_| Proceed::GoOn)
+            .err()
+            .unwrap()
+            .to_string()
+    };
+    let error = refused(None);
+    assert!(error.contains("--entries 1"), "{error}");
+    let error = refused(Some(1));
+    assert!(
+        error.contains("never comes to a sound qcow2 image"),
+        "{error}"
+    );
+}
+
 fn request(
     index: usize,
     op: RecordedOp,
