@@ -93,6 +93,7 @@ fn qemus_logs_come_back_from_their_recordings() {
         "qemu-snapshots",
         "qemu-lazy-reuse",
         "qemu-lazy-retaken",
+        "qemu-lazy-two-owners",
     ] {
         let (bytes, base) = corpus(name);
         let imported = imported(&bytes, base, Discards::Advice);
@@ -172,6 +173,26 @@ fn what_a_cluster_held_before_it_was_given_up_is_not_legal_where_it_is_taken_aga
         classes.iter().any(|class| class == "guest/lost/"),
         "{classes:?}"
     );
+}
+
+/// With lazy refcounts QEMU 10.0.2 gives a host cluster to another guest cluster while a durable table still names it for the
+/// one that gave it up. Here both mappings stand in one table, so that only a tear comes between them.
+#[test]
+fn qemu_gives_one_cluster_to_two_owners() {
+    let (bytes, base) = corpus("qemu-lazy-two-owners");
+    let imported = imported(&bytes, base, Discards::Advice);
+    for (contract, is_found) in [(Contract::EpochTorn, true), (Contract::Epoch, false)] {
+        let explored = explored(&imported, &Plan { contract, ..plan() });
+        let mut findings = explored.findings.iter();
+        let found = findings.find(|finding| {
+            finding.violation.class.to_string() == "structure/two-owners/data+data"
+        });
+        assert_eq!(found.is_some(), is_found, "{:?}", classes(&explored));
+        if let Some(finding) = found {
+            let sentence = finding.sentence.as_ref().unwrap();
+            assert!(sentence.contains("the log's write #69"), "{sentence}");
+        }
+    }
 }
 
 /// QEMU 10.0.2 gives host clusters up before the mapping that names them is gone. A file reads zeroes there then.
