@@ -52,9 +52,9 @@ impl Qcow2 {
         metadata.must_be_sound()?;
         let (list, left) = metadata.changed(change).await?;
         metadata.write_back_all().await?;
-        metadata.store(list, left).await?;
+        let stored = metadata.store(list, left).await;
         self.tracks.set(metadata.bitmaps.tracks());
-        Ok(())
+        stored
     }
 }
 

@@ -266,8 +266,10 @@ impl Bitmaps {
     }
 
     /// Whether a guest's write sets a bit anywhere.
+    ///
+    /// Behind a failed switch of the list that is not known.
     pub(super) fn tracks(&self) -> bool {
-        self.list.iter().any(Bitmap::is_tracked)
+        self.list_in_doubt || self.list.iter().any(Bitmap::is_tracked)
     }
 
     fn find(&self, name: &str) -> Result<usize, Error> {

@@ -61,12 +61,12 @@ impl Metadata {
         offset: u64,
         len_bytes: u64,
     ) -> Result<(), Error> {
+        if !self.bitmaps.tracks() {
+            return Ok(());
+        }
         if self.bitmaps.list_in_doubt {
             // The file may call a bitmap clean that is not so here, or not known at all.
             self.order.must_be_trusted()?;
-        }
-        if !self.bitmaps.tracks() {
-            return Ok(());
         }
         self.take_into_use(Taken::Enabled).await?;
         for bitmap in &mut self.bitmaps.list {
