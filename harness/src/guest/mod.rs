@@ -421,8 +421,9 @@ impl Ledger {
     /// durable once answered.
     fn empty(&mut self, happening: &Happening, effects: &mut Vec<(Range<u64>, Entry)>) {
         // Behind the end of a disk that was larger once, nothing shows. So much there is for certain:
-        let certain = self.size_now / 512;
-        let end = self.sizes_now().into_iter().fold(0, u64::max) / 512;
+        let sizes = self.sizes_now();
+        let certain = sizes.iter().copied().fold(u64::MAX, u64::min) / 512;
+        let end = sizes.into_iter().fold(0, u64::max) / 512;
         let written = effects.iter().map(|(sectors, _)| sectors.clone());
         let mut ranges: Vec<Range<u64>> = self
             .initial
