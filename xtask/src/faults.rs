@@ -60,6 +60,11 @@ impl Faults {
         if self.table {
             return self.table();
         }
+        let pins = self.options.unwrap_or_default();
+        if pins.chain == Some(true) || pins.faults == Some(false) {
+            let text = "requests fail in every workload here, and not over a chain: leave chain=on and faults=off out";
+            return Err(Refusal(text.into()));
+        }
         println!("seed {}", self.seed);
         if let Some(runs) = self.silent {
             let report = silent(self.seed, runs, self.options.unwrap_or_default(), None);

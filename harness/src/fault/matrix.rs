@@ -6,8 +6,9 @@
 
 use std::collections::BTreeSet;
 
+use blkdebug::disks::Disk;
 use blkdebug::rule::{During, Fault, Repeat, Rule};
-use engine::device::{Cause, Event};
+use engine::device::{Cause, Event, OpKind};
 
 use super::draw::CAUSES;
 use super::events::{Raised, raised};
@@ -192,6 +193,11 @@ pub fn cell(event: Event, way: Way) -> Cell {
 fn with_fault(event: Event, way: Way, drawn: &Scenario) -> Option<Scenario> {
     let mut rule = Rule::new(Fault::Fail(way.cause));
     match raised(event) {
+        // It is raised on the image, and what is read then is another disk.
+        _ if event == Event::ReadBackingAio => {
+            rule.disk = Disk::Backing;
+            rule.kind = Some(OpKind::Read);
+        }
         Raised::WithRequest => rule.event = Some(event),
         Raised::Alone => rule.after = Some(event),
         Raised::Never(_) => return None,
@@ -312,13 +318,13 @@ fn judge(cell: &mut Cell, seed: u64, scenario: &Scenario) {
 /// What became of the operations that were hit.
 pub fn became(life: &Life) -> BTreeSet<Became> {
     let mut all = BTreeSet::new();
-    for (disk, injected) in &life.injected {
+    for (_, injected) in &life.injected {
         let Some(it) = injected.operation.and_then(|id| happening(life, id)) else {
             all.insert(Became::NotOpened);
             continue;
         };
         match it.completed {
-            Some((_, Answer::Done)) if is_advice(*disk, injected, Some(it.operation)) => {
+            Some((_, Answer::Done)) if is_advice(injected, Some(it.operation)) => {
                 all.insert(Became::Advice);
             }
             Some((_, Answer::Done)) if is_put_off(it, injected) => {

@@ -10,7 +10,6 @@
 //! sound, is what the oracles say of the states that the run could have left, the one at its end among them.
 
 use blkdebug::class::Class;
-use blkdebug::disks::Disk;
 use blkdebug::record::Tick;
 use blkdebug::rule::Fault;
 use blkdebug::volatile::Injected;
@@ -53,11 +52,11 @@ pub fn fails(fault: &Fault) -> bool {
 
 /// The first failed request that nobody was told of.
 fn untold(life: &Life) -> Option<Violation> {
-    life.injected.iter().find_map(|(disk, injected)| {
+    life.injected.iter().find_map(|(_, injected)| {
         let id = injected.operation;
         let happening = id.and_then(|id| happening(life, id));
         let operation = happening.map(|it| it.operation);
-        if !fails(&injected.fault) || is_advice(*disk, injected, operation) {
+        if !fails(&injected.fault) || is_advice(injected, operation) {
             return None;
         }
         let told = match (id, happening) {
@@ -83,13 +82,12 @@ fn untold(life: &Life) -> Option<Violation> {
 }
 
 /// Whether a request was advice: nothing that was promised hangs on it.
-pub(super) fn is_advice(disk: Disk, injected: &Injected, operation: Option<Operation>) -> bool {
+pub(super) fn is_advice(injected: &Injected, operation: Option<Operation>) -> bool {
     match injected.kind {
         OpKind::Discard => true,
         OpKind::WriteZeroes => injected.event == Event::ClusterFree,
-        // The length of the data file is no structure of the format's, and a file that stays longer than it must be
-        // is a leak.
-        OpKind::SetLen => disk == Disk::Data || matches!(operation, Some(Operation::Shrink { .. })),
+        // A file that stays longer than it must be is a leak.
+        OpKind::SetLen => matches!(operation, Some(Operation::Shrink { .. })),
         OpKind::Read | OpKind::Write | OpKind::Flush => false,
     }
 }
