@@ -409,8 +409,12 @@ impl State {
         let flushes = entries
             .iter()
             .filter(|entry| entry.op.kind() == OpKind::Flush);
+        // One that is under way will say that it has made durable what it covers.
+        let holds = |flush: &&Entry| {
+            flush.succeeded().is_some() || flush.answered().is_none() && flush.id != id
+        };
         let covered = flushes
-            .filter(|flush| flush.succeeded().is_some())
+            .filter(holds)
             .map(|flush| flush.submitted)
             .max()
             .unwrap_or_default();
