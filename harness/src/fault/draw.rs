@@ -62,7 +62,7 @@ pub fn add(prng: &Prng, scenario: &mut Scenario) {
 }
 
 /// Puts an operation into a workload where that means anything: no snapshot is taken twice, and so on.
-fn insert(scenario: &mut Scenario, at: usize, operation: Operation) {
+pub(super) fn insert(scenario: &mut Scenario, at: usize, operation: Operation) {
     scenario.operations.insert(at, operation);
     if scenario.check().is_err() {
         scenario.operations.remove(at);

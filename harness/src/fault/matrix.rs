@@ -10,7 +10,7 @@ use blkdebug::disks::Disk;
 use blkdebug::rule::{During, Fault, Repeat, Rule};
 use engine::device::{Cause, Event, OpKind};
 
-use super::draw::CAUSES;
+use super::draw::{CAUSES, insert};
 use super::events::{Raised, raised};
 use super::oracle::{happening, is_advice, is_put_off};
 use crate::campaign::Found;
@@ -251,13 +251,6 @@ fn with_fault(event: Event, way: Way, drawn: &Scenario) -> Option<Scenario> {
         insert(&mut scenario, end, operation);
     }
     Some(scenario)
-}
-
-fn insert(scenario: &mut Scenario, at: usize, operation: Operation) {
-    scenario.operations.insert(at, operation);
-    if scenario.check().is_err() {
-        scenario.operations.remove(at);
-    }
 }
 
 fn case(scenario: &Scenario) -> Case {
