@@ -223,10 +223,10 @@ impl Metadata {
 
     /// Whether a cluster lies within the file, or where something is counted.
     fn is_somewhere(&self, cluster: HostCluster) -> bool {
-        let end = self.geometry.offset_of(HostCluster(cluster.0 + 1));
         let block = usize::try_from(cluster.0 / self.geometry.refcounts_per_block());
-        let word = || block.ok().and_then(|block| self.reftable.get(block));
-        end.0 <= self.order.file().len() || word().is_some_and(|word| word.0 != 0)
+        let word = block.ok().and_then(|block| self.reftable.get(block));
+        let end = self.geometry.offset_of(HostCluster(cluster.0 + 1));
+        word.is_some_and(|word| word.0 != 0) || end.0 <= self.order.file().len()
     }
 
     /// The L2 table of an L1 entry, made if there is none and copied if it is shared.

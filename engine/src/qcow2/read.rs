@@ -39,8 +39,8 @@ impl Qcow2 {
         let _claim = self
             .claim(offset, byte_count(len_bytes), Mode::Shared)
             .await;
-        let (source, len) = self.source(offset, byte_count(len_bytes)).await?;
-        if let Source::File(host) = source
+        let sources = self.sources(offset, byte_count(len_bytes)).await?;
+        if let [(Source::File(host), len)] = sources[..]
             && len == byte_count(len_bytes)
         {
             // What stands together needs no second buffer.
@@ -49,7 +49,9 @@ impl Qcow2 {
             return self.read_whole(Event::ReadAio, from, len_bytes).await;
         }
         let mut data = vec![0; len_bytes];
-        self.read_claimed(offset, &mut data).await?;
+        let done = self.fill_from(&sources, offset, &mut data).await?;
+        let rest = offset + byte_count(done);
+        self.read_claimed(rest, &mut data[done..]).await?;
         Ok(data)
     }
 
@@ -58,12 +60,28 @@ impl Qcow2 {
         let mut done = 0;
         while done < into.len() {
             let here = offset + byte_count(done);
-            let (source, len) = self.source(here, byte_count(into.len() - done)).await?;
-            let part = &mut into[done..done + mem_len(len)];
-            self.fill(source, here, Event::ReadAio, part).await?;
-            done += part.len();
+            let rest = &mut into[done..];
+            let sources = self.sources(here, byte_count(rest.len())).await?;
+            done += self.fill_from(&sources, here, rest).await?;
         }
         Ok(())
+    }
+
+    /// Reads from these sources, one behind the other, and says how many bytes they had.
+    async fn fill_from(
+        &self,
+        sources: &[(Source, u64)],
+        offset: u64,
+        into: &mut [u8],
+    ) -> Result<usize, Error> {
+        let mut done = 0;
+        for (source, len) in sources {
+            let here = offset + byte_count(done);
+            let part = &mut into[done..done + mem_len(*len)];
+            self.fill(*source, here, Event::ReadAio, part).await?;
+            done += part.len();
+        }
+        Ok(done)
     }
 
     /// The content that a guest cluster had under an old mapping, from `within` bytes on: what
@@ -102,8 +120,9 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// The source of the guest's disk at `offset`, and how far it reaches, up to `max_bytes`.
-    async fn source(&self, offset: u64, max_bytes: u64) -> Result<(Source, u64), Error> {
+    /// The sources of the guest's disk from `offset` on, each with how far it reaches: at least one, and together at most
+    /// `max_bytes`.
+    async fn sources(&self, offset: u64, max_bytes: u64) -> Result<Vec<(Source, u64)>, Error> {
         let geometry = self.geometry;
         let within = geometry.within(offset);
         let clusters = geometry.clusters_for(within + max_bytes);
@@ -112,15 +131,23 @@ impl Qcow2 {
         metadata.must_be_usable(self.access)?;
         let mappings = metadata.mappings(first, clusters).await?;
         drop(metadata);
-        let (source, mut len) = self.source_of(mappings[0], within);
-        for mapping in &mappings[1..] {
-            let (next, more) = self.source_of(*mapping, 0);
-            if geometry.within(offset + len) != 0 || !source.continues(len, next) {
-                break;
+        let mut sources: Vec<(Source, u64)> = Vec::new();
+        let (mut within, mut left) = (within, max_bytes);
+        for mapping in mappings {
+            // A cluster of subclusters has several.
+            while within < geometry.cluster_bytes() && left > 0 {
+                let (next, len) = self.source_of(mapping, within);
+                let len = len.min(left);
+                match sources.last_mut() {
+                    Some((last, before)) if last.continues(*before, next) => *before += len,
+                    Some(_) | None => sources.push((next, len)),
+                }
+                within += len;
+                left -= len;
             }
-            len += more;
+            within = 0;
         }
-        Ok((source, len.min(max_bytes)))
+        Ok(sources)
     }
 
     /// The source of a mapping's content from `within` bytes on, and how far it reaches.
