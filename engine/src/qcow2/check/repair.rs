@@ -74,12 +74,14 @@ pub(super) async fn repair_all(file: &Port, planted: Planted) -> Result<CheckRep
             Work::Nothing => break,
             Work::Entries | Work::Counts | Work::Snapshots if in_vain => break,
             Work::Entries => survey.drop_unaligned_reserves().await?,
-            Work::Snapshots => match rewrite_table(file, &header, sector, planted).await {
-                Ok(()) => file.note(Probe::RepairSnapshots),
-                // Nothing was written on an image that is not to be written on.
-                Err(Error::BadImage(_) | Error::Unsupported(_) | Error::Refused(_)) => break,
-                Err(Error::Device(error)) => return Err(error.into()),
-            },
+            Work::Snapshots => {
+                match Box::pin(rewrite_table(file, &header, sector, planted)).await {
+                    Ok(()) => file.note(Probe::RepairSnapshots),
+                    // Nothing was written on an image that is not to be written on.
+                    Err(Error::BadImage(_) | Error::Unsupported(_) | Error::Refused(_)) => break,
+                    Err(Error::Device(error)) => return Err(error.into()),
+                }
+            }
             Work::Counts => {
                 survey.repair(&mut sector).await?;
                 let may_overlap = survey.copied_in_doubt && survey.most_references > 1;
