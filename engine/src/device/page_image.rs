@@ -136,25 +136,34 @@ impl PageImage {
         let Some(last) = sectors.end.checked_sub(1).filter(|_| !sectors.is_empty()) else {
             return 0;
         };
-        let per_page = PAGE_BYTES / SECTOR_BYTES;
         let per_chunk = CHUNK_BYTES / SECTOR_BYTES;
         let mut sum: SectorHash = 0;
-        for (number, chunk) in self
-            .chunks
-            .range(sectors.start / per_chunk..=last / per_chunk)
-        {
-            for (page, first) in chunk
-                .pages
-                .iter()
-                .zip((number * per_chunk..).step_by(SECTORS_PER_PAGE))
-            {
-                let here = first.max(sectors.start)..(first + per_page).min(sectors.end);
-                if let Some(page) = page.as_ref().filter(|_| !here.is_empty()) {
-                    let (_, _, slot) = locate(here.start);
-                    let count = usize::try_from(here.end - here.start).expect("a page is small");
-                    let hashes = page.hashes[slot..slot + count].iter();
-                    sum = hashes.fold(sum, |sum, hash| sum.wrapping_add(*hash));
-                }
+        let (_, first_page, first_slot) = locate(sectors.start);
+        let (_, last_page, last_slot) = locate(last);
+        let (first_chunk, last_chunk) = (sectors.start / per_chunk, last / per_chunk);
+        for (number, chunk) in self.chunks.range(first_chunk..=last_chunk) {
+            let (from, to) = (*number == first_chunk, *number == last_chunk);
+            let pages = if from { first_page } else { 0 }..=if to {
+                last_page
+            } else {
+                PAGES_PER_CHUNK - 1
+            };
+            for at in pages {
+                let Some(page) = &chunk.pages[at] else {
+                    continue;
+                };
+                let start = if from && at == first_page {
+                    first_slot
+                } else {
+                    0
+                };
+                let end = if to && at == last_page {
+                    last_slot
+                } else {
+                    SECTORS_PER_PAGE - 1
+                };
+                let hashes = page.hashes[start..=end].iter();
+                sum = hashes.fold(sum, |sum, hash| sum.wrapping_add(*hash));
             }
         }
         sum
@@ -302,25 +311,37 @@ impl PageImage {
         if start >= end {
             return;
         }
-        let chunks: Vec<u64> = self
-            .chunks
-            .range(start / CHUNK_BYTES..=(end - 1) / CHUNK_BYTES)
-            .map(|(n, _)| *n)
-            .collect();
-        for number in chunks {
+        let small = |value: u64| usize::try_from(value).expect("a place within a chunk is small");
+        let touched = start / CHUNK_BYTES..=(end - 1) / CHUNK_BYTES;
+        let stored = self.chunks.range(touched).filter_map(|(number, chunk)| {
             let base = number * CHUNK_BYTES;
-            let from = start.max(base);
-            let to = end.min(base + CHUNK_BYTES);
-            let len = usize::try_from(to - from).expect("a chunk fits memory");
-            let mut partial = Vec::new();
-            for_each_sector(from, len, |index, within, _| partial.push((index, within)));
-            for (index, within) in partial {
-                let Some(bytes) = self.sector(index) else {
+            let within = small(start.max(base) - base)..small(end.min(base + CHUNK_BYTES) - base);
+            let pages = &chunk.pages[within.start / PAGE..within.end.div_ceil(PAGE)];
+            let stores = pages.iter().any(Option::is_some);
+            stores.then_some((*number, within))
+        });
+        for (number, within) in stored.collect::<Vec<_>>() {
+            let chunks = Arc::make_mut(&mut self.chunks);
+            let chunk = Arc::make_mut(chunks.get_mut(&number).expect("it was found just now"));
+            let first = number * (CHUNK_BYTES / SECTOR_BYTES);
+            for at in within.start / PAGE..within.end.div_ceil(PAGE) {
+                let Some(page) = &mut chunk.pages[at] else {
                     continue;
                 };
-                let mut bytes = *bytes;
-                bytes[within].fill(0);
-                self.store(index, &bytes, sector_hash(index, &bytes));
+                let (from, to) = (
+                    within.start.max(at * PAGE) - at * PAGE,
+                    within.end.min((at + 1) * PAGE) - at * PAGE,
+                );
+                let before = page.sum();
+                if to - from == PAGE {
+                    chunk.pages[at] = None;
+                    self.hash = self.hash.wrapping_sub(before);
+                    continue;
+                }
+                let page = Arc::make_mut(page);
+                let sector = first + wide(at * SECTORS_PER_PAGE);
+                page.clear(sector, from..to);
+                self.hash = self.hash.wrapping_sub(before).wrapping_add(page.sum());
             }
         }
     }
@@ -349,6 +370,27 @@ impl Page {
             hashes: [0; SECTORS_PER_PAGE],
         })
     }
+
+    /// What it contributes to the hash.
+    fn sum(&self) -> SectorHash {
+        let hashes = self.hashes.iter();
+        hashes.fold(0, |sum, hash| sum.wrapping_add(*hash))
+    }
+
+    /// Zeroes these bytes; the first sector has this number.
+    fn clear(&mut self, first: u64, bytes: Range<usize>) {
+        self.bytes[bytes.clone()].fill(0);
+        let slots = bytes.start / SECTOR..bytes.end.div_ceil(SECTOR);
+        for (slot, index) in slots.clone().zip(first + wide(slots.start)..) {
+            let sector = &self.bytes[slot * SECTOR..(slot + 1) * SECTOR];
+            let sector = sector.try_into().expect("a sector is 512 bytes");
+            self.hashes[slot] = sector_hash(index, sector);
+        }
+    }
+}
+
+fn wide(count: usize) -> u64 {
+    u64::try_from(count).expect("a count fits 64 bits")
 }
 
 fn locate(sector: u64) -> (u64, usize, usize) {
