@@ -6,6 +6,8 @@
 
 use std::ops::Range;
 
+use engine::device::{ContentHash, PageImage, RunningHash};
+
 /// Sectors of the image's own disk, as ascending disjoint ranges.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Footprint(Vec<Range<u64>>);
@@ -27,6 +29,16 @@ impl Footprint {
     /// The ranges.
     pub fn ranges(&self) -> impl Iterator<Item = &Range<u64>> {
         self.0.iter()
+    }
+
+    /// What names the content of an image within it, and its length.
+    pub fn tag(&self, image: &PageImage) -> ContentHash {
+        let mut hash = RunningHash::default();
+        for sectors in &self.0 {
+            hash.replace(0, image.hash_of(sectors.clone()));
+        }
+        hash.set_len(image.len());
+        hash.finish()
     }
 
     /// Whether any of `sectors` is among them.
@@ -54,5 +66,20 @@ mod tests {
         ] {
             assert_eq!(footprint.meets(&sectors), meets, "{sectors:?}");
         }
+    }
+
+    #[test]
+    fn a_tag_names_what_stands_within_and_the_length() {
+        let footprint = Footprint::of(vec![0..1, 4..6]);
+        let image = PageImage::from_bytes(&[7; 16 * 512]);
+        let tag = footprint.tag(&image);
+        for (sector, is_within) in [(0, true), (1, false), (3, false), (5, true), (6, false)] {
+            let mut other = image.clone();
+            other.write(sector * 512, &[8]);
+            assert_eq!(footprint.tag(&other) != tag, is_within, "{sector}");
+        }
+        let mut longer = image.clone();
+        longer.set_len(17 * 512);
+        assert_ne!(footprint.tag(&longer), tag);
     }
 }

@@ -411,10 +411,9 @@ impl Case<'_> {
         let Some(recovered) = &self.recovered else {
             return Ok(());
         };
-        // Many crash states recover to one image, which need not prove itself each time.
-        let hash = recovered.image.content_hash();
-        if let Some(read) = self.judge.subject.is_settled(hash) {
-            self.read.extend_from_slice(&read);
+        // Many crash states recover to images with the same tables, which need not prove themselves each time.
+        if let Some(read) = self.judge.subject.is_settled(&recovered.image) {
+            self.read.extend(read.ranges().cloned());
             return Ok(());
         }
         let opened = self.judge.subject.recover(&recovered.image, &[]);
@@ -427,7 +426,8 @@ impl Case<'_> {
             return Err(explain::unfinished(tally).into());
         }
         self.read.extend_from_slice(&read);
-        self.judge.subject.settle(hash, read);
+        let read = Footprint::of(read);
+        self.judge.subject.settle(&recovered.image, read);
         Ok(())
     }
 }

@@ -1,7 +1,7 @@
 //! The project's own engine as a subject.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::rc::Rc;
 
@@ -17,6 +17,7 @@ use engine::raw::Raw;
 use super::metered::Metered;
 use super::{Answers, Attempt, Failure, Repair, Subject, Tally};
 use crate::caught::catch;
+use crate::crash::footprint::Footprint;
 use crate::guide::rare::Hits;
 use crate::oracle::fingerprint;
 use crate::oracle::structure::encryption_header;
@@ -36,8 +37,32 @@ pub struct EngineSubject {
     /// material yields the same key, after thousands of hashes. Whatever differs is derived anew.
     keys: RefCell<BTreeMap<u128, VolumeKey>>,
     data: Option<PageImage>,
-    settled: RefCell<BTreeMap<ContentHash, Rc<[Range<u64>]>>>,
+    settled: RefCell<Settled>,
     hits: Rc<Hits>,
+}
+
+/// The images that recovery and repair leave as they are, by what they read of them.
+#[derive(Clone, Debug, Default)]
+struct Settled(Vec<(Rc<Footprint>, BTreeSet<ContentHash>)>);
+
+impl Settled {
+    /// So many footprints are told apart: to hold an image against more of them would cost more than to try it.
+    const MOST: usize = 24;
+
+    fn of(&self, image: &PageImage) -> Option<Rc<Footprint>> {
+        let mut known = self.0.iter();
+        let same = known.find(|(footprint, tags)| tags.contains(&footprint.tag(image)));
+        same.map(|(footprint, _)| Rc::clone(footprint))
+    }
+
+    fn insert(&mut self, image: &PageImage, read: Footprint) {
+        let tag = read.tag(image);
+        if let Some((_, tags)) = self.0.iter_mut().find(|(known, _)| **known == read) {
+            tags.insert(tag);
+        } else if self.0.len() < Self::MOST {
+            self.0.push((Rc::new(read), BTreeSet::from([tag])));
+        }
+    }
 }
 
 /// The disks of one attempt, on one clock.
@@ -198,12 +223,12 @@ impl Subject for EngineSubject {
         })
     }
 
-    fn is_settled(&self, image: ContentHash) -> Option<Rc<[Range<u64>]>> {
-        self.settled.borrow().get(&image).cloned()
+    fn is_settled(&self, image: &PageImage) -> Option<Rc<Footprint>> {
+        self.settled.borrow().of(image)
     }
 
-    fn settle(&self, image: ContentHash, read: Vec<Range<u64>>) {
-        self.settled.borrow_mut().insert(image, read.into());
+    fn settle(&self, image: &PageImage, read: Footprint) {
+        self.settled.borrow_mut().insert(image, read);
     }
 
     fn serve(

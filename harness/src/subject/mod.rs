@@ -11,10 +11,11 @@ mod metered;
 use std::ops::Range;
 use std::rc::Rc;
 
-use ::engine::device::{ContentHash, PageImage};
+use ::engine::device::PageImage;
 use blkdebug::record::Recording;
 
 use crate::caught::Panic;
+use crate::crash::footprint::Footprint;
 use crate::workload::ops::{Happening, Operation, OperationId};
 
 pub use engine::EngineSubject;
@@ -102,14 +103,14 @@ pub trait Subject {
     /// Checks the image, and repairs it as far as `repair` says.
     fn check(&self, image: &PageImage, repair: Repair) -> Attempt<Tally>;
 
-    /// What [`Self::settle`] was told of this image.
-    fn is_settled(&self, _image: ContentHash) -> Option<Rc<[Range<u64>]>> {
+    /// What [`Self::settle`] was told of an image that is the same as this one in length and within those sectors.
+    fn is_settled(&self, _image: &PageImage) -> Option<Rc<Footprint>> {
         None
     }
 
     /// Takes note that the subject leaves this image as it is, when it is recovered and when it is repaired, having
     /// read these sectors. A subject that answers otherwise another time does not remember.
-    fn settle(&self, _image: ContentHash, _read: Vec<Range<u64>>) {}
+    fn settle(&self, _image: &PageImage, _read: Footprint) {}
 
     /// Opens the image, carries out the operations one after the other, and closes it. Moments in
     /// the answer are those of the recording.

@@ -239,3 +239,29 @@ fn what_was_written_is_there_even_where_the_work_failed() {
     assert_eq!(attempt.recording.entries.len(), 1);
     assert_eq!(image.read_vec(0, 1), [0], "the state itself is not written");
 }
+
+#[test]
+fn an_image_is_settled_that_is_another_only_where_nobody_read() {
+    let subject = subject(LazyRefcounts::Off, None);
+    let image = fresh(16, false);
+    let opened = subject.recover(&image, &[]);
+    let read = opened
+        .recording
+        .entries
+        .iter()
+        .filter_map(|it| match it.op {
+            RecordedOp::Read { offset, len_bytes } => {
+                Some(offset / 512..(offset + len_bytes).div_ceil(512))
+            }
+            _ => None,
+        });
+    let read = Footprint::of(read.collect());
+    subject.settle(&image, read.clone());
+    assert_eq!(subject.is_settled(&image).as_deref(), Some(&read));
+    let within = read.ranges().next().unwrap().start;
+    for (sector, is_settled) in [(within, false), (image.len() / 512 - 1, true)] {
+        let mut other = image.clone();
+        other.write(sector * 512 + 100, &[0xA5]);
+        assert_eq!(subject.is_settled(&other).is_some(), is_settled, "{sector}");
+    }
+}
