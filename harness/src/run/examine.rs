@@ -225,7 +225,7 @@ impl Examination<'_> {
         let mut explorer = Explorer::new(life.recording(), contract, budget, &promises)
             .with_draw(move |bound| sampling.below(bound))
             .with_expectation(move |cut| expectations.at(life, cut).key());
-        if !contract.destroys() {
+        if self.effort.spares && !contract.destroys() {
             explorer = explorer.with_filter();
         }
         while let Some(state) = explorer.next() {

@@ -68,6 +68,8 @@ pub struct Effort {
     pub serve_every: Option<u64>,
     /// Exploring ends at the first violation.
     pub first_only: bool,
+    /// Of the states that no judgement can tell from one that survived, a hundredth is judged; else all are.
+    pub spares: bool,
 }
 
 /// However much work they are, so many states are visited.
@@ -210,6 +212,7 @@ impl Effort {
             depth: 3,
             serve_every: Some(64),
             first_only: false,
+            spares: true,
         }
     }
 
