@@ -225,6 +225,9 @@ impl Metadata {
     }
 
     async fn set_incompatible(&mut self, barrier: Barrier, bits: u64) -> Result<(), Error> {
+        // Sector 0 in the file may be another by now, of another version even; and what looks corrupt may be what a device
+        // lost whose flush failed.
+        self.order.must_be_trusted()?;
         let mut sector0 = self.sector0.clone();
         sector0.set_incompatible(bits);
         self.incompatible |= bits;
