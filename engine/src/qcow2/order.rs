@@ -6,6 +6,10 @@
 //!
 //! An external data file is another disk with a cache of its own: a flush of one file says nothing of
 //! the other. So there is an account for each, and a barrier flushes those that it needs and no other.
+//!
+//! A file is flushed once at a time. A device, or an operating system, may drop what a flush was to make durable that fails,
+//! and tells one of those who asked: a second flush under way beside it may succeed, and be told of first. Who had to wait
+//! finds what it needs durable, or asks for a flush of its own, or is refused.
 
 use std::cell::Cell;
 
@@ -17,6 +21,7 @@ use crate::image::Unmap;
 use crate::preallocation::{Preallocation, occupy};
 use crate::probe::Probe;
 use crate::qcow2::unit::HostOffset;
+use crate::sync::Mutex;
 
 /// A write's place in the order of completions, or that of the youngest of several writes: of those to
 /// the image file, and of those to the data file. The default stands before every write, also those of
@@ -48,6 +53,8 @@ struct Account {
     durable: Cell<u64>,
     /// The youngest write that failed.
     failed: Cell<u64>,
+    /// Held while the file is flushed, and until it is known what came of it.
+    flushing: Mutex<()>,
 }
 
 impl Account {
@@ -59,6 +66,7 @@ impl Account {
             completed: Cell::new(1),
             durable: Cell::new(0),
             failed: Cell::new(0),
+            flushing: Mutex::new(()),
         }
     }
 
@@ -261,6 +269,11 @@ impl Order {
         if account.is_durable(needs) {
             return Ok(());
         }
+        let _alone = account.flushing.lock().await;
+        self.must_be_trusted()?;
+        if account.is_durable(needs) {
+            return Ok(());
+        }
         let covers = account.completed.get();
         if let Err(error) = account.file.at(Event::FlushToDisk).flush().await {
             if self.planted.has(Defect::FailedFlushTaken) {
@@ -271,7 +284,7 @@ impl Order {
             self.distrust();
             return Err(error.into());
         }
-        // A flush that failed meanwhile may have dropped what this one covers.
+        // What failed meanwhile may have been a flush of the other file, or a change of the header.
         self.must_be_trusted()?;
         account.durable.set(account.durable.get().max(covers));
         Ok(())
