@@ -8,6 +8,7 @@ use engine::device::{Cause, Op, OpKind, Request, SECTOR_BYTES};
 
 use crate::mask::{SectorMask, Shape};
 use crate::record::Effect;
+use crate::rule::Chance;
 
 /// What happens to a request instead of what was asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,6 +20,9 @@ pub enum Fault {
     /// A flush fails with this cause, and everything that was not durable is gone: no read shows it, and no later
     /// flush makes it durable. That is what operating systems do that take pages for clean once they could not be written.
     Forget(Cause),
+    /// The same, but only those of the writes are gone that chance hits, numbered as the device recorded them. The others stay
+    /// in its cache, as volatile as they were.
+    ForgetSome(Cause, Chance),
     /// A write fails for want of space once so many bytes were written; what fits of it happens.
     Full(u64),
     /// A write, or a length, that reaches beyond so many bytes fails for want of space; what fits of a write happens.
@@ -79,8 +83,8 @@ pub(crate) enum Twist {
     /// Nothing.
     #[default]
     None,
-    /// What was not durable is gone when it is answered.
-    Forget,
+    /// What was not durable is gone when it is answered, or what of it chance hits.
+    Forget(Option<Chance>),
     /// It happens once more after so many answers.
     Again(u64),
     /// The power goes out.
@@ -151,6 +155,7 @@ impl Fault {
             Self::Persist(_, None) => "fail-then-persist",
             Self::Persist(_, Some(_)) => "fail-then-tear",
             Self::Forget(_) => "fail-flush-and-drop",
+            Self::ForgetSome(..) => "fail-flush-and-drop-some",
             Self::Full(_) => "full",
             Self::EndAt(_) => "end-at",
             Self::PowerCut(When::Before) => "power-cut-before",
@@ -172,12 +177,49 @@ impl Fault {
             Self::Fail(_)
             | Self::Persist(..)
             | Self::Forget(_)
+            | Self::ForgetSome(..)
             | Self::Full(_)
             | Self::EndAt(_)
             | Self::PowerCut(_)
             // Twice in a row is as good as once.
             | Self::Duplicate(0) => true,
             Self::Drop
+            | Self::Tear(_)
+            | Self::Misdirect(_)
+            | Self::Duplicate(_)
+            | Self::Flip(_)
+            | Self::Shorten(_) => false,
+        }
+    }
+
+    /// What whoever makes the request is told that it failed with, or `None` where nothing is told.
+    pub fn cause(&self) -> Option<Cause> {
+        match self {
+            Self::Fail(cause)
+            | Self::Persist(cause, _)
+            | Self::Forget(cause)
+            | Self::ForgetSome(cause, _) => Some(*cause),
+            Self::Full(_) | Self::EndAt(_) => Some(Cause::NO_SPACE),
+            Self::PowerCut(_)
+            | Self::Drop
+            | Self::Tear(_)
+            | Self::Misdirect(_)
+            | Self::Duplicate(_)
+            | Self::Flip(_)
+            | Self::Shorten(_) => None,
+        }
+    }
+
+    /// Whether a device loses with it what it had acknowledged and not made durable.
+    pub fn forgets(&self) -> bool {
+        match self {
+            Self::Forget(_) | Self::ForgetSome(..) => true,
+            Self::Fail(_)
+            | Self::Persist(..)
+            | Self::Full(_)
+            | Self::EndAt(_)
+            | Self::PowerCut(_)
+            | Self::Drop
             | Self::Tear(_)
             | Self::Misdirect(_)
             | Self::Duplicate(_)
@@ -195,7 +237,7 @@ impl Fault {
         match self {
             Self::Fail(_) | Self::PowerCut(_) => true,
             Self::Persist(_, part) => has_sectors || kind == OpKind::SetLen && part.is_none(),
-            Self::Forget(_) => kind == OpKind::Flush,
+            Self::Forget(_) | Self::ForgetSome(..) => kind == OpKind::Flush,
             Self::Full(_) => matches!(kind, OpKind::Write | OpKind::WriteZeroes),
             Self::EndAt(end) => {
                 let grows = matches!(kind, OpKind::Write | OpKind::WriteZeroes | OpKind::SetLen);
@@ -228,7 +270,11 @@ impl Fault {
                 Ruling::failing(*cause, effect)
             }
             Self::Forget(cause) => Ruling {
-                twist: Twist::Forget,
+                twist: Twist::Forget(None),
+                ..Ruling::failing(*cause, Effect::Dropped)
+            },
+            Self::ForgetSome(cause, chance) => Ruling {
+                twist: Twist::Forget(Some(*chance)),
                 ..Ruling::failing(*cause, Effect::Dropped)
             },
             Self::Full(budget) => no_space(request, budget.saturating_sub(spent)),

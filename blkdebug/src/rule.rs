@@ -2,9 +2,9 @@
 //!
 //! A rule selects requests by event, kind, class, sector and state, by the operation of the guest on whose behalf they
 //! are made, by how many came before, and by chance; and says what happens to them instead ([`Fault`]).
-//! The state is QEMU's: it starts at 1, and a transition on an event changes it after the rules of
-//! that event were evaluated. A rule hits the requests that carry its event. With [`Rule::after`] it hits those that
-//! follow an event, as QEMU's rules do: some events are raised where no request is due.
+//! The state starts at 1, as QEMU's does, and a transition on an event changes it before the request that carries the event
+//! is looked at. A rule hits the requests that carry its event. With [`Rule::after`] it hits those that
+//! follow an event on behalf of the same operation: some events are raised where no request is due.
 //! QEMU's own form, where an event arms its rules anew and replaces what was armed, is that of [`crate::filter`].
 
 use engine::device::{Event, OpKind, Request, SECTOR_BYTES};
@@ -13,6 +13,7 @@ use crate::class::Class;
 use crate::disks::Disk;
 use crate::fault::Ruling;
 pub use crate::fault::{Fault, Tear, When};
+use crate::record::Effect;
 
 /// A state of the rules; transitions lead from one to another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -42,7 +43,7 @@ pub struct Rule {
     pub disk: Disk,
     /// The event that the request carries, or any.
     pub event: Option<Event>,
-    /// The event that must have been reached before, or none.
+    /// The event that must have been reached before, on behalf of the same operation of the guest, or none.
     pub after: Option<Event>,
     /// Its kind, or any.
     pub kind: Option<OpKind>,
@@ -107,11 +108,11 @@ pub struct Rules {
 #[derive(Clone, Debug)]
 struct Armed {
     rule: Rule,
-    /// Whether the event was reached that it waits for, where it waits for one.
-    is_live: bool,
+    /// On behalf of which operations the event was reached that it waits for.
+    reached: Vec<Option<u64>>,
     /// How many requests matched.
     matched: u64,
-    /// How many bytes went through, where space runs out.
+    /// How many bytes were written, where space runs out.
     spent: u64,
 }
 
@@ -169,7 +170,7 @@ impl During {
 
 impl Chance {
     /// Whether request number so many is hit.
-    fn hits(self, number: u64) -> bool {
+    pub(crate) fn hits(self, number: u64) -> bool {
         // SplitMix64: neighbouring numbers share nothing afterwards.
         let mut word = self
             .seed
@@ -183,24 +184,28 @@ impl Chance {
 impl Armed {
     fn new(rule: Rule) -> Self {
         Self {
-            is_live: rule.after.is_none(),
             rule,
+            reached: Vec::new(),
             matched: 0,
             spent: 0,
         }
     }
 
+    /// Whether it is for such a request.
+    fn matches(&self, request: &Request, state: State, operation: Option<u64>) -> bool {
+        let is_live = self.rule.after.is_none() || self.reached.contains(&operation);
+        is_live && self.rule.matches(request, state, operation)
+    }
+
     /// Whether it hits a request that it is shown once.
     fn hits(&mut self, request: &Request, state: State, operation: Option<u64>) -> bool {
-        if !self.is_live || !self.rule.matches(request, state, operation) {
+        if !self.matches(request, state, operation) {
             return false;
         }
-        if let Fault::Full(budget) = self.rule.fault {
-            let len_bytes = request.op.range().1;
-            if self.spent.saturating_add(len_bytes) <= budget {
-                self.spent += len_bytes;
-                return false;
-            }
+        if let Fault::Full(budget) = self.rule.fault
+            && self.spent.saturating_add(request.op.range().1) <= budget
+        {
+            return false;
         }
         let number = self.matched;
         self.matched += 1;
@@ -228,8 +233,9 @@ impl Rules {
         self.hits
     }
 
-    /// Makes the transitions of `event`: the state moves once, by what it was before. Arms the rules that wait for it.
-    pub(crate) fn announce(&mut self, event: Event) {
+    /// Makes the transitions of `event`, which is reached on behalf of an operation of the guest, or of none: the state
+    /// moves once, by what it was before. Arms the rules that wait for it.
+    pub(crate) fn announce(&mut self, event: Event, operation: Option<u64>) {
         let before = self.state;
         for transition in &self.transitions {
             if transition.event == event && transition.from.is_none_or(|from| from == before) {
@@ -237,7 +243,9 @@ impl Rules {
             }
         }
         for armed in &mut self.armed {
-            armed.is_live |= armed.rule.after == Some(event);
+            if armed.rule.after == Some(event) && !armed.reached.contains(&operation) {
+                armed.reached.push(operation);
+            }
         }
     }
 
@@ -246,16 +254,28 @@ impl Rules {
     pub(crate) fn rule_on(&mut self, request: &mut Request, operation: Option<u64>) -> Option<Hit> {
         let state = self.state;
         let mut armed = self.armed.iter_mut();
-        let index = armed.position(|armed| armed.hits(request, state, operation))?;
+        let index = armed.position(|armed| armed.hits(request, state, operation));
+        let Some(index) = index else {
+            self.charge(request, state, operation, request.op.range().1);
+            return None;
+        };
         self.hits += 1;
-        let hit = &mut self.armed[index];
+        let hit = &self.armed[index];
         let (after, fault) = (hit.rule.after, hit.rule.fault.clone());
+        let asked = request.clone();
         let ruling = fault.rule(request, hit.spent);
-        if hit.rule.repeat == Repeat::Once {
+        let is_gone = hit.rule.repeat == Repeat::Once;
+        let written_bytes = match &ruling.effect {
+            Effect::Whole => asked.op.range().1,
+            Effect::Dropped => 0,
+            Effect::Torn(mask) => SECTOR_BYTES * count(mask.iter().count()),
+        };
+        self.charge(&asked, state, operation, written_bytes);
+        if is_gone {
             self.armed.remove(index);
         } else if let Fault::Full(budget) = fault {
             // What fitted has happened, and nothing more will.
-            hit.spent = budget;
+            self.armed[index].spent = budget;
         }
         Some(Hit {
             after,
@@ -263,6 +283,20 @@ impl Rules {
             ruling,
         })
     }
+
+    /// Notes what was written of a request, with every rule by which space runs out, whoever let it fail.
+    fn charge(&mut self, request: &Request, state: State, operation: Option<u64>, bytes: u64) {
+        for armed in &mut self.armed {
+            let runs_out = matches!(armed.rule.fault, Fault::Full(_));
+            if runs_out && armed.matches(request, state, operation) {
+                armed.spent = armed.spent.saturating_add(bytes);
+            }
+        }
+    }
+}
+
+fn count(sectors: usize) -> u64 {
+    u64::try_from(sectors).expect("a request's sectors can be counted")
 }
 
 fn touches(request: &Request, sector: u64) -> bool {
@@ -277,7 +311,6 @@ mod tests {
 
     use super::*;
     use crate::mask::{SectorMask, Shape};
-    use crate::record::Effect;
 
     fn write(event: Event, sector: u64, count: usize) -> Request {
         Request {
@@ -316,8 +349,52 @@ mod tests {
             vec![],
         );
         assert!(!fails(&mut rules, &flush()));
-        rules.announce(Event::ClusterAlloc);
+        rules.announce(Event::ClusterAlloc, None);
         assert!(fails(&mut rules, &flush()));
+    }
+
+    #[test]
+    fn what_follows_an_event_is_of_the_same_operation() {
+        let rule = Rule {
+            after: Some(Event::ClusterAlloc),
+            repeat: Repeat::Always,
+            ..Rule::new(Fault::Fail(Cause::IO))
+        };
+        let mut rules = Rules::new(vec![rule], vec![]);
+        rules.announce(Event::ClusterAlloc, Some(3));
+        rules.announce(Event::ClusterAlloc, Some(5));
+        let hits = [None, Some(3), Some(4), Some(5)]
+            .map(|operation| rules.rule_on(&mut flush(), operation).is_some());
+        assert_eq!(hits, [false, true, false, true]);
+    }
+
+    #[test]
+    fn space_is_taken_by_what_was_written_whoever_let_it_fail() {
+        let failing = Rule {
+            event: Some(Event::L2Update),
+            repeat: Repeat::Always,
+            ..Rule::new(Fault::Fail(Cause::IO))
+        };
+        let persisting = Rule {
+            event: Some(Event::L1Update),
+            ..Rule::new(Fault::Persist(Cause::IO, None))
+        };
+        let full = Rule {
+            repeat: Repeat::Always,
+            ..Rule::new(Fault::Full(3 * 512))
+        };
+        for rules in [
+            vec![failing.clone(), persisting.clone(), full.clone()],
+            vec![full, failing, persisting],
+        ] {
+            let mut rules = Rules::new(rules, vec![]);
+            // Nothing of it happens.
+            assert!(fails(&mut rules, &write(Event::L2Update, 0, 3)));
+            assert!(!fails(&mut rules, &write(Event::WriteAio, 0, 1)));
+            // All of it does.
+            assert!(fails(&mut rules, &write(Event::L1Update, 0, 2)));
+            assert!(fails(&mut rules, &write(Event::WriteAio, 0, 1)));
+        }
     }
 
     #[test]
@@ -444,14 +521,14 @@ mod tests {
             ],
         );
         assert!(!fails(&mut rules, &flush()));
-        rules.announce(Event::L1Update);
+        rules.announce(Event::L1Update, None);
         assert_eq!(
             rules.state(),
             State(2),
             "one event makes one step, not a chain"
         );
         assert!(fails(&mut rules, &flush()));
-        rules.announce(Event::L1Update);
+        rules.announce(Event::L1Update, None);
         assert_eq!(rules.state(), State(3));
     }
 

@@ -16,7 +16,7 @@ use engine::device::{
 use crate::disks::{Disk, Disks};
 use crate::fault::{Ruling, Twist, flip};
 use crate::record::{Clock, Effect, Entry, RecordedOp, Recording, RequestId, SectorContent, Tick};
-use crate::rule::{Fault, Rules, When};
+use crate::rule::{Chance, Fault, Rules, When};
 
 /// When requests are answered.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -82,6 +82,8 @@ struct State {
     waiting: Vec<Waiting>,
     rules: Rules,
     injected: Vec<Injected>,
+    /// For which operation of the guest each recorded request was made.
+    operations: Vec<Option<u64>>,
     /// Requests that happen once more, each after so many answers.
     again: Vec<(u64, RequestId)>,
 }
@@ -112,6 +114,7 @@ impl VolatileDisk {
                 waiting: Vec::new(),
                 rules: Rules::default(),
                 injected: Vec::new(),
+                operations: Vec::new(),
                 again: Vec::new(),
             }),
         }
@@ -220,6 +223,11 @@ impl VolatileDisk {
         self.state.borrow().injected.clone()
     }
 
+    /// For which operation of the guest each recorded request was made, or that it was for none, in order.
+    pub fn operations(&self) -> Vec<Option<u64>> {
+        self.state.borrow().operations.clone()
+    }
+
     /// Says for which operation of the guest the requests are made that follow, or that it is for none.
     pub fn on_behalf_of(&self, operation: Option<u64>) {
         self.operation.set(operation);
@@ -260,6 +268,7 @@ impl Device for VolatileDisk {
             drop(state);
             return self.cut(error);
         }
+        state.operations.push(self.operation.get());
         let mut waiting = state.admit(asked, ruling, &self.clock);
         if waiting.twist == Twist::PowerCut(When::During) {
             drop(state);
@@ -295,7 +304,8 @@ impl Device for VolatileDisk {
             };
             return Completion::ready(Err(error));
         }
-        self.state.borrow_mut().rules.announce(event);
+        let mut state = self.state.borrow_mut();
+        state.rules.announce(event, self.operation.get());
         Completion::ready(Ok(Reply::Done))
     }
 
@@ -307,7 +317,7 @@ impl Device for VolatileDisk {
 impl State {
     /// What the rules make of a request, which becomes what is carried out of it.
     fn rule_on(&mut self, request: &mut Request, operation: Option<u64>, at: Tick) -> Ruling {
-        self.rules.announce(request.event);
+        self.rules.announce(request.event, operation);
         let range = request.op.range();
         let Some(hit) = self.rules.rule_on(request, operation) else {
             return Ruling::whole();
@@ -367,7 +377,7 @@ impl State {
         };
         self.carry_out_again(clock);
         match waiting.twist {
-            Twist::Forget => self.forget(waiting.pending.id),
+            Twist::Forget(chance) => self.forget(waiting.pending.id, chance),
             Twist::Again(0) => self.repeat(waiting.pending.id, clock),
             Twist::Again(after) => self.again.push((after, waiting.pending.id)),
             Twist::None | Twist::PowerCut(_) | Twist::Flip(_) | Twist::Shorten(_) => {}
@@ -399,11 +409,12 @@ impl State {
         *ordinal += 1;
         lay(&mut self.current, &entry);
         self.recording.entries.push(entry);
+        self.operations.push(self.operations[id.0]);
     }
 
-    /// Loses what flush `id`, which failed, was to make durable. Nothing of it was ever promised, so that it is as good
-    /// as if it had never happened.
-    fn forget(&mut self, id: RequestId) {
+    /// Loses what flush `id`, which failed, was to make durable, or what of it chance hits. Nothing of it was ever promised,
+    /// so that it is as good as if it had never happened.
+    fn forget(&mut self, id: RequestId, chance: Option<Chance>) {
         let entries = &mut self.recording.entries;
         let failed = entries[id.0].submitted;
         let flushes = entries
@@ -422,7 +433,10 @@ impl State {
             let answered = entry.answered();
             let is_durable = entry.op.is_fua() && entry.succeeded().is_some()
                 || answered.is_some_and(|at| at < covered);
-            if answered.is_some_and(|at| at < failed) && !is_durable && entry.changes_content() {
+            let is_volatile =
+                answered.is_some_and(|at| at < failed) && !is_durable && entry.changes_content();
+            let number = u64::try_from(entry.id.0).expect("an index fits 64 bits");
+            if is_volatile && chance.is_none_or(|chance| chance.hits(number)) {
                 entry.effect = Effect::Dropped;
             }
         }
@@ -451,7 +465,7 @@ fn reply(current: &PageImage, entry: &Entry, twist: Twist) -> Reply {
                     let kept = kept.unwrap_or(usize::MAX).min(len);
                     data[kept..].fill(0);
                 }
-                Twist::None | Twist::Forget | Twist::Again(_) | Twist::PowerCut(_) => {}
+                Twist::None | Twist::Forget(_) | Twist::Again(_) | Twist::PowerCut(_) => {}
             }
             Reply::Data(data)
         }
@@ -801,6 +815,24 @@ mod tests {
         assert_eq!(changes, 2);
         answer(&disk, write(0, 4, 1));
         assert_eq!(bytes_at(&disk, 0), 4);
+    }
+
+    #[test]
+    fn a_flush_that_forgets_some_keeps_the_rest_for_the_next() {
+        let chance = Chance { one_in: 2, seed: 7 };
+        let rule = Rule::new(Fault::ForgetSome(Cause::IO, chance));
+        let disk = disk(Answering::AtOnce).with_rules(Rules::new(vec![rule], vec![]));
+        for sector in 0..8 {
+            answer(&disk, write(sector, 1, 1));
+        }
+        assert_eq!(cause(drive(disk.submit(request(Op::Flush)))), Cause::IO);
+        let kept: Vec<u64> = (0..8).filter(|at| bytes_at(&disk, *at) == 1).collect();
+        assert!((1..8).contains(&kept.len()), "{kept:?}");
+        let recording = disk.recording();
+        let entries = recording.entries.iter().take(8);
+        let whole = entries.filter(|one| one.effect == Effect::Whole);
+        let whole: Vec<u64> = whole.map(|one| one.op.sectors().start).collect();
+        assert_eq!(whole, kept);
     }
 
     #[test]

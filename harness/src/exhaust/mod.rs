@@ -237,6 +237,7 @@ impl Space {
             },
             contract: self.contract,
             faults: Vec::new(),
+            transitions: Vec::new(),
             flaw: self.flaw,
         }
     }

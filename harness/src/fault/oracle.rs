@@ -34,20 +34,7 @@ pub(crate) type Refusable<'a> = dyn Fn(Operation, &Error) -> bool + 'a;
 
 /// Whether whoever makes a request is told that it failed.
 pub fn fails(fault: &Fault) -> bool {
-    match fault {
-        Fault::Fail(_)
-        | Fault::Persist(..)
-        | Fault::Forget(_)
-        | Fault::Full(_)
-        | Fault::EndAt(_) => true,
-        Fault::PowerCut(_)
-        | Fault::Drop
-        | Fault::Tear(_)
-        | Fault::Misdirect(_)
-        | Fault::Duplicate(_)
-        | Fault::Flip(_)
-        | Fault::Shorten(_) => false,
-    }
+    fault.cause().is_some()
 }
 
 /// The first failed request that nobody was told of.

@@ -57,6 +57,7 @@ impl Text {
             management,
             contract,
             faults,
+            transitions,
             flaw,
         } = scenario;
         match image {
@@ -67,6 +68,9 @@ impl Text {
             "{caches:?} {options:?} {concurrency} {management:?}"
         ));
         self.add(format_args!("{contract:?} {faults:?} {flaw:?}"));
+        if !transitions.is_empty() {
+            self.add(format_args!("{transitions:?}"));
+        }
         let mut names = Names::of(image);
         let mut before = None;
         for operation in operations {

@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use blkdebug::disks::{Disk, Disks};
 use blkdebug::record::{Clock, Entry, Recording};
-use blkdebug::rule::{Fault, Rule, Rules};
+use blkdebug::rule::{Rule, Rules};
 use blkdebug::volatile::{Answering, Injected, VolatileDisk};
 use engine::defect::Planted;
 use engine::device::{PageImage, Port};
@@ -59,7 +59,7 @@ pub fn live(case: &Case) -> Result<Life, StageError> {
         let disk = VolatileDisk::new(image.clone(), clock.clone(), Answering::OnCommand);
         let rules = case.scenario.faults.iter();
         let rules: Vec<Rule> = rules.filter(|rule| rule.disk == which).cloned().collect();
-        Rc::new(disk.with_rules(Rules::new(rules, Vec::new())))
+        Rc::new(disk.with_rules(Rules::new(rules, case.scenario.transitions.clone())))
     };
     let file = disk(Disk::Image, &stage.image);
     let data = stage.data.as_ref().map(|data| disk(Disk::Data, data));
@@ -421,7 +421,7 @@ impl Life {
         let forgetting = self
             .injected
             .iter()
-            .filter(|(_, one)| matches!(one.fault, Fault::Forget(_)) && one.at < answered);
+            .filter(|(_, one)| one.fault.forgets() && one.at < answered);
         let at = forgetting.map(|(_, one)| one.at).max()?;
         let opened = self.lived.history.iter().filter_map(|it| {
             let opens = matches!(it.operation, Operation::Reopen | Operation::Kill);

@@ -3,7 +3,7 @@
 use blkdebug::class::Class;
 use blkdebug::disks::Disk;
 use blkdebug::mask::{SectorMask, Shape};
-use blkdebug::rule::{Chance, During, Fault, Repeat, Rule, State, Tear, When};
+use blkdebug::rule::{Chance, During, Fault, Repeat, Rule, State, Tear, Transition, When};
 use engine::device::{Cause, Event, OpKind};
 use serde::{Deserialize, Serialize};
 
@@ -47,17 +47,65 @@ struct ChanceJson {
     seed: u64,
 }
 
+/// Why a request fails: a Linux errno, or a name where no operating system has said so.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum CauseJson {
+    Errno(i32),
+    Name(String),
+}
+
+/// The causes that are no errnos, by name.
+const NAMED: [(&str, Cause); 3] = [
+    ("power-off", Cause::PowerOff),
+    ("bad-request", Cause::BadRequest),
+    ("read-only", Cause::ReadOnly),
+];
+
+impl CauseJson {
+    fn of(cause: Cause) -> Self {
+        let name = match cause {
+            Cause::Os(errno) => return Self::Errno(errno),
+            Cause::PowerOff => "power-off",
+            Cause::BadRequest => "bad-request",
+            Cause::ReadOnly => "read-only",
+        };
+        Self::Name(name.into())
+    }
+
+    fn cause(&self) -> Result<Cause, BadTrace> {
+        let from_name = |name: &str| {
+            let mut named = NAMED.into_iter();
+            named.find_map(|(known, cause)| (known == name).then_some(cause))
+        };
+        match self {
+            Self::Errno(errno) => Ok(Cause::Os(*errno)),
+            Self::Name(name) => known("action", name, from_name),
+        }
+    }
+}
+
+/// What a flush fails with, and which of the writes that it loses.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ForgetJson {
+    errno: CauseJson,
+    one_in: u64,
+    seed: u64,
+}
+
 /// Numbers are Linux errnos, bytes, sectors or requests, as the name says.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum ActionJson {
-    Fail(i32),
+    Fail(CauseJson),
     Drop,
     /// The name of a shape.
     Tear(String),
     TearExactly(ExactJson),
     FailThenPersist(PersistJson),
-    FailFlushAndDrop(i32),
+    FailFlushAndDrop(CauseJson),
+    FailFlushAndDropSome(ForgetJson),
     FullAfter(u64),
     EndAt(u64),
     PowerCut(String),
@@ -79,7 +127,7 @@ struct ExactJson {
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct PersistJson {
-    errno: i32,
+    errno: CauseJson,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     tear: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -104,6 +152,32 @@ impl ExactJson {
     }
 }
 
+/// A change of the state of the rules, on every disk by itself.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct TransitionJson {
+    event: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    state: Option<u32>,
+    new_state: u32,
+}
+
+pub(super) fn write_transition(transition: &Transition) -> TransitionJson {
+    TransitionJson {
+        event: transition.event.name().into(),
+        state: transition.from.map(|state| state.0),
+        new_state: transition.to.0,
+    }
+}
+
+pub(super) fn read_transition(json: &TransitionJson) -> Result<Transition, BadTrace> {
+    Ok(Transition {
+        event: known("event", &json.event, Event::from_name)?,
+        from: json.state.map(State),
+        to: State(json.new_state),
+    })
+}
+
 pub(super) fn write_fault(rule: &Rule) -> FaultJson {
     FaultJson {
         disk: (rule.disk != Disk::Image).then(|| rule.disk.name().into()),
@@ -126,9 +200,9 @@ pub(super) fn write_fault(rule: &Rule) -> FaultJson {
 
 fn write_action(fault: &Fault) -> ActionJson {
     match fault {
-        Fault::Fail(cause) => ActionJson::Fail(errno(*cause)),
+        Fault::Fail(cause) => ActionJson::Fail(CauseJson::of(*cause)),
         Fault::Persist(cause, part) => ActionJson::FailThenPersist(PersistJson {
-            errno: errno(*cause),
+            errno: CauseJson::of(*cause),
             tear: match part {
                 Some(Tear::Shape(shape)) => Some(shape.name().into()),
                 Some(Tear::Exact(_)) | None => None,
@@ -138,7 +212,14 @@ fn write_action(fault: &Fault) -> ActionJson {
                 Some(Tear::Shape(_)) | None => None,
             },
         }),
-        Fault::Forget(cause) => ActionJson::FailFlushAndDrop(errno(*cause)),
+        Fault::Forget(cause) => ActionJson::FailFlushAndDrop(CauseJson::of(*cause)),
+        Fault::ForgetSome(cause, Chance { one_in, seed }) => {
+            ActionJson::FailFlushAndDropSome(ForgetJson {
+                errno: CauseJson::of(*cause),
+                one_in: *one_in,
+                seed: *seed,
+            })
+        }
         Fault::Full(bytes) => ActionJson::FullAfter(*bytes),
         Fault::EndAt(bytes) => ActionJson::EndAt(*bytes),
         Fault::PowerCut(when) => ActionJson::PowerCut(when.name().into()),
@@ -149,15 +230,6 @@ fn write_action(fault: &Fault) -> ActionJson {
         Fault::Duplicate(answers) => ActionJson::Duplicate(*answers),
         Fault::Flip(bit) => ActionJson::Flip(*bit),
         Fault::Shorten(sectors) => ActionJson::ShortRead(*sectors),
-    }
-}
-
-fn errno(cause: Cause) -> i32 {
-    match cause {
-        Cause::Os(errno) => errno,
-        Cause::PowerOff | Cause::BadRequest | Cause::ReadOnly => {
-            unreachable!("rules fail requests as an operating system does")
-        }
     }
 }
 
@@ -204,7 +276,7 @@ pub(super) fn read_fault(json: &FaultJson) -> Result<Rule, BadTrace> {
 fn read_action(action: &ActionJson) -> Result<Fault, BadTrace> {
     let shape = |name: &str| known("action.tear", name, Shape::from_name).map(Tear::Shape);
     Ok(match action {
-        ActionJson::Fail(errno) => Fault::Fail(Cause::Os(*errno)),
+        ActionJson::Fail(cause) => Fault::Fail(cause.cause()?),
         ActionJson::Drop => Fault::Drop,
         ActionJson::Tear(name) => Fault::Tear(shape(name)?),
         ActionJson::TearExactly(exact) => Fault::Tear(Tear::Exact(exact.mask()?)),
@@ -218,9 +290,16 @@ fn read_action(action: &ActionJson) -> Result<Fault, BadTrace> {
                     return Err(meaning("action.fail-then-persist", &text));
                 }
             };
-            Fault::Persist(Cause::Os(persist.errno), part)
+            Fault::Persist(persist.errno.cause()?, part)
         }
-        ActionJson::FailFlushAndDrop(errno) => Fault::Forget(Cause::Os(*errno)),
+        ActionJson::FailFlushAndDrop(cause) => Fault::Forget(cause.cause()?),
+        ActionJson::FailFlushAndDropSome(forget) => Fault::ForgetSome(
+            forget.errno.cause()?,
+            Chance {
+                one_in: forget.one_in,
+                seed: forget.seed,
+            },
+        ),
         ActionJson::FullAfter(bytes) => Fault::Full(*bytes),
         ActionJson::EndAt(bytes) => Fault::EndAt(*bytes),
         ActionJson::PowerCut(name) => {

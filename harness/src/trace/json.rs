@@ -16,7 +16,9 @@ use engine::qcow2::{DiscardedCluster, Discards, GuestDiscards, OverlapChecks, Pa
 use engine::zeroes::DetectZeroes;
 use serde::{Deserialize, Serialize};
 
-use super::faults::{FaultJson, read_fault, write_fault};
+use super::faults::{
+    FaultJson, TransitionJson, read_fault, read_transition, write_fault, write_transition,
+};
 use super::text::{self, BadText};
 use super::{BadTrace, Crash, Cut, Expected, Loader, MAJOR, MINOR, Shown, Then, Trace, bytes};
 use crate::oracle::Acceptance;
@@ -62,6 +64,8 @@ struct TraceJson {
     contract: String,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     faults: Vec<FaultJson>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    transitions: Vec<TransitionJson>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     defect: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -283,6 +287,7 @@ pub(super) fn write(trace: &Trace) -> String {
         choices: text::choices_text(&trace.choices),
         contract: scenario.contract.name().into(),
         faults: scenario.faults.iter().map(write_fault).collect(),
+        transitions: scenario.transitions.iter().map(write_transition).collect(),
         defect: scenario.flaw.map(|flaw| flaw.name().into()),
         crash: trace.crash.as_ref().map(write_crash),
         digest: trace.digest.map(|digest| format!("{digest:032x}")),
@@ -510,6 +515,11 @@ fn read_scenario(json: &TraceJson, loader: Loader<'_>) -> Result<Scenario, BadTr
     for (index, fault) in json.faults.iter().enumerate() {
         faults.push(read_fault(fault).map_err(|bad| meaning(&format!("faults[{index}]"), &bad))?);
     }
+    let mut transitions = Vec::new();
+    for (index, transition) in json.transitions.iter().enumerate() {
+        let field = format!("transitions[{index}]");
+        transitions.push(read_transition(transition).map_err(|bad| meaning(&field, &bad))?);
+    }
     Ok(Scenario {
         image: match &json.image {
             ImageJson::New(shape) => Start::New(read_shape(shape)?),
@@ -530,6 +540,7 @@ fn read_scenario(json: &TraceJson, loader: Loader<'_>) -> Result<Scenario, BadTr
         },
         contract: known("contract", &json.contract, Contract::from_name)?,
         faults,
+        transitions,
         flaw: match &json.defect {
             Some(name) => Some(known("defect", name, Flaw::from_name)?),
             None => None,

@@ -28,7 +28,7 @@ pub use text::{BadText, operation_text};
 /// The major version of the format that is read and written here.
 pub const MAJOR: u32 = 1;
 /// The newest minor version that is understood.
-pub const MINOR: u32 = 12;
+pub const MINOR: u32 = 13;
 
 /// One case.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -3,7 +3,7 @@ use std::sync::Arc;
 use blkdebug::class::Class;
 use blkdebug::contract::Contract;
 use blkdebug::mask::{SectorMask, Shape};
-use blkdebug::rule::{Chance, During, Fault, Repeat, Rule, State, Tear, When};
+use blkdebug::rule::{Chance, During, Fault, Repeat, Rule, State, Tear, Transition, When};
 use engine::barrier::Barrier;
 use engine::defect::{Defect, Flaw};
 use engine::device::Cause;
@@ -86,13 +86,21 @@ fn rule() -> impl Strategy<Value = Rule> {
     });
     let shape = prop::sample::select(Shape::ALL.to_vec()).prop_map(Tear::Shape);
     let tear = prop_oneof![exact, shape];
-    let errno = || (1i32..100).prop_map(Cause::Os);
+    let errno = || {
+        let named = [Cause::PowerOff, Cause::BadRequest, Cause::ReadOnly];
+        prop_oneof![
+            (1i32..100).prop_map(Cause::Os),
+            prop::sample::select(named.to_vec())
+        ]
+    };
     let fault = prop_oneof![
         errno().prop_map(Fault::Fail),
         Just(Fault::Drop),
         tear.clone().prop_map(Fault::Tear),
         (errno(), prop::option::of(tear)).prop_map(|(cause, part)| Fault::Persist(cause, part)),
         errno().prop_map(Fault::Forget),
+        (errno(), any::<u64>(), any::<u64>())
+            .prop_map(|(cause, one_in, seed)| Fault::ForgetSome(cause, Chance { one_in, seed })),
         any::<u64>().prop_map(Fault::Full),
         any::<u64>().prop_map(Fault::EndAt),
         prop::sample::select(When::ALL.to_vec()).prop_map(Fault::PowerCut),
@@ -140,6 +148,16 @@ fn rule() -> impl Strategy<Value = Rule> {
     })
 }
 
+fn transition() -> impl Strategy<Value = Transition> {
+    (request(), prop::option::of(any::<u32>()), any::<u32>()).prop_map(|(request, from, to)| {
+        Transition {
+            event: request.event,
+            from: from.map(State),
+            to: State(to),
+        }
+    })
+}
+
 fn flaw() -> impl Strategy<Value = Flaw> {
     let defects = Defect::ALL.iter().copied().map(Flaw::Defect);
     let barriers = Barrier::ALL.iter().copied().map(Flaw::Without);
@@ -152,6 +170,7 @@ prop_compose! {
         about in ".*",
         crash in prop::option::of(crash()),
         faults in prop::collection::vec(rule(), 0..3),
+        transitions in prop::collection::vec(transition(), 0..3),
         contract in prop::sample::select(Contract::ALL.to_vec()),
         flaw in prop::option::of(flaw()),
         class in prop::option::of(".*"),
@@ -169,7 +188,7 @@ prop_compose! {
         }
         Trace {
             about,
-            scenario: Scenario { contract, faults, flaw, ..drawn },
+            scenario: Scenario { contract, faults, transitions, flaw, ..drawn },
             choices,
             crash,
             expected: class.map_or(Expected::Survived, Expected::Violated),

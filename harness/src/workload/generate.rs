@@ -127,6 +127,7 @@ fn around(prng: &Prng, pins: &Pins, image: Start, mut operations: Vec<Operation>
         management: management(&mut prng.fork("management"), pins),
         contract: Contract::default(),
         faults: Vec::new(),
+        transitions: Vec::new(),
         flaw: None,
     };
     if pins.faults == Some(true) {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use blkdebug::contract::Contract;
 use blkdebug::disks::Disk;
-use blkdebug::rule::Rule;
+use blkdebug::rule::{Rule, Transition};
 use engine::defect::Flaw;
 use engine::device::PageImage;
 use engine::luks::{Algorithm, CipherSpec, Mode, SLOTS, Vector};
@@ -45,8 +45,10 @@ pub struct Scenario {
     pub management: Management,
     /// What the disk may do at a power loss.
     pub contract: Contract,
-    /// Which requests of the image's disk go wrong.
+    /// Which requests go wrong.
     pub faults: Vec<Rule>,
+    /// How the state changes that rules may ask for; each disk is in one of its own.
+    pub transitions: Vec<Transition>,
     /// What is wrong in the engine on purpose, if anything.
     pub flaw: Option<Flaw>,
 }

@@ -39,6 +39,7 @@ pub fn sized(disk_bytes: u64) -> Scenario {
         management: Management::Alone,
         contract: Contract::EpochTorn,
         faults: Vec::new(),
+        transitions: Vec::new(),
         flaw: None,
     }
 }
