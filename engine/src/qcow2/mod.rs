@@ -76,11 +76,13 @@
 //!     long with its old content, or short.
 //! 31. **Before a cut**: L2 entries and refcount table entries that name clusters behind the new end of
 //!     the file are durably gone before the file ends there.
-//! 32. **Corrupt**: an image that is found corrupt says so durably before the failure is told.
+//! 32. **Corrupt**: an image that is found corrupt says so durably before the failure is told; but not behind a failure that
+//!     left in doubt what the file holds, which may be sound.
 //! 33. **Repair**: each step leaves an image that the next repair can start from; see `check::repair`.
 //!
 //! A flush that fails may have dropped what it was to make durable, and a later one would not tell.
-//! From then on nothing is allocated and no table is written back, barrier or not.
+//! From then on nothing is allocated, no table is written back and no bit of the header is set, barrier or not. A file is
+//! flushed once at a time, so that none succeeds beside one that fails.
 //!
 //! # Overlapping requests
 //!
