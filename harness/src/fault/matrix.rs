@@ -311,7 +311,7 @@ fn judge(cell: &mut Cell, seed: u64, scenario: &Scenario) {
 /// What became of the operations that were hit.
 pub fn became(life: &Life) -> BTreeSet<Became> {
     let mut all = BTreeSet::new();
-    for (_, injected) in &life.injected {
+    for (disk, injected) in &life.injected {
         let Some(it) = injected.operation.and_then(|id| happening(life, id)) else {
             all.insert(Became::NotOpened);
             continue;
@@ -320,7 +320,7 @@ pub fn became(life: &Life) -> BTreeSet<Became> {
             Some((_, Answer::Done)) if is_advice(injected, Some(it.operation)) => {
                 all.insert(Became::Advice);
             }
-            Some((_, Answer::Done)) if is_put_off(it, injected) => {
+            Some((_, Answer::Done)) if is_put_off(life, *disk, it, injected) => {
                 all.insert(Became::PutOff);
             }
             Some((_, Answer::Done)) => {}

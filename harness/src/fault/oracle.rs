@@ -10,17 +10,18 @@
 //! sound, is what the oracles say of the states that the run could have left, the one at its end among them.
 
 use blkdebug::class::Class;
-use blkdebug::record::Tick;
+use blkdebug::disks::Disk;
+use blkdebug::record::{Effect, Tick};
 use blkdebug::rule::Fault;
 use blkdebug::volatile::Injected;
 use engine::device::{DeviceError, Event, OpKind};
-use engine::error::{Error, Refused};
+use engine::error::{Error, Problem, Refused};
 
 use crate::oracle::{Oracle, Violation};
 use crate::run::Life;
-use crate::sim::Failure;
+use crate::sim::{Failure, Opening};
 use crate::trace::operation_text;
-use crate::workload::ops::{Answer, Happening, Moment, Operation, OperationId};
+use crate::workload::ops::{Answer, Happening, Operation, OperationId};
 
 /// What is wrong with a run in which requests failed that said so.
 pub(crate) fn violations(life: &Life, may_be_refused: &Refusable<'_>) -> Vec<Violation> {
@@ -39,7 +40,7 @@ pub fn fails(fault: &Fault) -> bool {
 
 /// The first failed request that nobody was told of.
 fn untold(life: &Life) -> Option<Violation> {
-    life.injected.iter().find_map(|(_, injected)| {
+    life.injected.iter().find_map(|(disk, injected)| {
         let id = injected.operation;
         let happening = id.and_then(|id| happening(life, id));
         let operation = happening.map(|it| it.operation);
@@ -48,10 +49,13 @@ fn untold(life: &Life) -> Option<Violation> {
         }
         let told = match (id, happening) {
             (None, _) => !life.lived.was_opened,
-            (Some(_), None) => true,
+            // Whoever makes requests has asked for something.
+            (Some(_), None) => false,
             (Some(_), Some(happening)) => match happening.completed {
                 None | Some((_, Answer::Failed)) => true,
-                Some((_, Answer::Done)) => is_put_off(happening, injected),
+                Some((_, Answer::Done)) => {
+                    has_failed(life, happening.id) || is_put_off(life, *disk, happening, injected)
+                }
             },
         };
         if told {
@@ -79,11 +83,35 @@ pub(super) fn is_advice(injected: &Injected, operation: Option<Operation>) -> bo
     }
 }
 
-/// Whether a failure may be told later: a guest's flush has kept its promise before it looks for clusters to free.
-pub(super) fn is_put_off(happening: &Happening, injected: &Injected) -> bool {
+/// Whether something failed that an operation did, be it behind its answer.
+fn has_failed(life: &Life, id: OperationId) -> bool {
+    let mut failures = life.lived.failures.iter();
+    failures.any(|failure| failure.id == Some(id))
+}
+
+/// Whether a failure may be told later: a guest's flush has kept its promise before it looks for clusters to free, for which
+/// it flushes nothing any more.
+pub(super) fn is_put_off(
+    life: &Life,
+    disk: Disk,
+    happening: &Happening,
+    injected: &Injected,
+) -> bool {
+    let frees = matches!(
+        injected.event,
+        Event::RefblockLoad | Event::RefblockUpdatePart
+    );
+    let requesters = life.lived.requesters.iter().flatten();
+    let entries = life.lived.recordings.iter();
+    let entries = entries.flat_map(|recording| &recording.entries);
+    let mut later = entries.zip(requesters).filter(|(entry, requester)| {
+        entry.submitted > injected.at && **requester == Some(u64::from(happening.id.0))
+    });
     let is_flush = happening.operation == Operation::Flush;
-    let class = Class::of_request(injected.event, injected.kind);
-    is_flush && matches!(class, Class::RefcountBlock | Class::RefcountTable)
+    is_flush
+        && disk == Disk::Image
+        && frees
+        && !later.any(|(entry, _)| entry.op.kind() == OpKind::Flush)
 }
 
 /// The first operation that failed without a cause.
@@ -112,11 +140,14 @@ fn is_founded(life: &Life, failure: &Failure, may_be_refused: &Refusable<'_>) ->
     match &failure.error {
         Error::Device(error) => {
             let mut injected = life.injected.iter();
-            injected.any(|(_, one)| is_told_of(one, error) && span.contains(one.at))
+            let id = failure.id.map(|id| u64::from(id.0));
+            injected.any(|(_, one)| {
+                one.operation == id && is_told_of(one, error) && span.contains(one.at)
+            })
         }
         Error::Refused(Refused::Distrusted) => is_in_doubt(life, failure, &span),
         Error::BadImage(_) | Error::Refused(Refused::FoundCorrupt)
-            if has_forgotten(life, failure, &span) =>
+            if has_lost(life, failure, &span) =>
         {
             true
         }
@@ -132,27 +163,50 @@ fn is_founded(life: &Life, failure: &Failure, may_be_refused: &Refusable<'_>) ->
 fn is_told_of(injected: &Injected, error: &DeviceError) -> bool {
     let is_same = injected.event == error.event && injected.kind == error.kind;
     // A discard is clipped, and a moved request is not one that fails.
-    is_same && injected.range.0 == error.offset && fails(&injected.fault)
+    let is_cause = injected.fault.cause() == Some(error.cause);
+    is_same && injected.range.0 == error.offset && is_cause
 }
 
 /// Whether an earlier failure leaves in doubt what the file holds, or no image is open because one failed.
 fn is_in_doubt(life: &Life, failure: &Failure, span: &Span) -> bool {
-    let opened = last_opening(life, failure.id);
+    let Some(opening) = opening_of(life, failure) else {
+        return false;
+    };
+    let is_nothing_open = !opening.is_open && opening.id != failure.id;
     let mut injected = life.injected.iter();
-    injected.any(|(_, one)| {
-        let since = opened.is_none_or(|opened| one.at >= opened);
-        since && one.at <= span.end && fails(&one.fault) && leaves_doubt(one)
-    }) || opened.is_none()
+    let doubt = injected.any(|(_, one)| {
+        let since = opening.began <= one.at && one.at <= span.end;
+        since && fails(&one.fault) && leaves_doubt(one)
+    });
+    is_nothing_open || doubt
 }
 
-/// Whether the device has lost something since the image was opened that the engine takes for written: what it reads
-/// there makes no sense then.
-fn has_forgotten(life: &Life, failure: &Failure, span: &Span) -> bool {
-    let opened = last_opening(life, failure.id);
-    let mut injected = life.injected.iter();
-    injected.any(|(_, one)| {
-        let since = opened.is_none_or(|opened| one.at >= opened);
-        since && one.at <= span.end && matches!(one.fault, Fault::Forget(_))
+/// Whether a device has lost something since the image was opened that the engine takes for written: what it reads there
+/// makes no sense then. Where data were lost that is a compressed cluster, or a file that ends before them.
+fn has_lost(life: &Life, failure: &Failure, span: &Span) -> bool {
+    let Some(opening) = opening_of(life, failure) else {
+        return false;
+    };
+    let shows_in_data = match &failure.error {
+        Error::BadImage(bad) => {
+            matches!(bad.problem, Problem::Decompress | Problem::BeyondEnd { .. })
+        }
+        Error::Refused(_) | Error::Device(_) | Error::Unsupported(_) => false,
+    };
+    let forgotten = life
+        .injected
+        .iter()
+        .filter(|(_, one)| one.fault.forgets() && opening.began <= one.at && one.at <= span.end);
+    let Some(last) = forgotten.map(|(_, one)| one.at).max() else {
+        return false;
+    };
+    let entries = life.lived.recordings.iter();
+    let mut entries = entries.flat_map(|recording| &recording.entries);
+    entries.any(|entry| {
+        let is_lost = entry.effect == Effect::Dropped && entry.op.kind() != OpKind::Flush;
+        let since = |at: Tick| opening.began <= at && at <= last;
+        let is_data = Class::of_request(entry.event, entry.op.kind()) == Class::Data;
+        is_lost && entry.succeeded().is_some_and(since) && (shows_in_data || !is_data)
     })
 }
 
@@ -195,21 +249,10 @@ fn span(life: &Life, id: Option<OperationId>) -> Span {
     }
 }
 
-/// When the image was opened last before an operation began, if it was open then. An opening that failed leaves none.
-fn last_opening(life: &Life, id: Option<OperationId>) -> Option<Moment> {
-    let mut open = life.lived.was_opened.then_some(Moment(0));
-    for it in &life.lived.history {
-        if id.is_none_or(|id| it.id >= id) {
-            break;
-        }
-        let opens = matches!(it.operation, Operation::Reopen | Operation::Kill);
-        if let (true, Some((at, answer))) = (opens, it.completed) {
-            let is_open = answer == Answer::Done || life.lived.revived.contains(&it.id);
-            // What failed while it was opened is of this opening.
-            open = is_open.then_some(it.submitted.min(at));
-        }
-    }
-    open
+/// The opening of the image by which an operation failed, or else the last one before it began.
+fn opening_of<'a>(life: &'a Life, failure: &Failure) -> Option<&'a Opening> {
+    let mut openings = life.lived.openings.iter();
+    openings.rfind(|it| it.id < failure.id || it.id == failure.id && !it.is_open)
 }
 
 pub(super) fn happening(life: &Life, id: u64) -> Option<&Happening> {

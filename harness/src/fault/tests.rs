@@ -1,7 +1,12 @@
+use blkdebug::disks::Disk;
+use blkdebug::record::{Effect, Tick};
 use blkdebug::rule::{During, Fault, Repeat, Rule, When};
+use blkdebug::volatile::Injected;
 #[cfg(feature = "defects")]
 use engine::defect::{Defect, Flaw};
 use engine::device::{Cause, Event, OpKind};
+use engine::error::{BadImage, Error, Problem, Refused, Structure};
+use engine::image::Unmap;
 #[cfg(feature = "defects")]
 use engine::preallocation::Preallocation;
 
@@ -12,9 +17,10 @@ use crate::prng::Prng;
 use crate::run::{Case, Life, Schedule, live};
 #[cfg(feature = "defects")]
 use crate::run::{Effort, run};
+use crate::sim::Failure;
 use crate::sim::world::Ending;
 use crate::workload::generate::scenario;
-use crate::workload::ops::{Answer, Operation};
+use crate::workload::ops::{Answer, Operation, OperationId};
 use crate::workload::pin::Pins;
 use crate::workload::shape::Scenario;
 
@@ -33,7 +39,6 @@ const FAR: Operation = Operation::Write {
     offset: 3 << 20,
     len_bytes: 4096,
 };
-#[cfg(feature = "defects")]
 const BESIDE: Operation = Operation::Write {
     offset: 16384,
     len_bytes: 4096,
@@ -107,6 +112,135 @@ fn a_failure_without_a_cause_is_seen() {
     // The same failure, but the device had failed another request.
     life.injected[0].1.event = Event::L2Update;
     assert_eq!(classes(&life), ["progress/unfounded/device"]);
+}
+
+#[test]
+fn a_request_of_nobody_is_seen() {
+    let mut life = lived(plain(&[WRITE, READ], failing(Event::WriteAio)));
+    life.injected[0].1.operation = Some(99);
+    assert_eq!(classes(&life)[0], "progress/untold/write_aio");
+}
+
+#[test]
+fn a_failure_of_another_operations_request_is_no_cause() {
+    let rule = failing(Event::WriteAio);
+    let mut life = lived(plain(&[WRITE, BESIDE], rule));
+    assert_eq!(classes(&life), [""; 0]);
+    life.lived.failures[0].id = Some(OperationId(1));
+    assert_eq!(classes(&life), ["progress/unfounded/device"]);
+}
+
+/// A guest's flush may put off the freeing of clusters, and nothing that it does before.
+#[test]
+fn a_flush_that_fails_to_write_refcounts_says_so() {
+    let mut life = lived(plain(
+        &[WRITE, Operation::Flush],
+        failing(Event::WriteCompressed),
+    ));
+    assert_eq!(life.faults, 0, "nothing is written compressed");
+    let requesters = life.lived.requesters[0].iter();
+    let entries = life.lived.recordings[0].entries.iter();
+    let flushes = entries
+        .zip(requesters)
+        .filter(|(entry, requester)| entry.op.kind() == OpKind::Flush && **requester == Some(1));
+    let last = flushes.last().map(|(entry, _)| entry.clone());
+    let last = last.expect("a guest's flush flushes");
+    life.faults = 1;
+    let mut at = |at: Tick, event| {
+        life.injected = vec![(
+            Disk::Image,
+            Injected {
+                request: None,
+                event,
+                after: None,
+                kind: OpKind::Write,
+                range: (0, 512),
+                operation: Some(1),
+                at,
+                fault: Fault::Fail(Cause::IO),
+            },
+        )];
+        classes(&life)
+    };
+    let before = Tick(last.submitted.0 - 1);
+    let (behind, _) = last.completed.unwrap();
+    let part = Event::RefblockUpdatePart;
+    assert_eq!(at(behind, part), [""; 0]);
+    assert_eq!(at(before, part), ["progress/untold/refblock_update_part"]);
+    assert_eq!(at(behind, Event::RefblockAllocHookup).len(), 1);
+}
+
+/// What failed before the image was opened leaves nothing in doubt afterwards, nor does what failed as it was closed.
+#[test]
+fn doubt_ends_as_the_image_is_opened() {
+    let operations = [WRITE, Operation::Reopen, READ];
+    let rule = Rule {
+        kind: Some(OpKind::Flush),
+        ..failing(Event::FlushToDisk)
+    };
+    let mut life = lived(plain(&operations, rule));
+    let (done, failed) = (Some(Answer::Done), Some(Answer::Failed));
+    assert_eq!(answers(&life)[1..], [failed, done], "{:?}", life.injected);
+    assert_eq!(life.injected[0].1.operation, Some(1));
+    assert_eq!(classes(&life), [""; 0]);
+    life.lived.failures.push(Failure {
+        id: Some(OperationId(2)),
+        error: Refused::Distrusted.into(),
+    });
+    assert_eq!(classes(&life), ["progress/unfounded/refused"]);
+}
+
+/// An image that makes no sense is explained by what a device lost, and only by that.
+#[test]
+fn a_bad_image_is_explained_by_what_was_lost() {
+    // Zeroes are written to a table, and to nothing else.
+    let zeroes = Operation::WriteZeroes {
+        offset: 4096,
+        len_bytes: 4096,
+        unmap: Unmap::Allow,
+    };
+    let operations = [zeroes, Operation::Flush, READ];
+    let rule = Rule {
+        kind: Some(OpKind::Flush),
+        during: During {
+            from: Some(1),
+            until: None,
+        },
+        ..Rule::new(Fault::Forget(Cause::IO))
+    };
+    let life = || {
+        let mut life = lived(plain(&operations, rule.clone()));
+        assert_eq!(life.faults, 1);
+        assert_eq!(classes(&life), [""; 0]);
+        life.lived.failures.push(Failure {
+            id: Some(OperationId(2)),
+            error: Error::BadImage(BadImage {
+                structure: Structure::L2Table,
+                offset: 0,
+                index: None,
+                problem: Problem::Field("nonsense".into()),
+            }),
+        });
+        life
+    };
+    let lost = life();
+    assert_eq!(classes(&lost), [""; 0]);
+    let mut kept = life();
+    for entry in &mut kept.lived.recordings[0].entries {
+        entry.effect = Effect::Whole;
+    }
+    assert_eq!(classes(&kept), ["progress/unfounded/bad-image"]);
+    let mut of_data = life();
+    for entry in &mut of_data.lived.recordings[0].entries {
+        entry.event = Event::WriteAio;
+    }
+    assert_eq!(classes(&of_data), ["progress/unfounded/bad-image"]);
+    if let Some(failure) = of_data.lived.failures.last_mut()
+        && let Error::BadImage(bad) = &mut failure.error
+    {
+        bad.problem = Problem::Decompress;
+    }
+    assert_eq!(classes(&of_data), [""; 0]);
 }
 
 #[test]

@@ -44,6 +44,8 @@ pub(super) struct Log {
     pub(super) failures: Vec<Failure>,
     /// Whether the first opening of the image succeeded.
     pub(super) was_opened: bool,
+    /// When the image was opened.
+    pub(super) openings: Vec<Opening>,
     /// The operations that opened the image behind a process that had not closed it.
     pub(super) revived: Vec<OperationId>,
 }
@@ -55,6 +57,17 @@ pub struct Read {
     pub id: OperationId,
     /// The bytes.
     pub data: Vec<u8>,
+}
+
+/// An opening of the image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Opening {
+    /// Which operation opened it, or `None` for the first opening.
+    pub id: Option<OperationId>,
+    /// The last moment before it: when whoever had the image open before had closed it.
+    pub began: Moment,
+    /// Whether it succeeded.
+    pub is_open: bool,
 }
 
 /// What failed, and why.
@@ -79,7 +92,7 @@ impl Client {
 
     /// Opens the image for the first time.
     pub(super) async fn start(self: Rc<Self>) {
-        match self.open().await {
+        match self.open(None).await {
             Ok(()) => {
                 self.is_left_open.set(true);
                 self.log.borrow_mut().was_opened = true;
@@ -161,7 +174,7 @@ impl Client {
         }
         if operation == Operation::Kill {
             // Whoever carries that out has thrown the old process away.
-            self.open().await?;
+            self.open(Some(id)).await?;
             self.revive(id);
             return Ok(Vec::new());
         }
@@ -185,7 +198,7 @@ impl Client {
             self.is_left_open.set(false);
         }
         drop(image);
-        self.open().await?;
+        self.open(Some(id)).await?;
         self.revive(id);
         closed
     }
@@ -197,9 +210,19 @@ impl Client {
         }
     }
 
-    async fn open(&self) -> Result<(), Error> {
+    async fn open(&self, id: Option<OperationId>) -> Result<(), Error> {
+        let began = Moment(self.clock.now().0);
+        self.log.borrow_mut().openings.push(Opening {
+            id,
+            began,
+            is_open: false,
+        });
         let image = self.opener.open().await?;
         self.image.replace(Some(image));
+        // Nobody opens it meanwhile: that waits for everything else, or kills it.
+        if let Some(opening) = self.log.borrow_mut().openings.last_mut() {
+            opening.is_open = true;
+        }
         Ok(())
     }
 

@@ -8,4 +8,4 @@ pub mod files;
 pub mod stage;
 pub mod world;
 
-pub use client::{Failure, Opener, Read};
+pub use client::{Failure, Opener, Opening, Read};

@@ -13,7 +13,7 @@ use blkdebug::volatile::VolatileDisk;
 use xxhash_rust::xxh3::Xxh3;
 
 use super::chooser::{Chooser, RequestKey, Step};
-use super::client::{Client, Failure, Log, Opener, Read};
+use super::client::{Client, Failure, Log, Opener, Opening, Read};
 use super::executor::{Executor, TaskId};
 use crate::caught::{Panic, catch};
 use crate::workload::ops::{Answer, Happening, Manners, Operation, OperationId};
@@ -42,6 +42,9 @@ pub struct World<'a> {
 pub struct Lived {
     /// What happened on each disk.
     pub recordings: Vec<Recording>,
+    /// For which operation each recorded request was made, by its place in the history, disk by disk; `None` for the first
+    /// opening.
+    pub requesters: Vec<Vec<Option<u64>>>,
     /// What the guest did.
     pub history: Vec<Happening>,
     /// What its reads yielded.
@@ -50,6 +53,8 @@ pub struct Lived {
     pub failures: Vec<Failure>,
     /// Whether the first opening of the image succeeded.
     pub was_opened: bool,
+    /// When the image was opened, in order.
+    pub openings: Vec<Opening>,
     /// The operations that opened the image behind a process that had not closed it: that was killed, or failed at it.
     pub revived: Vec<OperationId>,
     /// Which step was taken wherever there was more than one.
@@ -288,6 +293,7 @@ impl Life<'_> {
             reads,
             failures,
             was_opened,
+            openings,
             revived,
         } = client.take_log();
         let _ = catch(|| drop(client));
@@ -297,11 +303,13 @@ impl Life<'_> {
         }
         fold_log(&mut digest, &history, &reads);
         Lived {
+            requesters: disks.iter().map(|disk| disk.operations()).collect(),
             recordings,
             history,
             reads,
             failures,
             was_opened,
+            openings,
             revived,
             choices,
             widths,
