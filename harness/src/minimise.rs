@@ -1,5 +1,7 @@
 //! Making a failing input small. Knows nothing of images.
 
+use std::ops::Range;
+
 /// Something that has simpler neighbours.
 pub trait Shrink: Sized {
     /// Simpler variants of this, boldest first. A variant of a variant is never this again.
@@ -90,20 +92,29 @@ pub fn minimise<T: Shrink>(input: T, limits: Limits, attempt: &mut Try<'_, T>) -
     }
 }
 
-/// Lists without one stretch of `items`: first halves, then quarters, down to single items; later
-/// stretches first, since what comes last depends on what came before.
-pub fn without_stretches<T: Clone>(items: &[T]) -> Vec<Vec<T>> {
-    let mut lists = Vec::new();
-    let mut stretch = items.len().div_ceil(2);
+/// Stretches of a list of so many items: first halves, then quarters, down to single items; later stretches first, since
+/// what comes last depends on what came before.
+pub fn stretches(count: usize) -> Vec<Range<usize>> {
+    let mut ranges = Vec::new();
+    let mut stretch = count.div_ceil(2);
     while stretch > 0 {
-        let starts: Vec<usize> = (0..items.len()).step_by(stretch).collect();
-        for start in starts.into_iter().rev() {
-            let end = (start + stretch).min(items.len());
-            lists.push([&items[..start], &items[end..]].concat());
-        }
+        let starts: Vec<usize> = (0..count).step_by(stretch).collect();
+        let starts = starts.into_iter().rev();
+        ranges.extend(starts.map(|start| start..(start + stretch).min(count)));
         stretch = if stretch == 1 { 0 } else { stretch.div_ceil(2) };
     }
-    lists
+    ranges
+}
+
+/// The items without those of a stretch.
+pub fn without<T: Clone>(items: &[T], stretch: &Range<usize>) -> Vec<T> {
+    [&items[..stretch.start], &items[stretch.end..]].concat()
+}
+
+/// Lists without one stretch of `items`, in the order of [`stretches`].
+pub fn without_stretches<T: Clone>(items: &[T]) -> Vec<Vec<T>> {
+    let stretches = stretches(items.len()).into_iter();
+    stretches.map(|stretch| without(items, &stretch)).collect()
 }
 
 #[cfg(test)]

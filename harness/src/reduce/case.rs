@@ -1,5 +1,7 @@
 //! The simpler neighbours of a case, boldest first.
 
+use std::ops::Range;
+
 use blkdebug::contract::Contract;
 use blkdebug::rule::{During, Repeat, Rule};
 use engine::image::Unmap;
@@ -10,7 +12,7 @@ use engine::qcow2::compress::Compression;
 use engine::qcow2::create::DataFileContent;
 use engine::qcow2::geometry::Geometry;
 
-use crate::minimise::{Shrink, without_stretches};
+use crate::minimise::{Shrink, stretches, without, without_stretches};
 use crate::workload::ops::{DataFileOperation, Operation};
 use crate::workload::shape::{
     Backing, Chain, Extent, ImageShape, Management, OptionShape, Scenario, Start,
@@ -98,9 +100,24 @@ fn plainer_rules(rule: &Rule) -> Vec<Rule> {
             during: During::default(),
             ..rule.clone()
         },
+        Rule {
+            state: None,
+            ..rule.clone()
+        },
+        Rule {
+            sector: None,
+            ..rule.clone()
+        },
     ];
     let plainer = variants.into_iter().filter(|variant| variant != rule);
     plainer.collect()
+}
+
+/// Where the bound of a range of operations is once a stretch of these is gone.
+fn moved_bound(bound: u64, gone: &Range<usize>) -> u64 {
+    let at = usize::try_from(bound).unwrap_or(usize::MAX);
+    let before = gone.end.min(at).saturating_sub(gone.start);
+    bound - u64::try_from(before).expect("a workload is short")
 }
 
 /// A smaller file beneath, unless there is none.
@@ -124,10 +141,18 @@ impl Shrink for Small {
 
 impl Small {
     fn fewer_operations(&self) -> Vec<Self> {
-        without_stretches(&self.scenario.operations)
-            .into_iter()
-            .map(|operations| self.with_operations(operations))
-            .collect()
+        let operations = &self.scenario.operations;
+        let fewer = stretches(operations.len()).into_iter().map(|stretch| {
+            let mut fewer = self.with_operations(without(operations, &stretch));
+            for rule in &mut fewer.scenario.faults {
+                let During { from, until } = &mut rule.during;
+                for bound in [from, until].into_iter().flatten() {
+                    *bound = moved_bound(*bound, &stretch);
+                }
+            }
+            fewer
+        });
+        fewer.collect()
     }
 
     fn plainer_disk(&self) -> Vec<Self> {
@@ -142,7 +167,14 @@ impl Small {
             let plainer = plainer_rules(&self.scenario.faults[at]).into_iter();
             plainer.map(move |rule| self.with(|scenario| scenario.faults[at] = rule))
         });
-        weaker.chain(fewer_faults).chain(plainer_faults).collect()
+        let fewer_transitions = without_stretches(&self.scenario.transitions)
+            .into_iter()
+            .map(|transitions| self.with(|scenario| scenario.transitions = transitions));
+        weaker
+            .chain(fewer_faults)
+            .chain(plainer_faults)
+            .chain(fewer_transitions)
+            .collect()
     }
 
     fn plainer_schedule(&self) -> Vec<Self> {
