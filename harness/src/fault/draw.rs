@@ -5,7 +5,7 @@
 use blkdebug::class::Class;
 use blkdebug::disks::Disk;
 use blkdebug::mask::Shape;
-use blkdebug::rule::{Chance, During, Fault, Repeat, Rule, Tear, When};
+use blkdebug::rule::{Chance, During, Fault, Repeat, Rule, State, Tear, Transition, When};
 use engine::device::{Cause, Event, OpKind};
 
 use super::events::{Raised, raised};
@@ -29,6 +29,9 @@ const COMMON: [Event; 8] = [
     Event::WriteAio,
     Event::None,
 ];
+
+/// The state that drawn rules wait for.
+const LATER: State = State(2);
 
 /// Puts faults into a scenario: one or two rules that are gone before some operation, that operation once more, and at
 /// the end a reopening, some of the operations again, and another reopening.
@@ -59,6 +62,30 @@ pub fn add(prng: &Prng, scenario: &mut Scenario) {
         let rule = rule(&mut draw, scenario, until);
         scenario.faults.push(rule);
     }
+    let waits = |rule: &Rule| rule.state.is_some();
+    if scenario.faults.iter().any(waits) {
+        scenario.transitions = transitions(&mut draw);
+    }
+}
+
+/// Into the state that rules wait for, and perhaps out of it again.
+fn transitions(draw: &mut Prng) -> Vec<Transition> {
+    let into = Transition {
+        event: *draw.pick(&COMMON),
+        from: Some(State::default()),
+        to: LATER,
+    };
+    let mut transitions = vec![into];
+    for to in [State::default(), State(LATER.0 + 1)] {
+        if draw.chance(1, 3) {
+            transitions.push(Transition {
+                event: *draw.pick(&COMMON),
+                from: Some(LATER),
+                to,
+            });
+        }
+    }
+    transitions
 }
 
 /// Puts an operation into a workload where that means anything: no snapshot is taken twice, and so on.
@@ -113,6 +140,14 @@ fn rule(draw: &mut Prng, scenario: &Scenario, until: u64) -> Rule {
     if draw.chance(1, 3) && until > 0 {
         rule.during.from = Some(draw.below(until));
     }
+    if draw.chance(1, 8) {
+        rule.state = Some(LATER);
+    }
+    if draw.chance(1, 12) {
+        // What is written again and again stands at the beginning.
+        let most = 1 << draw.between(1, 8);
+        rule.sector = Some(draw.below(most));
+    }
     if matches!(rule.fault, Fault::Full(_) | Fault::EndAt(_)) {
         rule = Rule {
             repeat: Repeat::Always,
@@ -135,6 +170,7 @@ fn plain(rule: Rule) -> Rule {
         after: None,
         kind: None,
         class: None,
+        sector: None,
         ..rule
     }
 }
@@ -182,7 +218,7 @@ fn select(draw: &mut Prng, rule: &mut Rule) {
 
 fn fault(draw: &mut Prng) -> Fault {
     let cause = *draw.pick(&CAUSES);
-    match draw.weighted(&[12, 4, 4, 3, 2, 1, 2, 1]) {
+    match draw.weighted(&[12, 4, 4, 3, 2, 1, 2, 1, 3]) {
         0 => Fault::Fail(cause),
         1 => Fault::Persist(cause, None),
         2 => Fault::Persist(cause, Some(Tear::Shape(*draw.pick(&Shape::ALL)))),
@@ -190,6 +226,13 @@ fn fault(draw: &mut Prng) -> Fault {
         4 => Fault::Full(draw.below(128) * 512),
         5 => Fault::EndAt(draw.below(512) * 512),
         6 => Fault::PowerCut(*draw.pick(&When::ALL)),
-        _ => Fault::Duplicate(0),
+        7 => Fault::Duplicate(0),
+        _ => Fault::ForgetSome(
+            cause,
+            Chance {
+                one_in: draw.between(2, 5),
+                seed: draw.below(1 << 16),
+            },
+        ),
     }
 }
