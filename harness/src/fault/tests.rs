@@ -1,6 +1,6 @@
 use blkdebug::disks::Disk;
 use blkdebug::record::{Effect, Tick};
-use blkdebug::rule::{During, Fault, Repeat, Rule, When};
+use blkdebug::rule::{During, Fault, Repeat, Rule, State, Transition, When};
 use blkdebug::volatile::Injected;
 #[cfg(feature = "defects")]
 use engine::defect::{Defect, Flaw};
@@ -126,8 +126,9 @@ fn a_failure_of_another_operations_request_is_no_cause() {
     let rule = failing(Event::WriteAio);
     let mut life = lived(plain(&[WRITE, BESIDE], rule));
     assert_eq!(classes(&life), [""; 0]);
-    life.lived.failures[0].id = Some(OperationId(1));
-    assert_eq!(classes(&life), ["progress/unfounded/device"]);
+    life.injected[0].1.operation = Some(1);
+    let both = ["progress/untold/write_aio", "progress/unfounded/device"];
+    assert_eq!(classes(&life), both);
 }
 
 /// A guest's flush may put off the freeing of clusters, and nothing that it does before.
@@ -140,10 +141,10 @@ fn a_flush_that_fails_to_write_refcounts_says_so() {
     assert_eq!(life.faults, 0, "nothing is written compressed");
     let requesters = life.lived.requesters[0].iter();
     let entries = life.lived.recordings[0].entries.iter();
-    let flushes = entries
+    let mut flushes = entries
         .zip(requesters)
         .filter(|(entry, requester)| entry.op.kind() == OpKind::Flush && **requester == Some(1));
-    let last = flushes.last().map(|(entry, _)| entry.clone());
+    let last = flushes.next_back().map(|(entry, _)| entry.clone());
     let last = last.expect("a guest's flush flushes");
     life.faults = 1;
     let mut at = |at: Tick, event| {
@@ -281,6 +282,47 @@ fn a_run_ends_where_the_power_goes_out() {
     assert_eq!(life.lived.ending, Ending::PowerLost);
     assert_eq!(answers(&life), [None]);
     assert_eq!(classes(&life), [""; 0]);
+}
+
+/// Each disk is in a state of its own, which its events change.
+#[test]
+fn a_rule_waits_for_a_state_that_an_event_brings_about() {
+    let rule = Rule {
+        state: Some(State(2)),
+        repeat: Repeat::Always,
+        ..failing(Event::WriteAio)
+    };
+    let mut scenario = plain(&[WRITE, Operation::Flush, WRITE], rule);
+    scenario.transitions = vec![Transition {
+        event: Event::FlushToOs,
+        from: Some(State::default()),
+        to: State(2),
+    }];
+    let (done, failed) = (Some(Answer::Done), Some(Answer::Failed));
+    let life = lived(scenario.clone());
+    assert_eq!(answers(&life), [done, done, failed]);
+    assert_eq!(classes(&life), [""; 0]);
+    scenario.transitions.clear();
+    assert_eq!(answers(&lived(scenario)), [done; 3]);
+}
+
+#[test]
+fn what_is_drawn_selects_by_everything_there_is() {
+    let pins = Pins::parse("faults=on").unwrap();
+    let drawn = (0..400).map(|seed| scenario(&Prng::from_seed(seed), &pins));
+    let drawn: Vec<Scenario> = drawn.collect();
+    let rules = || drawn.iter().flat_map(|scenario| &scenario.faults);
+    let count = |selects: &dyn Fn(&Rule) -> bool| rules().filter(|rule| selects(rule)).count();
+    assert!(count(&|rule| rule.state.is_some()) > 40);
+    assert!(count(&|rule| rule.sector.is_some()) > 20);
+    assert!(count(&|rule| rule.after.is_some()) > 20);
+    assert!(count(&|rule| rule.disk == Disk::Data) > 5);
+    assert!(count(&|rule| rule.disk == Disk::Backing) > 5);
+    assert!(count(&|rule| matches!(rule.fault, Fault::ForgetSome(..))) > 40);
+    for scenario in &drawn {
+        let waits = scenario.faults.iter().any(|rule| rule.state.is_some());
+        assert_eq!(waits, !scenario.transitions.is_empty());
+    }
 }
 
 #[test]

@@ -524,6 +524,9 @@ fn with_bits(geometry: Geometry, cluster_bits: Option<u32>, order: Option<u32>) 
 
 #[cfg(test)]
 mod tests {
+    use blkdebug::rule::Fault;
+    use engine::device::Cause;
+
     use super::*;
     use crate::prng::Prng;
     use crate::workload::generate::scenario;
@@ -538,6 +541,36 @@ mod tests {
                 simpler.scenario.check().unwrap();
                 assert_ne!(simpler, small);
             }
+        }
+    }
+
+    /// A fault that hits one operation still hits that one, as long as it is there.
+    #[test]
+    fn faults_move_with_the_operations_that_they_hit() {
+        let write = |at: u64| Operation::Write {
+            offset: at * SECTOR,
+            len_bytes: SECTOR,
+        };
+        let mut drawn = scenario(&Prng::from_seed(1), &Pins::default());
+        drawn.operations = (0..6).map(write).collect();
+        drawn.faults = vec![Rule {
+            during: During {
+                from: Some(3),
+                until: Some(4),
+            },
+            ..Rule::new(Fault::Fail(Cause::IO))
+        }];
+        let small = Small::new(drawn, Vec::new());
+        let fewer = small.fewer_operations();
+        assert_eq!(fewer.len(), stretches(6).len());
+        for Small { scenario, .. } in fewer {
+            let hit = (0..).zip(&scenario.operations).filter(|(at, _)| {
+                let during = scenario.faults[0].during;
+                during.contains(Some(*at))
+            });
+            let hit: Vec<Operation> = hit.map(|(_, operation)| *operation).collect();
+            let left = scenario.operations.contains(&write(3));
+            assert_eq!(hit, if left { vec![write(3)] } else { Vec::new() });
         }
     }
 
