@@ -51,6 +51,9 @@ pub(super) struct Metadata {
     pub(super) virtual_bytes: u64,
     pub(super) l1_offset: HostOffset,
     pub(super) l1: Vec<L1Word>,
+    /// Entries of an L1 table whose sectors were last written in vain: the file may say what they were to be. What has moved
+    /// to another table since is among them still, and written once more for nothing.
+    pub(super) l1_in_doubt: BTreeSet<usize>,
     pub(super) reftable_offset: HostOffset,
     pub(super) reftable: Vec<ReftableWord>,
     pub(super) l2: Cache,
@@ -282,11 +285,14 @@ impl Metadata {
     }
 
     /// Writes the sector of the L1 table that holds entry `index`.
-    pub(super) async fn write_l1_sector(&self, index: usize) -> Result<Stamp, Error> {
+    pub(super) async fn write_l1_sector(&mut self, index: usize) -> Result<Stamp, Error> {
         let (at, bytes) = sector_of(index, |index| self.l1.get(index).map(|word| word.0));
-        self.order
-            .write(Event::L1Update, HostOffset(self.l1_offset.0 + at), bytes)
-            .await
+        let offset = HostOffset(self.l1_offset.0 + at);
+        let first = mem_len(at) / 8;
+        self.l1_in_doubt.insert(first);
+        let written = self.order.write(Event::L1Update, offset, bytes).await?;
+        self.l1_in_doubt.remove(&first);
+        Ok(written)
     }
 
     /// Writes the sector of the refcount table that holds entry `index`.

@@ -40,7 +40,7 @@
 //! 15. **Make empty**: an L1 table without entries is durable before the header points to it, and
 //!     that switch before anything that the old table led to is freed.
 //! 16. **Before a raise**: COPIED is durably clear wherever a second reference is to be counted, in
-//!     the active L1 table and in the L2 tables behind it.
+//!     the active L1 table and in the L2 tables behind it: in those of the file, which may be others where a link failed.
 //! 17. **Before a snapshot switch**: raised refcounts, copied L1 table, snapshot table and all guest
 //!     data are durable before sector 0 lists a snapshot, forgets one, or moves the disk to one with
 //!     its size. Without exception: the dirty bit excuses none of this.

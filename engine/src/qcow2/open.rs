@@ -1,7 +1,7 @@
 //! Opening an image: reading what it says of itself, repairing what it promised to repair.
 
 use std::cell::Cell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use super::bitmap::Bitmaps;
@@ -309,6 +309,7 @@ pub(super) async fn load(
         virtual_bytes: header.virtual_bytes,
         l1_offset: header.l1_offset,
         l1: l1.into_iter().map(L1Word).collect(),
+        l1_in_doubt: BTreeSet::new(),
         reftable_offset: header.reftable_offset,
         reftable: reftable.into_iter().map(ReftableWord).collect(),
         l2: Cache::new(

@@ -233,7 +233,8 @@ impl Metadata {
         Ok(())
     }
 
-    /// Clears COPIED in the active L1 table, in memory and in the file.
+    /// Clears COPIED in the active L1 table, in memory and in the file; and where the file may name a table that a failed write
+    /// was to link, it names the one in memory again: the other one claims what it claimed.
     pub(super) async fn clear_l1_claims(&mut self) -> Result<(), Error> {
         let changed: Vec<usize> = (0..self.l1.len())
             .filter(|index| self.l1[*index].0 & COPIED != 0)
@@ -241,7 +242,11 @@ impl Metadata {
         for index in &changed {
             self.l1[*index].0 &= !COPIED;
         }
-        let written = self.write_l1_sectors(&changed).await;
+        let doubtful = self.l1_in_doubt.iter().copied();
+        let mut stale: Vec<usize> = doubtful.filter(|index| *index < self.l1.len()).collect();
+        stale.extend(&changed);
+        stale.sort_unstable();
+        let written = self.write_l1_sectors(&stale).await;
         if written.is_err() {
             // The file may claim them still: whoever relies on it that it does not writes them again.
             for index in &changed {
@@ -251,7 +256,7 @@ impl Metadata {
         written
     }
 
-    async fn write_l1_sectors(&self, changed: &[usize]) -> Result<(), Error> {
+    async fn write_l1_sectors(&mut self, changed: &[usize]) -> Result<(), Error> {
         let mut last = None;
         for index in changed {
             let sector = index / 64;
