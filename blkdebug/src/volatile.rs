@@ -817,6 +817,28 @@ mod tests {
         assert_eq!(bytes_at(&disk, 0), 4);
     }
 
+    /// The one that succeeds says that what it covers is durable, and says so only afterwards.
+    #[test]
+    fn a_flush_that_forgets_keeps_what_another_under_way_covers() {
+        let rule = Rule {
+            skip: 1,
+            ..Rule::new(Fault::Forget(Cause::IO))
+        };
+        let disk = disk(Answering::OnCommand).with_rules(Rules::new(vec![rule], vec![]));
+        let ask = |request| {
+            drop(disk.submit(request));
+            disk.in_flight().last().expect("it is in flight").id
+        };
+        disk.complete(ask(write(0, 1, 1)));
+        let covers = ask(request(Op::Flush));
+        disk.complete(ask(write(1, 1, 1)));
+        let forgets = ask(request(Op::Flush));
+        disk.complete(forgets);
+        assert_eq!((bytes_at(&disk, 0), bytes_at(&disk, 1)), (1, 0));
+        disk.complete(covers);
+        assert_eq!((bytes_at(&disk, 0), bytes_at(&disk, 1)), (1, 0));
+    }
+
     #[test]
     fn a_flush_that_forgets_some_keeps_the_rest_for_the_next() {
         let chance = Chance { one_in: 2, seed: 7 };
