@@ -234,6 +234,9 @@ impl Metadata {
             self.put_refcount(found, found.value - 1);
             return Ok(());
         }
+        if matches!(source, Source::Request | Source::Replaced) {
+            self.guard_freed(cluster).await?;
+        }
         self.order.file().at(Event::ClusterFree).reach().await?;
         self.put_refcount(found, 0);
         self.stop_packing(cluster);

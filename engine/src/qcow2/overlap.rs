@@ -158,6 +158,13 @@ impl Metadata {
     /// Refuses a write that would destroy metadata, and marks the image corrupt.
     pub(super) async fn guard(&mut self, offset: HostOffset, len_bytes: u64) -> Result<(), Error> {
         let first = self.geometry.cluster_of(offset);
+        if first == HostCluster(0) {
+            // Whatever is not to be checked, the header's cluster is never to be had, and an entry that names it
+            // would name nothing.
+            return Err(self
+                .overlap_found(offset, len_bytes, Structure::Header)
+                .await);
+        }
         let last = self
             .geometry
             .cluster_of(HostOffset(offset.0 + len_bytes.max(1) - 1));
@@ -175,6 +182,19 @@ impl Metadata {
         };
         match found {
             Some(owner) => Err(self.overlap_found(offset, len_bytes, owner).await),
+            None => Ok(()),
+        }
+    }
+
+    /// Refuses to free a cluster that a mapping gave up and that is metadata: the mapping was damaged.
+    pub(super) async fn guard_freed(&mut self, cluster: HostCluster) -> Result<(), Error> {
+        let owner = self.owners.get(&cluster).copied();
+        match owner.filter(|owner| self.overlap_checks.covers(*owner)) {
+            Some(owner) => {
+                let offset = self.geometry.offset_of(cluster);
+                let len_bytes = self.geometry.cluster_bytes();
+                Err(self.overlap_found(offset, len_bytes, owner).await)
+            }
             None => Ok(()),
         }
     }
