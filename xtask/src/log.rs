@@ -18,16 +18,8 @@ use harness::run::{Case, Schedule, live};
 
 use crate::block::open::identity;
 use crate::fuzz::{Format, parse_contract};
-use crate::img::print;
 use crate::terminal::{Display, Limit, parse_duration};
 use crate::{Ending, Refusal, source};
-
-/// A line on the output stream. A reader who has gone away is no error.
-macro_rules! say {
-    ($($text:tt)+) => {
-        print(&format!("{}\n", format_args!($($text)+)))
-    };
-}
 
 /// States where nobody said how many.
 const DEFAULT_STATES: u64 = 20_000;
@@ -192,8 +184,8 @@ impl Info {
     fn run(&self) -> Result<Ending, Refusal> {
         let (log, refuse) = (open(&self.log)?, about(&self.log));
         let head = log.head();
-        say!("sector            {} bytes", head.sector.bytes());
-        say!("entries           {}", head.entry_count);
+        println!("sector            {} bytes", head.sector.bytes());
+        println!("entries           {}", head.entry_count);
         let mut counts = [0_u64; 5];
         let mut marks: Vec<String> = Vec::new();
         let (mut data_bytes, mut disk_bytes) = (0, 0);
@@ -225,7 +217,7 @@ impl Info {
                     entry.sector * head.sector.bytes(),
                     entry.sector_count * head.sector.bytes(),
                 );
-                say!(
+                println!(
                     "{:>8}  at {:<10} {:<15} disk {from:#x} {bytes:#x}{name}",
                     place.index,
                     place.offset,
@@ -236,22 +228,22 @@ impl Info {
             }
         }
         let [flushes, fua, discards, marked, metadata] = counts;
-        say!("flushes           {flushes}");
-        say!("fua               {fua}");
-        say!("discards          {discards}");
-        say!("marks             {marked}");
+        println!("flushes           {flushes}");
+        println!("fua               {fua}");
+        println!("discards          {discards}");
+        println!("marks             {marked}");
         for mark in marks {
-            say!("  {mark}");
+            println!("  {mark}");
         }
-        say!("metadata          {metadata}");
-        say!("data              {data_bytes} bytes");
-        say!(
+        println!("metadata          {metadata}");
+        println!("data              {data_bytes} bytes");
+        println!(
             "disk              at least {} bytes",
             disk_bytes * head.sector.bytes()
         );
         let end = entries.offset();
         let beyond = entries.and_beyond().count();
-        say!(
+        println!(
             "behind the end    {} bytes, which make sense as {beyond} entries (take them with --beyond)",
             log.len_bytes() - end
         );
@@ -276,7 +268,7 @@ impl Export {
             let mut out = self.create(&self.to)?;
             copy(&log, &mut out).map_err(|error| refuse(&error))?;
             finish(out, &self.to)?;
-            say!(
+            println!(
                 "wrote {}: {} entries",
                 self.to.display(),
                 log.head().entry_count
@@ -321,7 +313,7 @@ impl Export {
             undone,
             lengths,
         } = exported;
-        say!(
+        println!(
             "wrote {}: {entries} entries of the disk `{}` ({lengths} of them marks for changes of length); left out: \
              {unanswered} requests without an answer, {undone} that came to nothing",
             path.display(),
@@ -335,7 +327,7 @@ impl Export {
                 .expect("a disk that was written to has a start");
             must_differ(&path, &self.from)?;
             save(image, &path)?;
-            say!("wrote {}", path.display());
+            println!("wrote {}", path.display());
         }
         Ok(())
     }
@@ -416,7 +408,7 @@ impl Import {
         }
         let imported = self.taking.take(&self.log, &how)?;
         save(&imported.finished(), &self.to)?;
-        say!(
+        println!(
             "wrote {}, behind {} entries",
             self.to.display(),
             imported.entries
@@ -442,7 +434,7 @@ impl Import {
 impl Explore {
     fn run(&self) -> Result<Ending, Refusal> {
         let Format::Qcow2 = self.format;
-        say!("seed              {}", self.seed);
+        println!("seed              {}", self.seed);
         source::writable_directory(&self.out)?;
         let imported = self.taking.take(&self.log, &self.taking.how())?;
         let backing = self.backing.as_deref().map(source::load).transpose()?;
@@ -480,17 +472,17 @@ impl Explore {
 
     fn tell(&self, finding: &Finding) -> Result<(), Refusal> {
         let class = finding.violation.class.to_string();
-        say!("");
-        say!("VIOLATION {class}");
+        println!("");
+        println!("VIOLATION {class}");
         if let Some(sentence) = &finding.sentence {
-            say!("  {sentence}");
+            println!("  {sentence}");
         }
         for line in &finding.violation.lines {
-            say!("  | {line}");
+            println!("  | {line}");
         }
-        say!("  {}", finding.cut);
+        println!("  {}", finding.cut);
         for line in &finding.survivors {
-            say!("    {line}");
+            println!("    {line}");
         }
         let stem = self.log.file_stem().unwrap_or_default().to_string_lossy();
         let name = format!(
@@ -500,17 +492,17 @@ impl Explore {
         );
         let path = self.out.join(name);
         save(&finding.image, &path)?;
-        say!("  what was left: {}", path.display());
+        println!("  what was left: {}", path.display());
         Ok(())
     }
 
     fn close(&self, imported: &Imported, explored: &Explored, seconds: f64) -> Ending {
-        say!("");
+        println!("");
         for text in &explored.not_measured {
-            say!("NOT MEASURED {text}");
+            println!("NOT MEASURED {text}");
         }
         for text in &explored.broken {
-            say!("HARNESS BROKEN {text}");
+            println!("HARNESS BROKEN {text}");
         }
         let Progress {
             versions,
@@ -530,33 +522,33 @@ impl Explore {
             violations,
             ..
         } = explored.progress;
-        say!("contract          {}", self.contract.name());
-        say!("let pass          {}", self.accept.name());
-        say!(
+        println!("contract          {}", self.contract.name());
+        println!("let pass          {}", self.accept.name());
+        println!(
             "entries           {} ({} flushes, {} marks)",
             imported.entries,
             imported.flushes(),
             imported.marks.len()
         );
         if explored.unborn > 0 {
-            say!(
+            println!(
                 "before the image  {} requests, which were passed over",
                 explored.unborn
             );
         }
-        say!("read behind flush {versions}");
-        say!("cuts              {cuts}");
-        say!("states generated  {generated}");
-        say!("states distinct   {distinct}");
-        say!(
+        println!("read behind flush {versions}");
+        println!("cuts              {cuts}");
+        println!("states generated  {generated}");
+        println!("states distinct   {distinct}");
+        println!(
             "states spared     {spared} (as one that passed where that was read; {audited} more were judged to see)"
         );
-        say!("states judged     {judged} ({nested} of them inside a repair)");
-        say!("states repaired   {repairs}");
-        say!("states gone on    {served}");
-        say!("seconds           {seconds:.1}");
-        say!("digest            {:032x}", explored.digest);
-        say!("violations        {violations}");
+        println!("states judged     {judged} ({nested} of them inside a repair)");
+        println!("states repaired   {repairs}");
+        println!("states gone on    {served}");
+        println!("seconds           {seconds:.1}");
+        println!("digest            {:032x}", explored.digest);
+        println!("violations        {violations}");
         if violations > 0 {
             Ending::Violation
         } else if not_measured > 0 || !explored.broken.is_empty() {

@@ -1,11 +1,25 @@
 //! The command line of qrash, and the only place with a clock, an environment, a terminal and an exit
 //! code.
 
-#![allow(
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "this is the command line"
-)]
+#![allow(clippy::print_stderr, reason = "this is the command line")]
+
+/// What every command prints with: as the standard library's, but that it is no error where nobody reads on. That one
+/// panics there.
+macro_rules! print {
+    ($($text:tt)*) => {
+        $crate::img::print(&format!($($text)*))
+    };
+}
+
+/// A line, in the same way.
+macro_rules! println {
+    () => {
+        $crate::img::print("\n")
+    };
+    ($($text:tt)+) => {
+        $crate::img::print(&format!("{}\n", format_args!($($text)+)))
+    };
+}
 
 mod bench;
 mod block;

@@ -6,8 +6,6 @@ use std::time::{Duration, Instant};
 use harness::campaign::{Proceed, Progress};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::img::print;
-
 /// Elsewhere than on a terminal there is a line of progress so often.
 const LINE_EVERY: Duration = Duration::from_secs(10);
 
@@ -77,7 +75,7 @@ impl Display {
             bar.set_message(message);
         } else if elapsed >= self.last_line + LINE_EVERY {
             self.last_line = elapsed;
-            print(&format!("{:>5} s: {message}\n", elapsed.as_secs()));
+            println!("{:>5} s: {message}", elapsed.as_secs());
         }
     }
 

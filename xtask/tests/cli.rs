@@ -4,7 +4,7 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::rc::Rc;
 
 use engine::device::{Port, RamDevice, drive};
@@ -175,6 +175,32 @@ fn check_ends_as_qemu_img_does() {
         let errors = String::from_utf8(output.stderr.clone()).unwrap();
         assert_eq!(output.status.code(), Some(code), "{name}: {errors}");
         assert_eq!(errors.lines().count(), 1, "{name}: one line, not {errors}");
+    }
+}
+
+/// `cargo xtask fuzz | head` panicked on the closed pipe, and ended with 101.
+#[test]
+fn nobody_need_read_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let commands: [&[&str]; 4] = [
+        &["fuzz", "--seed", "1", "--runs", "2"],
+        &["faults", "--seed", "1", "--count", "5"],
+        &["faults", "--silent", "1"],
+        &["malformed", "--images", "3"],
+    ];
+    for arguments in commands {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_xtask"));
+        let mut child = command
+            .args(arguments)
+            .current_dir(folder.path())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        drop(child.stdout.take());
+        let output = child.wait_with_output().unwrap();
+        let errors = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(0), "{arguments:?}: {errors}");
     }
 }
 
