@@ -14,9 +14,7 @@ use std::cell::RefCell;
 use std::fmt;
 use std::rc::Rc;
 
-use engine::device::{
-    Cause, Completion, Device, DeviceError, Event, Extent, Limits, Op, Outcome, Request,
-};
+use engine::device::{Cause, Device, DeviceError, Event, Op, Outcome, Request};
 
 use self::book::Book;
 use crate::config::{BlockLimits, Config, IoType};
@@ -41,10 +39,10 @@ impl fmt::Display for Notice {
 }
 
 /// The device.
-#[derive(Clone, Debug)]
-pub struct Filter(Layer<Blkdebug>);
+pub type Filter = Layer<Blkdebug>;
 
-struct Blkdebug {
+/// What fails and parks requests that keep its limits.
+pub struct Blkdebug {
     below: Rc<dyn Device>,
     limits: BlockLimits,
     book: RefCell<Book>,
@@ -60,7 +58,7 @@ impl fmt::Debug for Blkdebug {
     }
 }
 
-impl Filter {
+impl Layer<Blkdebug> {
     /// A device before `below`; `tell` hears of breakpoints as they are met.
     ///
     /// # Panics
@@ -76,12 +74,12 @@ impl Filter {
             Ok(()),
             "the limits are those of some device"
         );
-        Self(Layer::new(Blkdebug {
+        Self::before(Blkdebug {
             below,
             limits,
             book: RefCell::new(Book::new(config)),
             tell: Box::new(tell),
-        }))
+        })
     }
 
     /// The limits that it pretends to have.
@@ -135,46 +133,13 @@ impl Filter {
             .fault(IoType::BlockStatus, start, end - start);
         fault.map_or(Ok(()), |errno| Err(Cause::Os(errno)))
     }
-
-    /// Makes a range read as zeroes, on nobody's behalf. With `through` it is durable when this ends.
-    pub async fn write_zeroes(
-        &self,
-        offset: u64,
-        len_bytes: u64,
-        unmap: bool,
-        through: bool,
-    ) -> Outcome {
-        self.0.write_zeroes(offset, len_bytes, unmap, through).await
-    }
-
-    fn driver(&self) -> &Blkdebug {
-        self.0.driver()
-    }
-}
-
-impl Device for Filter {
-    fn submit(&self, request: Request) -> Completion {
-        self.0.submit(request)
-    }
-
-    fn reach(&self, event: Event) -> Completion {
-        self.0.reach(event)
-    }
-
-    fn len(&self) -> u64 {
-        self.0.len()
-    }
-
-    fn extent(&self, offset: u64) -> Extent {
-        self.0.extent(offset)
-    }
-
-    fn limits(&self) -> Limits {
-        self.0.limits()
-    }
 }
 
 impl Driver for Blkdebug {
+    fn below(&self) -> &Rc<dyn Device> {
+        &self.below
+    }
+
     fn limits(&self) -> BlockLimits {
         self.limits
     }
@@ -215,27 +180,6 @@ impl Driver for Blkdebug {
             Some(errno) => Err(DeviceError::new(*event, op, Cause::Os(errno))),
             None => self.below.submit(request).await,
         }
-    }
-
-    async fn flush_unchanged(&self, event: Event) -> Outcome {
-        let op = Op::Flush;
-        self.below.submit(Request { event, op }).await
-    }
-
-    async fn reach(&self, event: Event) -> Outcome {
-        self.below.reach(event).await
-    }
-
-    fn len_bytes(&self) -> u64 {
-        self.below.len()
-    }
-
-    fn extent(&self, offset: u64) -> Extent {
-        self.below.extent(offset)
-    }
-
-    fn device_limits(&self) -> Limits {
-        self.below.limits()
     }
 }
 

@@ -28,8 +28,11 @@ pub(crate) const MAX_BYTES: u64 = (1 << 31) - 1;
 const MAX_BOUNCE_BYTES: u64 = 16 << 20;
 const NOT_SUPPORTED: Cause = Cause::Os(95);
 
-/// What carries out requests that keep its limits.
+/// What carries out requests that keep its limits, on a device below it.
 pub trait Driver: 'static {
+    /// The device below: what is not said otherwise is its business.
+    fn below(&self) -> &Rc<dyn Device>;
+
     /// The limits that every request keeps.
     fn limits(&self) -> BlockLimits;
 
@@ -44,19 +47,30 @@ pub trait Driver: 'static {
     fn carry_out(&self, request: Request) -> impl Future<Output = Outcome>;
 
     /// Carries out a flush when nothing changed since the last one.
-    fn flush_unchanged(&self, event: Event) -> impl Future<Output = Outcome>;
+    fn flush_unchanged(&self, event: Event) -> impl Future<Output = Outcome> {
+        let op = Op::Flush;
+        self.below().submit(Request { event, op })
+    }
 
     /// Announces an event where no request is due.
-    fn reach(&self, event: Event) -> impl Future<Output = Outcome>;
+    fn reach(&self, event: Event) -> impl Future<Output = Outcome> {
+        self.below().reach(event)
+    }
 
     /// The length in bytes.
-    fn len_bytes(&self) -> u64;
+    fn len_bytes(&self) -> u64 {
+        self.below().len()
+    }
 
     /// What stands at `offset`.
-    fn extent(&self, offset: u64) -> Extent;
+    fn extent(&self, offset: u64) -> Extent {
+        self.below().extent(offset)
+    }
 
     /// What requests to the driver's own device must look like.
-    fn device_limits(&self) -> Limits;
+    fn device_limits(&self) -> Limits {
+        self.below().limits()
+    }
 }
 
 /// A driver behind the block layer.
@@ -105,7 +119,7 @@ struct Padding {
 
 impl<D: Driver> Layer<D> {
     /// The block layer before `driver`.
-    pub fn new(driver: D) -> Self {
+    pub fn before(driver: D) -> Self {
         Self(Rc::new(Core {
             driver,
             changes: Cell::default(),

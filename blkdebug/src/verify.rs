@@ -11,8 +11,7 @@ use std::fmt;
 use std::rc::Rc;
 
 use engine::device::{
-    Cause, Completion, Device, DeviceError, Event, Extent, Limits, Op, OpKind, Outcome, Reply,
-    Request,
+    Cause, Device, DeviceError, Event, Extent, Op, OpKind, Outcome, Reply, Request,
 };
 
 use crate::config::BlockLimits;
@@ -65,10 +64,10 @@ impl fmt::Display for Mismatch {
 }
 
 /// The device.
-#[derive(Clone, Debug)]
-pub struct Verify(Layer<Blkverify>);
+pub type Verify = Layer<Blkverify>;
 
-struct Blkverify {
+/// What mirrors reads and writes, and compares.
+pub struct Blkverify {
     test: Rc<dyn Device>,
     reference: Rc<dyn Device>,
     found: RefCell<Option<Mismatch>>,
@@ -83,7 +82,7 @@ impl fmt::Debug for Blkverify {
     }
 }
 
-impl Verify {
+impl Layer<Blkverify> {
     /// A device that shows what `test` holds, and compares it with `reference`; `tell` hears of each
     /// mismatch before the request that showed it fails.
     pub fn new(
@@ -91,50 +90,17 @@ impl Verify {
         reference: Rc<dyn Device>,
         tell: impl Fn(&Mismatch) + 'static,
     ) -> Self {
-        Self(Layer::new(Blkverify {
+        Self::before(Blkverify {
             test,
             reference,
             found: RefCell::default(),
             tell: Box::new(tell),
-        }))
-    }
-
-    /// Makes a range read as zeroes, on nobody's behalf. With `through` it is durable when this ends.
-    pub async fn write_zeroes(
-        &self,
-        offset: u64,
-        len_bytes: u64,
-        unmap: bool,
-        through: bool,
-    ) -> Outcome {
-        self.0.write_zeroes(offset, len_bytes, unmap, through).await
+        })
     }
 
     /// The first mismatch, if there was any.
     pub fn mismatch(&self) -> Option<Mismatch> {
-        self.0.driver().found.borrow().clone()
-    }
-}
-
-impl Device for Verify {
-    fn submit(&self, request: Request) -> Completion {
-        self.0.submit(request)
-    }
-
-    fn reach(&self, event: Event) -> Completion {
-        self.0.reach(event)
-    }
-
-    fn len(&self) -> u64 {
-        self.0.len()
-    }
-
-    fn extent(&self, offset: u64) -> Extent {
-        self.0.extent(offset)
-    }
-
-    fn limits(&self) -> Limits {
-        self.0.limits()
+        self.driver().found.borrow().clone()
     }
 }
 
@@ -186,6 +152,10 @@ fn errno(outcome: &Outcome) -> i32 {
 }
 
 impl Driver for Blkverify {
+    fn below(&self) -> &Rc<dyn Device> {
+        &self.test
+    }
+
     fn limits(&self) -> BlockLimits {
         BlockLimits::default()
     }
@@ -223,25 +193,8 @@ impl Driver for Blkverify {
         test
     }
 
-    async fn flush_unchanged(&self, event: Event) -> Outcome {
-        let op = Op::Flush;
-        self.test.submit(Request { event, op }).await
-    }
-
-    async fn reach(&self, event: Event) -> Outcome {
-        self.test.reach(event).await
-    }
-
-    fn len_bytes(&self) -> u64 {
-        self.test.len()
-    }
-
     fn extent(&self, offset: u64) -> Extent {
         self.reference.extent(offset)
-    }
-
-    fn device_limits(&self) -> Limits {
-        self.test.limits()
     }
 }
 

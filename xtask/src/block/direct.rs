@@ -4,6 +4,7 @@
 //! requests, and its events tell them apart; so nothing is rounded here but what was probed, and a write that
 //! is to be durable is told so instead of being followed by a flush.
 
+use std::fmt;
 use std::rc::Rc;
 
 use blkdebug::config::BlockLimits;
@@ -58,9 +59,8 @@ struct Bare(Rc<dyn Device>);
 const NOT_SUPPORTED: Cause = Cause::Os(95);
 
 /// The raw format as the block layer sees it.
-#[derive(Debug)]
 struct Raw {
-    file: Port,
+    file: Rc<dyn Device>,
     limits: BlockLimits,
     writes_through: bool,
 }
@@ -92,7 +92,7 @@ impl Direct {
         };
         let limits = filter.as_ref().map(Filter::block_limits);
         let raw = Raw {
-            file: Port::new(below.device()),
+            file: below.device(),
             limits: BlockLimits {
                 align,
                 max_transfer: limits.unwrap_or_default().max_transfer,
@@ -100,7 +100,7 @@ impl Direct {
             },
             writes_through: filter.is_some(),
         };
-        let way = Way::Format(Layer::new(raw));
+        let way = Way::Format(Layer::before(raw));
         Self { way, filter }
     }
 
@@ -238,17 +238,29 @@ impl Device for Bare {
     }
 }
 
+impl fmt::Debug for Raw {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Raw")
+            .field("limits", &self.limits)
+            .finish_non_exhaustive()
+    }
+}
+
 impl Raw {
     async fn ask(&self, event: Event, op: Op) -> Outcome {
-        self.file.device().submit(Request { event, op }).await
+        self.file.submit(Request { event, op }).await
     }
 
     async fn announce(&self, event: Event) -> Outcome {
-        self.file.device().reach(event).await
+        self.file.reach(event).await
     }
 }
 
 impl Driver for Raw {
+    fn below(&self) -> &Rc<dyn Device> {
+        &self.file
+    }
+
     fn limits(&self) -> BlockLimits {
         self.limits
     }
@@ -277,21 +289,5 @@ impl Driver for Raw {
     async fn flush_unchanged(&self, _: Event) -> Outcome {
         self.announce(Event::FlushToOs).await?;
         self.ask(Event::None, Op::Flush).await
-    }
-
-    async fn reach(&self, event: Event) -> Outcome {
-        self.announce(event).await
-    }
-
-    fn len_bytes(&self) -> u64 {
-        self.file.len()
-    }
-
-    fn extent(&self, offset: u64) -> Extent {
-        self.file.extent(offset)
-    }
-
-    fn device_limits(&self) -> Limits {
-        self.file.limits()
     }
 }

@@ -440,7 +440,14 @@ impl Opener<'_> {
         let raw = self.open_file(raw, access)?;
         let role = Role::Image(Format::Raw);
         raw.claim(claims::claim(role, access, &self.opening))?;
-        let test = self.open_file(test, access)?;
+        if access == Access::ReadWrite {
+            raw.must_end_aligned()?;
+        }
+        // As in QEMU the length of the image is blkverify's to change, and only that of the raw file is not.
+        let may_resize = std::mem::replace(&mut self.may_resize, true);
+        let test = self.open_file(test, access);
+        self.may_resize = may_resize;
+        let test = test?;
         let spec = FileSpec::Blkverify {
             raw: Box::new(raw.spec.clone()),
             test: Box::new(test.spec.clone()),
