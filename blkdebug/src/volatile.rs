@@ -479,7 +479,7 @@ fn reply(current: &PageImage, entry: &Entry, twist: Twist) -> Reply {
 
 /// Applies to the content what really happens of a request. A torn extension still extends: what is
 /// missing of it reads zero.
-fn lay(image: &mut PageImage, entry: &Entry) {
+pub fn lay(image: &mut PageImage, entry: &Entry) {
     if !entry.changes_content() {
         return;
     }

@@ -1,15 +1,15 @@
 //! `faults`: requests that fail, drawn by the thousand, or event by event as a table.
 
-use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
 use engine::device::Event;
 use harness::fault::campaign::{Campaign, Plan, campaign};
-use harness::fault::matrix::{Past, Way, cell};
+use harness::fault::matrix::{Cell, Past, Way, cells};
 use harness::fault::silent::{Report, silent};
-use harness::fault::table::{Row, cause_name, document, events, repeat_name};
+use harness::fault::table::{Row, document, events, fails_name, reasons, repeat_name};
 use harness::workload::pin::{OPTIONS, Pins};
 
 use crate::terminal::{Display, Limit, default_jobs, parse_duration};
@@ -17,6 +17,8 @@ use crate::{Ending, Refusal, source, violation};
 
 /// Faults where nobody said how many: some seconds on two cores.
 const DEFAULT_FAULTS: u64 = 2_000;
+/// Where traces go.
+const REPORTS: &str = "reports";
 /// Workloads whose images are damaged for the table.
 const DAMAGED: u64 = 200;
 
@@ -46,10 +48,13 @@ pub(crate) struct Faults {
     /// Let every event fail in every way, and print what became of it as a table
     #[arg(long, conflicts_with_all = ["seed", "count", "time", "options", "silent"])]
     table: bool,
+    /// With --table: compare the table with this file instead of writing it
+    #[arg(long, value_name = "FILE", requires = "table", conflicts_with = "out")]
+    check: Option<PathBuf>,
     /// Damage images without a word, those of so many workloads
     #[arg(long, value_name = "RUNS", conflicts_with_all = ["count", "time"])]
     silent: Option<u64>,
-    /// Where the traces go; with --table the file that the table is written to
+    /// Where the traces go; with --table the file that the table is written to, and traces go to reports
     #[arg(long, value_name = "PATH")]
     out: Option<PathBuf>,
 }
@@ -58,7 +63,7 @@ impl Faults {
     pub(crate) fn run(&self) -> Result<Ending, Refusal> {
         let jobs = self.jobs.map_or_else(default_jobs, usize::from);
         if self.table {
-            return self.table();
+            return self.table(jobs);
         }
         let pins = self.options.unwrap_or_default();
         if pins.chain == Some(true) || pins.faults == Some(false) {
@@ -66,13 +71,13 @@ impl Faults {
             return Err(Refusal(text.into()));
         }
         println!("seed {}", self.seed);
-        if let Some(runs) = self.silent {
-            let report = silent(self.seed, runs, self.options.unwrap_or_default(), None);
-            let report = report.map_err(|panic| Refusal(format!("the harness {panic}")))?;
-            return Ok(tell_damage(&report));
-        }
-        let out = self.out.clone().unwrap_or_else(|| "reports".into());
+        let out = self.out.clone().unwrap_or_else(|| REPORTS.into());
         source::writable_directory(&out)?;
+        if let Some(runs) = self.silent {
+            let pins = self.options.unwrap_or_default();
+            let report = silent(self.seed, runs, pins, None, jobs).map_err(Refusal::new)?;
+            return tell_damage(&report, self.seed, &out);
+        }
         let unlimited = self.time.map_or(DEFAULT_FAULTS, |_| u64::MAX);
         let plan = Plan {
             seed: self.seed,
@@ -97,44 +102,74 @@ impl Faults {
         Ok(tell(&done, seconds))
     }
 
-    fn table(&self) -> Result<Ending, Refusal> {
+    fn table(&self, jobs: usize) -> Result<Ending, Refusal> {
+        let out = Path::new(REPORTS);
+        source::writable_directory(out)?;
         let mut ending = Ending::Clean;
         let mut rows = Vec::new();
-        for event in events() {
-            let cells = Way::all().into_iter().map(|way| {
-                let cell = cell(event, way);
-                if cell.runs == 0 || !cell.broken.is_empty() {
-                    let why = cell
-                        .broken
-                        .first()
-                        .map_or("no workload comes to it", |why| why);
-                    println!("NOT MEASURED {}: {why}", name(event, way));
-                    ending = ending.max(Ending::Unmeasured);
-                }
-                for found in &cell.found {
+        let events: Vec<Event> = events().collect();
+        let cells = cells(&events, jobs).map_err(Refusal::new)?;
+        for (event, cells) in events.into_iter().zip(cells) {
+            for (way, cell) in Way::all().into_iter().zip(&cells) {
+                ending = ending.max(tell_cell(event, way, cell, out)?);
+            }
+            rows.push(Row { event, cells });
+        }
+        let pins = Pins::default();
+        let report = silent(self.seed, DAMAGED, pins, None, jobs).map_err(Refusal::new)?;
+        ending = ending.max(tell_violations(&report, self.seed, out)?);
+        let text = document(&rows, &report);
+        let named =
+            |path: &Path, error: std::io::Error| Refusal(format!("{}: {error}", path.display()));
+        match (&self.out, &self.check) {
+            (Some(path), _) => std::fs::write(path, text).map_err(|error| named(path, error))?,
+            (None, Some(path)) => {
+                let kept = std::fs::read_to_string(path).map_err(|error| named(path, error))?;
+                if let Some(difference) = difference(&kept, &text) {
                     println!(
-                        "VIOLATION {}: {}",
-                        name(event, way),
-                        found.finding.violation
+                        "{}: not as the engine behaves\n{difference}",
+                        path.display()
                     );
                     ending = ending.max(Ending::Violation);
                 }
-                cell
-            });
-            let cells = cells.collect();
-            rows.push(Row { event, cells });
-        }
-        let report = silent(self.seed, DAMAGED, Pins::default(), None);
-        let report = report.map_err(|panic| Refusal(format!("the harness {panic}")))?;
-        ending = ending.max(tell_violations(&report));
-        let text = document(&rows, &report);
-        match &self.out {
-            None => print!("{text}"),
-            Some(path) => std::fs::write(path, text)
-                .map_err(|error| Refusal(format!("{}: {error}", path.display())))?,
+            }
+            (None, None) => print!("{text}"),
         }
         Ok(ending)
     }
+}
+
+/// The lines that differ, if any do.
+fn difference(kept: &str, made: &str) -> Option<String> {
+    let lines = similar::TextDiff::from_lines(kept, made);
+    let changed = lines.iter_all_changes().filter_map(|change| {
+        let sign = match change.tag() {
+            similar::ChangeTag::Delete => '-',
+            similar::ChangeTag::Insert => '+',
+            similar::ChangeTag::Equal => return None,
+        };
+        Some(format!("{sign}{}", change.value().trim_end()))
+    });
+    let changed: Vec<String> = changed.collect();
+    (!changed.is_empty()).then(|| changed.join("\n"))
+}
+
+/// Tells what is wrong with a cell.
+fn tell_cell(event: Event, way: Way, cell: &Cell, out: &Path) -> Result<Ending, Refusal> {
+    let mut ending = Ending::Clean;
+    let is_missing = cell.runs == 0 && way.applies_to(event);
+    if is_missing || !cell.broken.is_empty() {
+        let why = cell.broken.first();
+        let why = why.map_or("no workload comes to it", |why| why);
+        println!("NOT MEASURED {}: {why}", name(event, way));
+        ending = Ending::Unmeasured;
+    }
+    if !cell.found.is_empty() {
+        println!("{}:", name(event, way));
+        violation::tell_each(&cell.found, "run", &format!("{}-", name(event, way)), out)?;
+        ending = ending.max(Ending::Violation);
+    }
+    Ok(ending)
 }
 
 fn name(event: Event, way: Way) -> String {
@@ -144,7 +179,7 @@ fn name(event: Event, way: Way) -> String {
     };
     format!(
         "{event}, {} {}, {past} a power loss",
-        cause_name(way.cause),
+        fails_name(way.fails),
         repeat_name(way.repeat)
     )
 }
@@ -197,30 +232,61 @@ fn tell(done: &Campaign, seconds: f64) -> Ending {
     }
 }
 
-fn tell_violations(report: &Report) -> Ending {
-    for (run, what, verdict) in &report.found {
-        println!("VIOLATION run {run}, {what}: {verdict:?}");
+/// Tells of violations, and leaves a trace of each.
+fn tell_violations(report: &Report, seed: u64, out: &Path) -> Result<Ending, Refusal> {
+    for text in &report.broken {
+        println!("NOT MEASURED {text}");
     }
-    if report.found.is_empty() {
+    let mut classes = BTreeSet::new();
+    for found in &report.at_rest {
+        let class = found.violation.class.to_string();
+        if !classes.insert(class.clone()) {
+            continue;
+        }
+        let origin = format!("silent-seed-{seed}-run-{}", found.run);
+        let trace = violation::save_trace(&found.trace, &class, &origin, out)?;
+        println!("VIOLATION {class}\n  {}", found.trace.about);
+        println!("  replay: cargo xtask replay {}", trace.display());
+    }
+    let origin = format!("silent-seed-{seed}-");
+    violation::tell_each(&report.in_use, "run", &origin, out)?;
+    Ok(if report.violations() > 0 {
+        Ending::Violation
+    } else if report.broken.is_empty() {
         Ending::Clean
     } else {
-        Ending::Violation
-    }
+        Ending::Unmeasured
+    })
 }
 
-fn tell_damage(report: &Report) -> Ending {
+fn tell_damage(report: &Report, seed: u64, out: &Path) -> Result<Ending, Refusal> {
     for ((class, damage), standings) in &report.standings {
+        let readings = &standings.readings;
         println!(
-            "{:<15} {:<18} right {:>5}  refused {:>5}  undetectable {:>5}",
+            "{:<15} {:<18} images: right {:>5}  refused {:>5}  undetectable {:>5}  sectors: right {:>7}  refused {:>7}  undetectable {}",
             class.name(),
             damage.name(),
             standings.right,
             standings.refused,
-            standings.undetectable
+            standings.undetectable,
+            readings.right,
+            readings.refused,
+            reasons(readings)
         );
     }
     println!("workloads         {}", report.runs);
-    println!("while it was open {} requests", report.live);
-    println!("violations        {}", report.found.len());
-    tell_violations(report)
+    for (kind, count) in &report.live {
+        println!("  {kind:<26} {count}");
+    }
+    println!(
+        "while it was open sectors: right {}, refused {}, undetectable {}",
+        report.readings.right,
+        report.readings.refused,
+        reasons(&report.readings)
+    );
+    for (blind, count) in &report.blind {
+        println!("written to another's, since {}: {count}", blind.name());
+    }
+    println!("violations        {}", report.violations());
+    tell_violations(report, seed, out)
 }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use harness::campaign::Found;
 use harness::minimise::End;
 use harness::reduce::{Reduced, reduce};
+use harness::trace::Trace;
 
 use crate::Refusal;
 
@@ -43,8 +44,18 @@ pub(crate) fn save(
     origin: &str,
     directory: &Path,
 ) -> Result<PathBuf, Refusal> {
+    save_trace(&reduced.trace, name, origin, directory)
+}
+
+/// The same, for a trace that was not made small.
+pub(crate) fn save_trace(
+    trace: &Trace,
+    name: &str,
+    origin: &str,
+    directory: &Path,
+) -> Result<PathBuf, Refusal> {
     let path = directory.join(format!("{}-{}.json", plain(name), plain(origin)));
-    std::fs::write(&path, reduced.trace.to_json())
+    std::fs::write(&path, trace.to_json())
         .map_err(|error| Refusal(format!("{}: {error}", path.display())))?;
     Ok(path)
 }

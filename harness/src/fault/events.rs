@@ -69,7 +69,9 @@ pub fn raised(event: Event) -> Raised {
         Event::L1ShrinkWriteTable | Event::L1ShrinkFreeL2Clusters => {
             Raised::Never("a smaller disk gives its L1 entries up by l1_update")
         }
-        Event::CorWrite => Raised::Never("there is no copy on read"),
+        Event::CorWrite => Raised::Never(
+            "of QEMU's block layer: what is copied on read is written by write_aio, as below QEMU's qcow2",
+        ),
         Event::PwritevRmwHead
         | Event::PwritevRmwAfterHead
         | Event::PwritevRmwTail

@@ -1,24 +1,28 @@
-//! Every event, failed in every way: with each cause, once and for good, on a whole image and on one that lost power.
+//! Every event, failed in every way: with each cause, with what failed having happened all the same, and with flushes that
+//! lose what they were to make durable; once and for good; on a whole image and on one that lost power.
 //!
-//! A cell is a few drawn workloads that come to the event. Each is lived through with its requests failing there, once or
-//! for the rest of the operation; then the operation is asked again, the image is closed and opened, and the operation
-//! asked once more. Everything is judged, the crash states that the run could have left included.
+//! A cell is a few drawn workloads that come to the event. *Once*: its first request fails; the operation is asked again,
+//! the workload goes on, and at the end the image is closed, opened, and the operation asked once more. *For good*: its
+//! requests fail from there on, through the operation asked again, through the rest of the workload, through closing and
+//! opening the image, and through the operation asked once more; then the fault is taken away, and the same follows as
+//! after one that was there once. Everything is judged, the crash states that the run could have left included.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use blkdebug::disks::Disk;
-use blkdebug::rule::{During, Fault, Repeat, Rule};
+use blkdebug::rule::{Fault, Repeat, Rule};
 use engine::device::{Cause, Event, OpKind};
+use rayon::prelude::*;
 
 use super::draw::{CAUSES, insert};
 use super::events::{Raised, raised};
 use super::oracle::{happening, is_advice, is_put_off};
-use crate::campaign::Found;
+use crate::campaign::{Found, NoThreads, threads};
 use crate::crash::explore::Budget;
 use crate::prng::Prng;
 use crate::run::{Case, Effort, Life, Schedule, live, run};
 use crate::workload::generate;
-use crate::workload::ops::{Answer, Operation};
+use crate::workload::ops::{Answer, Happening, Operation};
 use crate::workload::pin::Pins;
 use crate::workload::shape::Scenario;
 
@@ -36,13 +40,24 @@ pub enum Past {
     PowerLoss,
 }
 
+/// How a request fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fails {
+    /// With this cause, and nothing of it happens.
+    With(Cause),
+    /// What is written happens all the same.
+    ButHappens,
+    /// What a flush was to make durable is gone.
+    AndForgets,
+}
+
 /// One way to let an event fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Way {
     /// What the image had behind it.
     pub past: Past,
-    /// Why requests fail.
-    pub cause: Cause,
+    /// How requests fail.
+    pub fails: Fails,
     /// How often.
     pub repeat: Repeat,
 }
@@ -58,6 +73,16 @@ pub enum Became {
     Advice,
     /// What failed was put off: the operation had kept its promise already.
     PutOff,
+    /// Asked again while requests still failed, it failed again, and said so.
+    ToldAgain,
+    /// Asked again while requests still failed, it succeeded: it came to none of them.
+    Around,
+    /// Other operations succeeded while requests still failed.
+    OthersGoOn,
+    /// Other operations failed while requests still failed.
+    OthersFail,
+    /// The image that could not be opened was opened once the fault was gone.
+    Opened,
     /// Asked again, it succeeded.
     Again,
     /// It succeeded once the image had been opened again.
@@ -69,8 +94,8 @@ pub enum Became {
 /// What came of an event in a way.
 #[derive(Clone, Debug, Default)]
 pub struct Cell {
-    /// What became of the operations.
-    pub became: BTreeSet<Became>,
+    /// What became of the operations, and in how many workloads it was just that.
+    pub became: BTreeMap<Vec<Became>, usize>,
     /// How many workloads there were.
     pub runs: usize,
     /// How many requests failed.
@@ -88,17 +113,47 @@ impl Way {
     pub fn all() -> Vec<Self> {
         let mut ways = Vec::new();
         for past in [Past::Whole, Past::PowerLoss] {
-            for cause in CAUSES {
+            let causes = CAUSES.map(Fails::With).into_iter();
+            for fails in causes.chain([Fails::ButHappens, Fails::AndForgets]) {
                 for repeat in [Repeat::Once, Repeat::Always] {
                     ways.push(Self {
                         past,
-                        cause,
+                        fails,
                         repeat,
                     });
                 }
             }
         }
         ways
+    }
+
+    /// Whether requests of an event can fail so: a read does not happen all the same, and only a flush forgets.
+    pub fn applies_to(self, event: Event) -> bool {
+        let reads = matches!(
+            event,
+            Event::L2Load
+                | Event::L2AllocCowRead
+                | Event::ReadAio
+                | Event::ReadBackingAio
+                | Event::ReadCompressed
+                | Event::CowRead
+                | Event::ReftableLoad
+                | Event::RefblockLoad
+        );
+        let flushes = matches!(event, Event::FlushToOs | Event::FlushToDisk);
+        match self.fails {
+            Fails::With(_) => true,
+            Fails::ButHappens => !reads && !flushes,
+            Fails::AndForgets => flushes,
+        }
+    }
+
+    fn fault(self) -> Fault {
+        match self.fails {
+            Fails::With(cause) => Fault::Fail(cause),
+            Fails::ButHappens => Fault::Persist(Cause::IO, None),
+            Fails::AndForgets => Fault::Forget(Cause::IO),
+        }
     }
 }
 
@@ -110,6 +165,11 @@ impl Became {
             Self::NotOpened => "not opened",
             Self::Advice => "advice",
             Self::PutOff => "put off",
+            Self::ToldAgain => "told again",
+            Self::Around => "around",
+            Self::OthersGoOn => "others go on",
+            Self::OthersFail => "others fail",
+            Self::Opened => "opened",
             Self::Again => "again",
             Self::Reopened => "reopened",
             Self::Refused => "refused",
@@ -171,9 +231,26 @@ fn pins(event: Event, past: Past) -> Pins {
     Pins::parse(&text).expect("the options are constant")
 }
 
+/// Lets each of these events fail in every way, on so many threads, in the order of [`Way::all`].
+pub fn cells(events: &[Event], jobs: usize) -> Result<Vec<Vec<Cell>>, NoThreads> {
+    let ways = Way::all();
+    let pairs: Vec<(Event, Way)> = events
+        .iter()
+        .flat_map(|event| ways.iter().map(|way| (*event, *way)))
+        .collect();
+    let cells: Vec<Cell> = threads(jobs)?.install(|| {
+        let cells = pairs.into_par_iter();
+        cells.map(|(event, way)| cell(event, way)).collect()
+    });
+    Ok(cells.chunks(ways.len()).map(<[Cell]>::to_vec).collect())
+}
+
 /// Lets an event fail in one way.
 pub fn cell(event: Event, way: Way) -> Cell {
     let mut cell = Cell::default();
+    if !way.applies_to(event) {
+        return cell;
+    }
     let pins = pins(event, way.past);
     for seed in 0..DRAWN {
         if cell.runs == WANTED {
@@ -191,7 +268,7 @@ pub fn cell(event: Event, way: Way) -> Cell {
 /// A workload in which the event fails, and after which what failed is asked for again; `None` where it does not come to
 /// that event.
 fn with_fault(event: Event, way: Way, drawn: &Scenario) -> Option<Scenario> {
-    let mut rule = Rule::new(Fault::Fail(way.cause));
+    let mut rule = Rule::new(way.fault());
     match raised(event) {
         // It is raised on the image, and what is read then is another disk.
         _ if event == Event::ReadBackingAio => {
@@ -233,23 +310,32 @@ fn with_fault(event: Event, way: Way, drawn: &Scenario) -> Option<Scenario> {
         return None;
     }
     rule.repeat = way.repeat;
+    let before = scenario.operations.len();
+    insert(&mut scenario, place, again);
+    if scenario.operations.len() == before {
+        // What it asked for cannot be asked for twice.
+        return None;
+    }
+    let append = |scenario: &mut Scenario, operations: &[Operation]| {
+        for operation in operations {
+            let end = scenario.operations.len();
+            insert(scenario, end, *operation);
+        }
+    };
     if way.repeat == Repeat::Always {
-        rule.during = During {
-            until: Some(u64::try_from(place).expect("a workload is short")),
-            ..rule.during
-        };
+        append(&mut scenario, &[Operation::Reopen, again]);
+        let gone = scenario.operations.len();
+        rule.during.until = Some(u64::try_from(gone).expect("a workload is short"));
+        append(&mut scenario, &[again]);
     }
     scenario.faults = vec![rule];
-    insert(&mut scenario, place, again);
-    for operation in [
+    let last = [
         Operation::Reopen,
         again,
         Operation::Flush,
         Operation::Reopen,
-    ] {
-        let end = scenario.operations.len();
-        insert(&mut scenario, end, operation);
-    }
+    ];
+    append(&mut scenario, &last);
     Some(scenario)
 }
 
@@ -289,7 +375,11 @@ fn judge(cell: &mut Cell, seed: u64, scenario: &Scenario) {
     }
     cell.runs += 1;
     cell.hits += life.faults;
-    cell.became.extend(became(&life));
+    let lasting = scenario.faults.iter();
+    let lasting = lasting.filter(|rule| rule.repeat == Repeat::Always);
+    let until = lasting.filter_map(|rule| rule.during.until).max();
+    let became = became(&life, until.unwrap_or(0));
+    *cell.became.entry(became).or_default() += 1;
     match outcome {
         Err(panic) => cell.broken.push(format!("the harness {panic}")),
         Ok(outcome) => {
@@ -308,46 +398,70 @@ fn judge(cell: &mut Cell, seed: u64, scenario: &Scenario) {
     }
 }
 
-/// What became of the operations that were hit.
-pub fn became(life: &Life) -> BTreeSet<Became> {
-    let mut all = BTreeSet::new();
-    for (disk, injected) in &life.injected {
-        let Some(it) = injected.operation.and_then(|id| happening(life, id)) else {
-            all.insert(Became::NotOpened);
-            continue;
-        };
-        match it.completed {
-            Some((_, Answer::Done)) if is_advice(injected, Some(it.operation)) => {
-                all.insert(Became::Advice);
-            }
-            Some((_, Answer::Done)) if is_put_off(life, *disk, it, injected) => {
-                all.insert(Became::PutOff);
-            }
-            Some((_, Answer::Done)) => {}
-            None | Some((_, Answer::Failed)) => {
-                all.insert(Became::Told);
-            }
-        }
-    }
-    let told = life.injected.iter().find_map(|(_, injected)| {
-        let it = injected.operation.and_then(|id| happening(life, id))?;
-        matches!(it.completed, Some((_, Answer::Failed))).then_some(it)
-    });
-    let Some(told) = told else {
+/// What became of the operation that was hit first, in the order in which it did. Requests fail until operation `until`.
+pub fn became(life: &Life, until: u64) -> Vec<Became> {
+    let mut all = Vec::new();
+    let Some((disk, first)) = life.injected.first() else {
         return all;
     };
+    let it = first.operation.and_then(|id| happening(life, id));
+    let is_done = |it: &Happening| matches!(it.completed, Some((_, Answer::Done)));
+    all.push(match it {
+        None => Became::NotOpened,
+        Some(it) if is_done(it) && is_advice(first, Some(it.operation)) => Became::Advice,
+        Some(it) if is_done(it) && is_put_off(life, *disk, it, first) => Became::PutOff,
+        Some(_) => Became::Told,
+    });
+    let asked = it.map_or(Operation::Reopen, |it| it.operation);
+    let later = life.lived.history.iter();
+    let later: Vec<&Happening> = later
+        .filter(|other| it.is_none_or(|it| other.id > it.id))
+        .collect();
+    let (under, after): (Vec<&Happening>, Vec<&Happening>) =
+        later.into_iter().partition(|it| u64::from(it.id.0) < until);
+    all.extend(while_it_lasts(&under, asked));
+    if matches!(all[0], Became::Advice | Became::PutOff) {
+        return all;
+    }
+    all.extend(once_it_is_gone(&after, asked, it.is_none()));
+    all
+}
+
+/// What became of everything that was asked while requests still failed.
+fn while_it_lasts(under: &[&Happening], asked: Operation) -> Vec<Became> {
+    let is_done = |it: &&&Happening| matches!(it.completed, Some((_, Answer::Done)));
+    let mut all = Vec::new();
+    let again = under.iter().filter(|it| it.operation == asked);
+    let (done, failed): (Vec<&&Happening>, Vec<&&Happening>) = again.partition(is_done);
+    if !failed.is_empty() {
+        all.push(Became::ToldAgain);
+    }
+    if !done.is_empty() {
+        all.push(Became::Around);
+    }
+    let others = under.iter().filter(|it| it.operation != asked);
+    let (done, failed): (Vec<&&Happening>, Vec<&&Happening>) = others.partition(is_done);
+    if !done.is_empty() {
+        all.push(Became::OthersGoOn);
+    }
+    if !failed.is_empty() {
+        all.push(Became::OthersFail);
+    }
+    all
+}
+
+/// What became of the operation once nothing failed any more.
+fn once_it_is_gone(after: &[&Happening], asked: Operation, was_shut: bool) -> Option<Became> {
     let mut between = false;
-    let later = life.lived.history.iter().filter(|it| it.id > told.id);
     let mut last = None;
-    for it in later {
+    for it in after {
         let is_done = matches!(it.completed, Some((_, Answer::Done)));
-        if it.operation == told.operation {
-            last = Some(if !is_done {
-                Became::Refused
-            } else if between {
-                Became::Reopened
-            } else {
-                Became::Again
+        if it.operation == asked {
+            last = Some(match is_done {
+                false => Became::Refused,
+                true if was_shut => Became::Opened,
+                true if between => Became::Reopened,
+                true => Became::Again,
             });
             if is_done {
                 break;
@@ -355,6 +469,5 @@ pub fn became(life: &Life) -> BTreeSet<Became> {
         }
         between |= it.operation == Operation::Reopen;
     }
-    all.extend(last);
-    all
+    last
 }

@@ -3,12 +3,14 @@
 use std::fmt::Write as _;
 
 use blkdebug::rule::Repeat;
-use engine::device::{Cause, Event};
+use engine::device::Event;
 
 use super::draw::CAUSES;
 use super::events::{Raised, raised};
-use super::matrix::{Cell, Past, Way};
+use super::matrix::{Cell, Fails, Past, Way};
 use super::silent::Report;
+use super::silent::owner::Blind;
+use crate::oracle::Readings;
 
 /// The cells of one event, in the order of [`Way::all`].
 #[derive(Clone, Debug)]
@@ -23,19 +25,29 @@ const HEAD: &str = "\
 # Errors, event by event
 
 What becomes of an operation on behalf of which a request fails. `cargo xtask faults --table --out docs/FAULTS.md` makes
-this table; nothing in it is written by hand. A cell is two drawn workloads that come to the event: its requests fail once,
-or for the rest of the operation; then the operation is asked again, the image is closed and opened, and the operation
-asked once more. Every run is judged as any other is, the crash states that it could have left included.
+this table, and `--check docs/FAULTS.md` compares it; nothing in it is written by hand. A cell is two drawn workloads that come
+to the event; where they came to different ends, both are there, and how many workloads each stands for. Once: one request
+fails; then the operation is asked again, the image is closed and opened, and the operation asked once more. For good: the
+requests go on to fail, through the operation asked again, through the rest of the workload and through closing and opening
+the image; then the fault is taken away, and the operation asked again, behind another opening where it must be. Every run is
+judged as any other is, the crash states that it could have left included.
 
 | word | what it means |
 |---|---|
 | told | the operation failed, and said so |
 | not opened | the image could not be opened, and said so |
-| again | asked again at once, the operation succeeded |
+| told again | asked again while requests still failed, it failed again and said so |
+| around | asked again while requests still failed, it succeeded: there was no need of one by then |
+| others go on | other operations succeeded while requests still failed |
+| others fail | other operations failed while requests still failed, and said so |
+| again | asked again once the fault was gone, the operation succeeded |
 | reopened | the image refused to build on what was in doubt, and did what was asked once it had been opened again |
+| opened | the image was opened once the fault was gone |
 | refused | asked again, it was refused for what it had done the first time: a smaller disk cannot become smaller still |
 | advice | the request was advice, such as a discard: nothing that was promised hangs on it |
 | put off | the operation had kept its promise, and what is left to do, freeing clusters, is tried again later |
+| no write | what fails is a read, or a flush, and cannot have happened all the same |
+| no flush | only a flush can lose what it was to make durable |
 ";
 
 /// The whole document.
@@ -60,27 +72,37 @@ pub fn document(rows: &[Row], silent: &Report) -> String {
     text
 }
 
-/// What a cause is called.
-pub fn cause_name(cause: Cause) -> &'static str {
-    let names = ["EIO", "ENOSPC", "EINTR"];
-    let mut named = CAUSES.iter().zip(names);
-    let found = named.find(|(known, _)| **known == cause);
-    found.map_or("another", |(_, name)| name)
+/// What a way to fail is called.
+pub fn fails_name(fails: Fails) -> &'static str {
+    match fails {
+        Fails::With(cause) => {
+            let names = ["EIO", "ENOSPC", "EINTR"];
+            let mut named = CAUSES.iter().zip(names);
+            let found = named.find(|(known, _)| **known == cause);
+            found.map_or("another", |(_, name)| name)
+        }
+        Fails::ButHappens => "EIO, yet written,",
+        Fails::AndForgets => "EIO, and forgotten,",
+    }
 }
 
 fn table(text: &mut String, rows: &[Row], past: Past) {
+    let mine = || Way::all().into_iter().filter(move |way| way.past == past);
     text.push_str("| event |");
-    for cause in CAUSES {
-        for repeat in ["once", "for good"] {
-            let _ = write!(text, " {} {repeat} |", cause_name(cause));
-        }
+    for way in mine() {
+        let _ = write!(
+            text,
+            " {} {} |",
+            fails_name(way.fails),
+            repeat_name(way.repeat)
+        );
     }
-    text.push_str("\n|---|---|---|---|---|---|---|\n");
+    let _ = writeln!(text, "\n|---|{}", "---|".repeat(mine().count()));
     for row in rows {
         let _ = write!(text, "| `{}` |", row.event.name());
         for (way, cell) in Way::all().into_iter().zip(&row.cells) {
             if way.past == past {
-                let _ = write!(text, " {} |", cell_text(cell));
+                let _ = write!(text, " {} |", cell_text(way, row.event, cell));
             }
         }
         text.push('\n');
@@ -88,13 +110,29 @@ fn table(text: &mut String, rows: &[Row], past: Past) {
 }
 
 /// What a cell says.
-pub fn cell_text(cell: &Cell) -> String {
+pub fn cell_text(way: Way, event: Event, cell: &Cell) -> String {
     if !cell.found.is_empty() {
         let class = &cell.found[0].finding.violation.class;
         return format!("**{class}**");
     }
-    let became: Vec<&str> = cell.became.iter().map(|one| one.name()).collect();
-    became.join(", ")
+    if !way.applies_to(event) {
+        let none = match way.fails {
+            Fails::AndForgets => "no flush",
+            Fails::With(_) | Fails::ButHappens => "no write",
+        };
+        return none.into();
+    }
+    let is_one = cell.became.len() == 1;
+    let ends = cell.became.iter().map(|(became, count)| {
+        let words: Vec<&str> = became.iter().map(|one| one.name()).collect();
+        let words = words.join(", ");
+        if is_one {
+            words
+        } else {
+            format!("{count}: {words}")
+        }
+    });
+    ends.collect::<Vec<_>>().join("; ")
 }
 
 fn totals(text: &mut String, rows: &[Row]) {
@@ -122,31 +160,86 @@ fn damage(text: &mut String, silent: &Report) {
     let _ = write!(
         text,
         "\n## Damage that no error tells of\n\n\
-         Of {} drawn workloads one sector of each structure was damaged. The image was then opened, read, closed, repaired, \
-         read again and worked on.\nRight: all of it was read and is right. Refused: something was refused, and what was \
-         read is right. Undetectable: something was\nread that is wrong, and the format has nothing to know it by: data have \
-         no checksum, an older table is a table, and so is one\nof which a bit is another.\n\n\
-         | structure | damage | right | refused | undetectable |\n|---|---|---|---|---|\n",
+         Of {} drawn workloads one sector of each structure was damaged, or the length of the file. The image was then \
+         opened, read, closed,\nrepaired, read again and worked on. Images: right, where all of it was read and is right; \
+         refused, where something was refused, and\nwhat was read is right; undetectable, where something was read that is \
+         wrong, and the format has nothing to know it by. Beside them\nthe guest sectors that were read of these images, \
+         counted in the same way, each time they were read.\n\n\
+         | structure | damage | right | refused | undetectable | sectors right | refused | undetectable, by what was destroyed |\n\
+         |---|---|---|---|---|---|---|---|\n",
         silent.runs
     );
     for ((class, damage), standings) in &silent.standings {
+        let readings = &standings.readings;
         let _ = writeln!(
             text,
-            "| {} | {} | {} | {} | {} |",
+            "| {} | {} | {} | {} | {} | {} | {} | {} |",
             class.name(),
             damage.name(),
             standings.right,
             standings.refused,
-            standings.undetectable
+            standings.undetectable,
+            readings.right,
+            readings.refused,
+            reasons(readings),
         );
     }
-    let _ = write!(
-        text,
-        "\nBeside that {} requests were dropped, torn, misdirected, repeated, or read with another bit or in part, while the \
-         engine was at\nwork: it ends and does not panic. {} violations in all.\n",
-        silent.live,
-        silent.found.len()
+    text.push_str(REASONS);
+    in_use(text, silent);
+}
+
+const REASONS: &str = "
+What the format has nothing to know by, where something of it was destroyed on the way to a sector:
+
+| destroyed | why nobody can know |
+|---|---|
+| data | data have no checksum |
+| l2 | an older entry is an entry, and so is one of which a bit is another |
+| l1 | the same |
+| header | an older header is a header; what of it is checked is refused |
+| refcount-block, refcount-table | a count that is too low lets a cluster be given away twice; only a check finds out |
+| length | what is not there reads as zeroes |
+";
+
+fn in_use(text: &mut String, silent: &Report) {
+    text.push_str(
+        "\nWhile an engine had the image open, requests were dropped, torn, misdirected, repeated, or read with another bit or \
+         in part; then\nit was closed and opened, and all that had been written was read. It ends and does not panic, and a read \
+         that is wrong hangs on what\nwent wrong before it.\n\n| what went wrong | requests |\n|---|---|\n",
     );
+    for (kind, count) in &silent.live {
+        let _ = writeln!(text, "| {kind} | {count} |");
+    }
+    let readings = &silent.readings;
+    let _ = writeln!(
+        text,
+        "\nGuest sectors read meanwhile: {} right, {} refused, undetectable {}.",
+        readings.right,
+        readings.refused,
+        reasons(readings)
+    );
+    text.push_str(
+        "\nNothing was written to a cluster that was another's as far as the image told. What nobody could know:\n\n\
+         | why | writes |\n|---|---|\n",
+    );
+    for blind in Blind::ALL {
+        let count = silent.blind.get(&blind).copied().unwrap_or_default();
+        let _ = writeln!(text, "| {} | {count} |", blind.name());
+    }
+    let _ = writeln!(text, "\n{} violations in all.", silent.violations());
+}
+
+/// How many sectors were read wrong, by what was destroyed on the way to them.
+pub fn reasons(readings: &Readings) -> String {
+    let each = readings.undetectable.iter();
+    let each: Vec<String> = each
+        .map(|(class, count)| format!("{count} {}", class.name()))
+        .collect();
+    if each.is_empty() {
+        "0".into()
+    } else {
+        each.join(", ")
+    }
 }
 
 /// The events of the table: those that are raised.
@@ -184,8 +277,8 @@ mod tests {
                     assert_eq!(rows.len(), 2, "{event}: before and after a power loss");
                     for row in rows {
                         let cells: Vec<&str> = row.split('|').map(str::trim).collect();
-                        assert_eq!(cells.len(), 9, "{row}");
-                        let filled = cells[2..8].iter().all(|cell| !cell.is_empty());
+                        assert_eq!(cells.len(), 13, "{row}");
+                        let filled = cells[2..12].iter().all(|cell| !cell.is_empty());
                         assert!(filled && !row.contains("**"), "{row}");
                     }
                 }

@@ -11,8 +11,10 @@
 //! - A repair that claims success leaves all of that so.
 //! - Where nothing is left that the walk objects to, what follows is held to everything that is always promised.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
+use blkdebug::class::Class;
 use blkdebug::record::Recording;
 use engine::device::PageImage;
 
@@ -51,6 +53,28 @@ pub enum Standing {
     Undetectable,
 }
 
+/// What came of the guest sectors that were read of damaged images, each counted as often as it was read.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Readings {
+    /// They are right.
+    pub right: u64,
+    /// The read was refused.
+    pub refused: u64,
+    /// They are wrong, and nobody can know it: because of what was destroyed on the way to them.
+    pub undetectable: BTreeMap<Class, u64>,
+}
+
+impl Readings {
+    /// Adds what came of others.
+    pub fn add(&mut self, other: &Self) {
+        self.right += other.right;
+        self.refused += other.refused;
+        for (reason, count) in &other.undetectable {
+            *self.undetectable.entry(*reason).or_default() += count;
+        }
+    }
+}
+
 impl Judge<'_> {
     /// Judges an image of which a disk destroyed something.
     pub fn judge_damaged(
@@ -68,6 +92,7 @@ impl Judge<'_> {
             read: Vec::new(),
             damage,
             standing: Standing::Right,
+            readings: Readings::default(),
         };
         let verdict = match case.run(expectation) {
             Ok(()) => Verdict::Survived,
@@ -75,6 +100,7 @@ impl Judge<'_> {
         };
         Judgement {
             standing: case.standing,
+            readings: case.readings,
             recovered: case.recovered,
             repairs: case.repairs,
             read: case.read,
@@ -103,8 +129,16 @@ impl Judge<'_> {
             let is_packed = mapped.any(|it| matches!(it.mapping, Mapping::Compressed { .. }));
             let is_refused = matches!(&service.verdict, Verdict::Violated(violation)
                 if violation.class.kind == explain::FAILED && violation.class.site.starts_with(BAD_IMAGE));
+            // Key material is garbage or not, and nobody can tell but by a secret that opens nothing.
+            let keys = layout.map_or(0..0, |layout| {
+                let (offset, len_bytes) = layout.encryption_header;
+                offset / 512..offset.saturating_add(len_bytes).div_ceil(512)
+            });
+            let is_locked = damage.image.within(keys).is_some()
+                && matches!(&service.verdict, Verdict::Violated(violation)
+                    if violation.class.kind == explain::FAILED);
             return Service {
-                verdict: if is_refused && (is_packed || is_unsaid) {
+                verdict: if is_locked || is_refused && (is_packed || is_unsaid) {
                     Verdict::Survived
                 } else {
                     service.verdict
@@ -137,6 +171,7 @@ struct Case<'a> {
     read: Vec<Range<u64>>,
     damage: &'a Damage,
     standing: Standing,
+    readings: Readings,
 }
 
 impl Case<'_> {
@@ -182,7 +217,9 @@ impl Case<'_> {
         let attempt: Attempt<_> = self.judge.subject.read_each(image, plan);
         let after = attempt.image;
         self.note(attempt.recording);
+        let sectors = |range: &Range<u64>| (range.end - range.start) / 512;
         let Some(answers) = ended(attempt.result, doing, &mut self.standing)? else {
+            self.readings.refused += plan.iter().map(sectors).sum::<u64>();
             return Ok(after);
         };
         self.judge.observer.begin(Stage::GuestAfter);
@@ -191,8 +228,10 @@ impl Case<'_> {
         for (range, answer) in plan.iter().zip(answers) {
             let reading = format!("after {doing}, reading at {:#x}", range.start);
             let Some(data) = ended(answer, &reading, &mut self.standing)? else {
+                self.readings.refused += sectors(range);
                 continue;
             };
+            self.readings.right += sectors(range);
             if u64::try_from(data.len()) != Ok(range.end - range.start) {
                 return Err(explain::short_read().into());
             }
@@ -201,32 +240,33 @@ impl Case<'_> {
             }
         }
         for miss in wrong {
-            if !self.is_excused(miss.sector) {
+            let Some(reason) = self.reason(miss.sector) else {
                 return Err(explain::silently_wrong(&miss, doing).into());
-            }
+            };
             self.standing = Standing::Undetectable;
+            self.readings.right -= 1;
+            *self.readings.undetectable.entry(reason).or_default() += 1;
         }
         Ok(after)
     }
 
-    /// Whether nobody can know that what this guest sector shows is wrong.
-    fn is_excused(&self, sector: u64) -> bool {
-        let Some(layout) = self.state.report.layout else {
-            return false;
-        };
+    /// Why nobody can know that what this guest sector shows is wrong: the class of what was destroyed on the way to it.
+    fn reason(&self, sector: u64) -> Option<Class> {
+        let layout = self.state.report.layout?;
         let way = Way::to(sector, &self.state, &layout);
         let destroyed = &self.damage.image;
-        let stale_table = way
-            .tables
-            .iter()
-            .any(|table| destroyed.within(table.clone()) == Some(Ruin::Stale));
         let of_data = if layout.external_data && !way.packed {
             &self.damage.data
         } else {
             destroyed
         };
         let data = way.data.is_some_and(|data| of_data.within(data).is_some());
-        stale_table || data || way.beneath && self.damage.beneath
+        if data || way.beneath && self.damage.beneath {
+            return Some(Class::Data);
+        }
+        let mut tables = way.tables.into_iter().rev();
+        let stale = tables.find(|(_, table)| destroyed.within(table.clone()) == Some(Ruin::Stale));
+        stale.map(|(class, _)| class)
     }
 
     /// The guest sectors that are read, a cluster at a time: all that is not zero, and both ends of what is.
@@ -301,8 +341,8 @@ fn pieces(ranges: Vec<Range<u64>>, at_once: u64) -> impl Iterator<Item = Range<u
 /// What stands between a guest and one of its sectors.
 #[derive(Debug)]
 struct Way {
-    /// Sectors of the header and of the tables.
-    tables: Vec<Range<u64>>,
+    /// Sectors of the header and of the tables, the nearest to the data last.
+    tables: Vec<(Class, Range<u64>)>,
     /// The sectors that hold the data.
     data: Option<Range<u64>>,
     /// Whether these are compressed, and so in the image's own file.
@@ -321,13 +361,15 @@ impl Way {
         let l1_at = layout.l1_offset + cluster / per_table * 8;
         let one = |at: u64| at / 512..at / 512 + 1;
         // Which sectors of the header matter, the header says.
-        let header = (0..layout.cluster_sectors()).map(|sector| sector..sector + 1);
-        let mut tables: Vec<Range<u64>> = header.chain([one(l1_at)]).collect();
+        let header =
+            (0..layout.cluster_sectors()).map(|sector| (Class::Header, sector..sector + 1));
+        let mut tables: Vec<_> = header.chain([(Class::L1, one(l1_at))]).collect();
         let l1_entry = state.image.read_vec(l1_at, 8);
         let l1_entry = u64::from_be_bytes(l1_entry.try_into().unwrap_or_default());
         let l2_table = l1_entry & 0x00ff_ffff_ffff_fe00;
         if l2_table != 0 {
-            tables.push(one(l2_table + cluster % per_table * entry_bytes));
+            let at = l2_table + cluster % per_table * entry_bytes;
+            tables.push((Class::L2, one(at)));
         }
         let within = sector % layout.cluster_sectors();
         let mapping = mapping(&state.report, cluster);

@@ -16,7 +16,7 @@ use blkdebug::disks::Disk;
 use blkdebug::record::{RecordedOp, Recording};
 use engine::device::PageImage;
 
-use super::damage::Standing;
+use super::damage::{Readings, Standing};
 use super::explain;
 use super::snapshots::{check_alternatives, check_snapshots, compare_snapshots};
 use super::structure::{StructureReport, walk};
@@ -70,6 +70,8 @@ pub struct Judgement {
     pub repairs: Vec<Recording>,
     /// What the state came to, where the disk destroyed something and more than right or wrong is asked.
     pub standing: Standing,
+    /// What came of the guest sectors that were read then.
+    pub readings: Readings,
     /// The sectors of the image that the subject read, in no order, and those that were looked at of what it left.
     pub(crate) read: Vec<Range<u64>>,
 }
@@ -175,6 +177,7 @@ impl Judgement {
             recovered: None,
             repairs: Vec::new(),
             standing: Standing::Right,
+            readings: Readings::default(),
             read: Vec::new(),
         }
     }

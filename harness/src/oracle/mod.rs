@@ -19,7 +19,7 @@ mod succession;
 pub mod verdict;
 pub mod view;
 
-pub use damage::{Damage, Standing};
+pub use damage::{Damage, Readings, Standing};
 pub use judge::{Judge, Judgement, Witness};
 pub(crate) use key_slots::fingerprint;
 pub use raw::judge_raw;

@@ -90,6 +90,9 @@ pub enum Irreducible {
     /// There is nothing to reduce.
     #[error("the trace expects no violation, so there is nothing to make smaller")]
     Survives,
+    /// What is damaged at rest hangs on every request before it.
+    #[error("the trace damages an image at rest, and such a case is not made smaller")]
+    AtRest,
     /// The trace names no class of failure.
     #[error("{0}")]
     Class(#[from] NoFailureClass),
@@ -111,6 +114,9 @@ pub fn reduce_trace(trace: &Trace) -> Result<Reduced, Irreducible> {
     let Expected::Violated(class) = &trace.expected else {
         return Err(Irreducible::Survives);
     };
+    if trace.damage.is_some() {
+        return Err(Irreducible::AtRest);
+    }
     let class: FailureClass = class.parse()?;
     let start = Small::new(trace.scenario.clone(), trace.choices.clone());
     search(&class, trace.crash.as_ref(), &start)
@@ -328,6 +334,7 @@ impl Search {
             scenario: start.scenario.clone(),
             choices: start.choices.clone(),
             crash: Some(crash.clone()),
+            damage: None,
             expected: Expected::Violated(self.class.to_string()),
             shown: None,
             digest: None,
@@ -383,6 +390,7 @@ impl Search {
                 scenario: case.scenario,
                 choices,
                 crash: told.crash,
+                damage: None,
                 expected: Expected::Violated(self.class.to_string()),
                 shown: Some(shown),
                 digest: Some(life.lived.digest),

@@ -228,6 +228,7 @@ fn kept_json(kept: &Kept) -> KeptJson {
         scenario: scenario.clone(),
         choices: choices.clone(),
         crash: crash.clone(),
+        damage: None,
         expected: Expected::Survived,
         shown: None,
         digest: None,

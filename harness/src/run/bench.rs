@@ -298,18 +298,18 @@ impl<'a> Bench<'a> {
         }
     }
 
-    /// Lets the subject work on what [`Self::judge_destroyed`] let pass.
+    /// Lets the subject work on what [`Self::judge_destroyed`] let pass: on what was judged, or on what recovery made of it.
     pub fn serve_destroyed(
         &self,
         judged: &Judged,
+        image: &Witness,
         expectation: &Expectation<'_>,
         destroyed: &Disks<Destroyed>,
-    ) -> Verdict {
+    ) -> Service {
         let tools = self.tools(Disk::Image, &judged.disks);
         let judge = tools.judge(None, self.accept, self.observer);
         let damage = damage(destroyed, Disk::Image);
-        let service = judge.serve_damaged(judged.recovered(), expectation, &damage);
-        service.verdict
+        judge.serve_damaged(image, expectation, &damage)
     }
 
     fn judge_beneath(

@@ -152,6 +152,10 @@ impl Examination<'_> {
         for violation in life.violations() {
             self.report(violation, None);
         }
+        if life.was_lied_to() {
+            // Nobody was promised anything of what such a disk keeps.
+            return;
+        }
         for killed in process::kills(&life.lived.history) {
             self.examine_killed(killed);
         }

@@ -9,11 +9,12 @@ use blkdebug::volatile::{Answering, Injected, VolatileDisk};
 use engine::defect::Planted;
 use engine::device::{PageImage, Port};
 use engine::error::{Error, Refused, Structure};
+use engine::qcow2::OverlapChecks;
 use engine::qcow2::geometry::Geometry;
 
 use super::process::{self, Process};
 use super::{Case, Schedule};
-use crate::guest::{Expectation, File, Forgotten, Ledger};
+use crate::guest::{Expectation, File, Forgotten, Ledger, SectorViolation};
 use crate::guide::rare::Hits;
 use crate::oracle::structure::{Layout, walk};
 use crate::oracle::{Oracle, Violation};
@@ -49,6 +50,8 @@ pub struct Life {
     pub injected: Vec<(Disk, Injected)>,
     /// What the engine told of rare situations.
     pub hits: Rc<Hits>,
+    /// What the engine checks its writes against.
+    pub overlap_checks: OverlapChecks,
 }
 
 /// Lets a case live to the end of its workload.
@@ -117,6 +120,7 @@ pub fn live(case: &Case) -> Result<Life, StageError> {
         faults: u64::try_from(injected.len()).expect("a count fits 64 bits"),
         injected,
         hits,
+        overlap_checks: case.scenario.options.overlap_checks,
         stage,
         lived,
     })
@@ -305,7 +309,16 @@ impl Life {
             let refusable = |operation, error: &Error| may_be_refused(operation, error);
             violations.extend(crate::fault::oracle::violations(self, &refusable));
         }
-        violations.extend(self.misreads());
+        if self.was_lied_to() {
+            let told = crate::fault::silent::live::judge(self);
+            violations.extend(
+                told.unexplained
+                    .into_iter()
+                    .chain(told.trespasses.violation),
+            );
+        } else {
+            violations.extend(self.misreads());
+        }
         violations.extend(self.backing_writes());
         violations
     }
@@ -314,6 +327,11 @@ impl Life {
     pub fn fails_honestly(&self) -> bool {
         let mut injected = self.injected.iter();
         self.faults > 0 && injected.all(|(_, one)| one.fault.is_honest())
+    }
+
+    /// Whether requests went wrong, and whoever made them was not told of each.
+    pub fn was_lied_to(&self) -> bool {
+        self.faults > 0 && !self.fails_honestly()
     }
 
     /// Whether the workload ended with everything answered, and the image closed at the very end.
@@ -397,9 +415,7 @@ impl Life {
     fn misreads(&self) -> Option<Violation> {
         self.lived.reads.iter().find_map(|read| {
             let happening = self.lived.history.iter().find(|h| h.id == read.id)?;
-            let ledger = self.ledger_at(happening.submitted);
-            let forgotten = self.forgotten_before(happening);
-            let wrong = ledger.check_read(happening, &read.data, forgotten);
+            let wrong = self.misread(happening, &read.data);
             let worst = wrong.iter().max_by_key(|violation| violation.level)?;
             let line = format!(
                 "operation {} ({}) read {} from guest sector {}",
@@ -413,6 +429,12 @@ impl Life {
             let kind = worst.level.name();
             Some(Violation::new(Oracle::Guest, kind, "live-read", lines))
         })
+    }
+
+    /// What of the data that a read yielded is wrong.
+    pub(crate) fn misread(&self, read: &Happening, data: &[u8]) -> Vec<SectorViolation> {
+        let ledger = self.ledger_at(read.submitted);
+        ledger.check_read(read, data, self.forgotten_before(read))
     }
 
     /// When a device last lost what a flush that failed was to make durable, before a read was answered.

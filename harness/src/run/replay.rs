@@ -58,6 +58,9 @@ pub enum Unreplayable {
     /// The survivors do not fit.
     #[error("the trace no longer fits the engine: {0}")]
     Mismatch(#[from] Mismatch),
+    /// There is nothing to be damaged.
+    #[error("the trace no longer fits the engine: its damage changes nothing")]
+    NoWound,
     /// The first power loss leaves nothing to repair any more.
     #[error("the trace no longer fits the engine: recovery makes no attempt {0} that writes")]
     NoRepair(usize),
@@ -179,7 +182,13 @@ fn replay_caught(trace: &Trace) -> Result<Replayed, Unreplayable> {
         same_run: trace.digest.map(|digest| digest == life.lived.digest),
         ..Replayed::of(&life)
     };
-    if let Some(crash) = &trace.crash {
+    if let Some(wound) = trace.damage {
+        replayed.steps = steps(&life, Tick(u64::MAX));
+        let judged =
+            crate::fault::silent::judge(&case, &life, wound).ok_or(Unreplayable::NoWound)?;
+        replayed.verdict = judged.verdict;
+        replayed.crashed = Some(judged.disks);
+    } else if let Some(crash) = &trace.crash {
         judge_crash(&Bench::of(&case, &life), &case, &life, crash, &mut replayed)?;
     } else {
         replayed.steps = steps(&life, Tick(u64::MAX));

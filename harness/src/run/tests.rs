@@ -128,6 +128,7 @@ fn a_trace_tells_of_power_losses_inside_repairs_of_repairs() {
         scenario: case.scenario,
         choices: Vec::new(),
         crash: Some(Crash { then, ..crash }),
+        damage: None,
         expected: Expected::Survived,
         shown: None,
         digest: None,

@@ -21,6 +21,7 @@ use super::faults::{
 };
 use super::text::{self, BadText};
 use super::{BadTrace, Crash, Cut, Expected, Loader, MAJOR, MINOR, Shown, Then, Trace, bytes};
+use crate::fault::silent::NoWound;
 use crate::oracle::Acceptance;
 use crate::workload::shape::{
     Backing, CacheShape, Chain, Encrypted, Extent, Given, ImageShape, Management, OptionShape,
@@ -70,6 +71,8 @@ struct TraceJson {
     defect: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     crash: Option<CrashJson>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    damage: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     digest: Option<String>,
 }
@@ -290,6 +293,7 @@ pub(super) fn write(trace: &Trace) -> String {
         transitions: scenario.transitions.iter().map(write_transition).collect(),
         defect: scenario.flaw.map(|flaw| flaw.name().into()),
         crash: trace.crash.as_ref().map(write_crash),
+        damage: trace.damage.map(|wound| wound.to_string()),
         digest: trace.digest.map(|digest| format!("{digest:032x}")),
     };
     let mut text = serde_json::to_string_pretty(&json).expect("a trace has no map with odd keys");
@@ -469,11 +473,23 @@ pub(super) fn read(text: &str, loader: Loader<'_>) -> Result<Trace, BadTrace> {
     let json: TraceJson = serde_json::from_str(text).map_err(|error| syntax(&error))?;
     let scenario = read_scenario(&json, loader)?;
     scenario.check().map_err(|bad| meaning("scenario", &bad))?;
+    let has_crash = json.crash.is_some();
     Ok(Trace {
         scenario,
         choices: text::choices(&json.choices).map_err(|bad| meaning("choices", &bad))?,
         crash: match json.crash {
             Some(crash) => Some(read_crash("crash", crash)?),
+            None => None,
+        },
+        damage: match &json.damage {
+            Some(_) if has_crash => {
+                let problem = "the image is damaged at rest, or the power goes out: not both";
+                return Err(meaning("damage", &problem));
+            }
+            Some(text) => Some(
+                text.parse()
+                    .map_err(|bad: NoWound| meaning("damage", &bad))?,
+            ),
             None => None,
         },
         expected: read_expected(json.expected)?,

@@ -19,6 +19,7 @@ use blkdebug::contract::Contract;
 use blkdebug::disks::Disk;
 use engine::device::{Event, OpKind, PageImage};
 
+use crate::fault::silent::Wound;
 use crate::oracle::Acceptance;
 use crate::workload::shape::Scenario;
 
@@ -41,6 +42,8 @@ pub struct Trace {
     pub choices: Vec<u32>,
     /// The power loss; `None` where the run itself went wrong, or where all its crash states matter.
     pub crash: Option<Crash>,
+    /// What became of the image without a word, at rest behind the workload. Then there is no power loss.
+    pub damage: Option<Wound>,
     /// What it must come to.
     pub expected: Expected,
     /// How little it takes to come to that, where it was found out.

@@ -10,6 +10,7 @@ use engine::device::Cause;
 use proptest::prelude::*;
 
 use super::*;
+use crate::fault::silent::Wound;
 use crate::prng::Prng;
 use crate::workload::generate::scenario;
 use crate::workload::pin::Pins;
@@ -191,6 +192,7 @@ prop_compose! {
             scenario: Scenario { contract, faults, transitions, flaw, ..drawn },
             choices,
             crash,
+            damage: None,
             expected: class.map_or(Expected::Survived, Expected::Violated),
             shown: shown.map(|(contract, breaks)| Shown { contract, breaks }),
             digest,
@@ -225,6 +227,7 @@ fn sample(seed: u64) -> Trace {
         scenario: scenario(&Prng::from_seed(seed), &Pins::default()),
         choices: vec![1, 0, 2],
         crash: None,
+        damage: Some(Wound::Misdirected { sector: 3, to: 9 }),
         expected: Expected::Survived,
         shown: None,
         digest: None,

@@ -195,6 +195,19 @@ pub fn walk(image: &PageImage) -> StructureReport {
     report
 }
 
+/// Who refers to which cluster of `image`, and how often, ascending by cluster; one that is referred to in several ways is
+/// there for each.
+pub fn owners(image: &PageImage) -> Vec<(u64, Owner, u64)> {
+    let mut report = StructureReport::default();
+    let Some(layout) = layout(image) else {
+        return Vec::new();
+    };
+    let references = references::collect(&mut Scan::new(image, layout, &mut report));
+    let owned = references.iter();
+    let owned = owned.map(|it| (it.cluster, it.owner, it.count));
+    owned.collect()
+}
+
 /// What the passes of one walk share.
 struct Scan<'a> {
     image: &'a PageImage,

@@ -1,0 +1,344 @@
+//! Whether an engine wrote to a cluster that belongs to somebody else, on an image that holds what it should not.
+//!
+//! A cluster is somebody's where the undamaged image says so, and where the damaged one still does as the engine writes
+//! to it. Three things the format has no means to tell, and they are counted and not reported: that a cluster is in use
+//! whose refcount says that it is free, or that fewer use it; which of two entries that name one cluster is wrong; and that metadata stand
+//! where checks against overlaps are not to look. Everything else is a violation. Active metadata is protected by these
+//! checks whatever the refcounts say.
+
+use std::collections::BTreeMap;
+
+use blkdebug::class::Class;
+use blkdebug::disks::Disk;
+use blkdebug::record::{Entry, RecordedOp, Recording, SectorContent};
+use blkdebug::volatile::lay;
+use engine::device::{Event, OpKind, PageImage};
+use engine::qcow2::{OverlapChecks, Region};
+
+use crate::oracle::structure::{Layout, Mapped, Owner, layout, owners, walk};
+use crate::oracle::{Oracle, Violation};
+use crate::workload::stamp::{SectorValue, identify};
+
+/// What nobody can know by the format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Blind {
+    /// The refcount of a cluster in use is too low.
+    Uncounted,
+    /// Two entries name one cluster.
+    NamedTwice,
+    /// Checks against overlaps are not to look there.
+    Unchecked,
+}
+
+/// What an engine wrote where it does not belong.
+#[derive(Clone, Debug, Default)]
+pub struct Trespasses {
+    /// What it could not know.
+    pub blind: BTreeMap<Blind, u64>,
+    /// The first that it should have known.
+    pub violation: Option<Violation>,
+}
+
+/// Who refers to the clusters of an image.
+pub(crate) struct Land {
+    image: PageImage,
+    layout: Option<Layout>,
+    owners: BTreeMap<u64, Vec<Owner>>,
+    references: BTreeMap<u64, u64>,
+}
+
+impl Blind {
+    /// Every kind.
+    pub const ALL: [Self; 3] = [Self::Uncounted, Self::NamedTwice, Self::Unchecked];
+
+    /// What reports say.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Uncounted => "the refcount of a cluster in use is too low",
+            Self::NamedTwice => "two entries name one cluster",
+            Self::Unchecked => "the image was opened without checks of what stands there",
+        }
+    }
+}
+
+impl Trespasses {
+    pub(crate) fn add(&mut self, other: Self) {
+        for (blind, count) in other.blind {
+            *self.blind.entry(blind).or_default() += count;
+        }
+        self.violation = self.violation.take().or(other.violation);
+    }
+}
+
+impl Land {
+    pub(crate) fn of(image: &PageImage) -> Self {
+        let mut map: BTreeMap<u64, Vec<Owner>> = BTreeMap::new();
+        let mut references: BTreeMap<u64, u64> = BTreeMap::new();
+        for (cluster, owner, count) in owners(image) {
+            map.entry(cluster).or_default().push(owner);
+            let sum = references.entry(cluster).or_default();
+            *sum = sum.saturating_add(count);
+        }
+        Self {
+            layout: layout(image),
+            image: image.clone(),
+            owners: map,
+            references,
+        }
+    }
+
+    /// Who refers to a cluster; nobody to one that the file does not reach.
+    pub(crate) fn owners(&self, cluster: u64) -> &[Owner] {
+        let bytes = self.layout.map_or(512, |layout| layout.cluster_bytes());
+        if cluster.saturating_mul(bytes) >= self.image.len() {
+            return &[];
+        }
+        self.owners.get(&cluster).map_or(&[], Vec::as_slice)
+    }
+
+    /// Where it says that guest clusters stand.
+    pub(crate) fn mapped(&self) -> Vec<Mapped> {
+        walk(&self.image).mapped
+    }
+
+    pub(crate) fn layout(&self) -> Option<&Layout> {
+        self.layout.as_ref()
+    }
+
+    /// Whether the active L1 table names an L2 table that starts there.
+    fn is_active_l2(&self, cluster: u64) -> bool {
+        let Some(layout) = &self.layout else {
+            return false;
+        };
+        let entries = layout.l1_entries.min(1 << 16);
+        (0..entries).any(|index| {
+            let bytes = self.image.read_vec(layout.l1_offset + index * 8, 8);
+            let entry = u64::from_be_bytes(bytes.try_into().unwrap_or_default());
+            (entry & 0x00ff_ffff_ffff_fe00) / layout.cluster_bytes() == cluster
+        })
+    }
+
+    /// Whether less is counted for a cluster than refers to it.
+    fn is_low(&self, cluster: u64) -> bool {
+        let references = self.references.get(&cluster).copied();
+        self.refcount(cluster) < references.unwrap_or_default()
+    }
+
+    /// What is counted for a cluster.
+    fn refcount(&self, cluster: u64) -> u64 {
+        let Some(layout) = &self.layout else { return 0 };
+        let word = |at: u64| {
+            let bytes = self.image.read_vec(at, 8).try_into();
+            u64::from_be_bytes(bytes.unwrap_or_default())
+        };
+        let per_block = layout.counts_per_block();
+        let index = cluster / per_block;
+        if index >= layout.reftable_clusters * layout.cluster_bytes() / 8 {
+            return 0;
+        }
+        let block = word(layout.reftable_offset + index * 8) & !0x1ff;
+        if block == 0 {
+            return 0;
+        }
+        let bit = (cluster % per_block) << layout.refcount_order;
+        let width = 1 << layout.refcount_order;
+        if width >= 8 {
+            let count = word(block + bit / 8);
+            return count >> (64 - width);
+        }
+        let byte = word(block + bit / 8) >> 56;
+        (byte >> (bit % 8)) & ((1 << width) - 1)
+    }
+}
+
+/// What an engine knows of an image as it writes to it.
+pub(crate) struct Sight<'a> {
+    /// The image before it was damaged.
+    pub(crate) truth: &'a Land,
+    /// The image as it was opened, where that is known. A cluster of data whose standing was in doubt then is freed and
+    /// given away by what is doubtful.
+    pub(crate) opened: Option<&'a Land>,
+    /// What the file holds, and what whoever was told of no failure takes it to hold.
+    pub(crate) seen: &'a [PageImage],
+    /// What writes are checked against.
+    pub(crate) checks: OverlapChecks,
+}
+
+/// Holds everything that a recording of an engine changes against who owned it. The engine was alone with the image, and
+/// made one request after the other.
+pub(crate) fn trespasses(truth: &Land, recording: &Recording, checks: OverlapChecks) -> Trespasses {
+    let mut image = recording.bases.image().clone();
+    let opened = Land::of(&image);
+    let mut found = Trespasses::default();
+    for entry in &recording.entries {
+        let seen = std::slice::from_ref(&image);
+        let sight = Sight {
+            truth,
+            opened: Some(&opened),
+            seen,
+            checks,
+        };
+        found.add(sight.look_at(entry));
+        if entry.succeeded().is_some() {
+            lay(&mut image, entry);
+        }
+    }
+    found
+}
+
+impl Sight<'_> {
+    /// Looks at one request before it happens.
+    pub(crate) fn look_at(&self, entry: &Entry) -> Trespasses {
+        let mut found = Trespasses::default();
+        let Some(layout) = self.truth.layout() else {
+            return found;
+        };
+        if !matches!(
+            entry.op,
+            RecordedOp::Write { .. } | RecordedOp::WriteZeroes { .. }
+        ) || entry.disk != Disk::Image
+            || entry.op.sector_count() == 0
+            || matches!(entry.event, Event::EmptyImagePrepare | Event::ClusterFree)
+        {
+            return found;
+        }
+        let per_cluster = layout.cluster_sectors();
+        let sectors = entry.op.sectors();
+        let mut seen: Option<Vec<Land>> = None;
+        for cluster in sectors.start / per_cluster..sectors.end.div_ceil(per_cluster) {
+            let what = What::of(entry, cluster, layout);
+            let foreign = |owners: &[Owner]| {
+                !owners.is_empty() && !owners.iter().any(|owner| what.may_be_in(*owner))
+            };
+            let mine = self.truth.owners(cluster);
+            if !foreign(mine) {
+                continue;
+            }
+            let seen = seen.get_or_insert_with(|| self.seen.iter().map(Land::of).collect());
+            let held = |owner: &&Owner| {
+                let mut seen = seen.iter();
+                seen.all(|land| land.owners(cluster).contains(owner))
+            };
+            let Some(owner) = mine.iter().find(held) else {
+                continue;
+            };
+            let is_active = || seen.iter().all(|land| land.is_active_l2(cluster));
+            let region = if matches!(owner, Owner::L2Table(_)) && !is_active() {
+                Some(Region::InactiveL2)
+            } else {
+                region(*owner)
+            };
+            let is_checked = region.is_some_and(|region| self.checks.has(region));
+            let uncounted = seen.iter().any(|land| land.refcount(cluster) == 0);
+            let as_opened = self.opened.map_or(&[][..], |land| land.owners(cluster));
+            let named_twice = seen.iter().any(|land| !foreign(land.owners(cluster)))
+                || as_opened.iter().any(|owner| owner != &as_opened[0]);
+            // Data have nothing to be taken for, wherever an entry says that they stand.
+            let is_refused = is_checked && what.class == Class::Data;
+            let blind = if named_twice && !is_refused {
+                Some(Blind::NamedTwice)
+            } else if is_checked {
+                None
+            } else if uncounted || self.opened.is_some_and(|land| land.is_low(cluster)) {
+                Some(Blind::Uncounted)
+            } else {
+                region.map(|_| Blind::Unchecked)
+            };
+            match blind {
+                Some(blind) => *found.blind.entry(blind).or_default() += 1,
+                None => found.violation = Some(violation(entry, cluster, &what, *owner)),
+            }
+        }
+        found
+    }
+}
+
+/// What a request puts into a cluster.
+struct What {
+    class: Class,
+    /// The guest cluster that its bytes say they are of, if they do.
+    guest: Option<u64>,
+}
+
+impl What {
+    fn of(entry: &Entry, cluster: u64, layout: &Layout) -> Self {
+        let is_data = matches!(
+            entry.event,
+            Event::WriteAio | Event::WriteCompressed | Event::PwritevZero
+        );
+        // The header is made to name another table.
+        let is_switch = matches!(
+            entry.event,
+            Event::L1GrowActivateTable | Event::RefblockAllocSwitchTable
+        );
+        let class = if is_data {
+            Class::Data
+        } else if is_switch {
+            Class::Header
+        } else {
+            Class::of(entry)
+        };
+        let per_cluster = layout.cluster_sectors();
+        let first = entry.op.sectors().start;
+        let guest = (0..entry.op.sector_count()).find_map(|index| {
+            let sector = first + u64::try_from(index).ok()?;
+            if sector / per_cluster != cluster || entry.op.kind() != OpKind::Write {
+                return None;
+            }
+            match entry.op.content(index) {
+                SectorContent::Bytes(bytes, _) => match identify(bytes) {
+                    SectorValue::Stamp { sector, .. } => Some(sector / per_cluster),
+                    SectorValue::Zero | SectorValue::Other(_) => None,
+                },
+                SectorContent::Zero => None,
+            }
+        });
+        Self { class, guest }
+    }
+
+    /// Whether it belongs into a cluster of this owner.
+    fn may_be_in(&self, owner: Owner) -> bool {
+        match owner {
+            Owner::L1Table => self.class == Class::L1,
+            // Both are copied from where the other stands, under either event.
+            Owner::SnapshotL1Table(_) => matches!(self.class, Class::L1 | Class::Header),
+            Owner::RefcountTable => self.class == Class::RefcountTable,
+            Owner::RefcountBlock(_) => self.class == Class::RefcountBlock,
+            Owner::L2Table(_) => self.class == Class::L2,
+            Owner::Header
+            | Owner::SnapshotTable
+            | Owner::EncryptionHeader
+            | Owner::BitmapDirectory
+            | Owner::BitmapTable(_)
+            | Owner::BitmapData(_) => self.class == Class::Header,
+            Owner::Data(guest) => {
+                self.class == Class::Data && self.guest.is_none_or(|mine| mine == guest)
+            }
+            Owner::Compressed => self.class == Class::Data,
+        }
+    }
+}
+
+/// What overlap checks call it where the active image uses it.
+fn region(owner: Owner) -> Option<Region> {
+    match owner {
+        Owner::Header | Owner::EncryptionHeader => Some(Region::MainHeader),
+        Owner::L1Table => Some(Region::ActiveL1),
+        Owner::L2Table(_) => Some(Region::ActiveL2),
+        Owner::RefcountTable => Some(Region::RefcountTable),
+        Owner::RefcountBlock(_) => Some(Region::RefcountBlock),
+        Owner::SnapshotTable => Some(Region::SnapshotTable),
+        Owner::SnapshotL1Table(_) => Some(Region::InactiveL1),
+        Owner::BitmapDirectory | Owner::BitmapTable(_) => Some(Region::BitmapDirectory),
+        Owner::BitmapData(_) | Owner::Data(_) | Owner::Compressed => None,
+    }
+}
+
+fn violation(entry: &Entry, cluster: u64, what: &What, owner: Owner) -> Violation {
+    let lines = vec![format!(
+        "{} went to host cluster {cluster}, which is another's: {owner}",
+        entry.name()
+    )];
+    let site = format!("{}-over-{}", what.class.name(), owner.kind());
+    Violation::new(Oracle::Structure, "wrong-owner", site, lines)
+}
