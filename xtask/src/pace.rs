@@ -1,5 +1,7 @@
 //! `pace`: how many crash states are judged a second on one core, and where the time goes.
 
+#![allow(clippy::disallowed_methods, reason = "the command line has the clock")]
+
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
