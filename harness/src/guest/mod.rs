@@ -295,15 +295,12 @@ impl Ledger {
         };
         let is_lost = |sector: u64| {
             let is_settled = |at: Moment| settled.is_some_and(|settled| at < settled);
-            let is_volatile =
-                |entry: &Entry| !matches!(entry.completed, Some((at, _)) if is_settled(at));
             let since = forgotten.filter(|forgotten| forgotten.in_place);
             since.is_some_and(|since| {
                 let first = sector - sector % since.cluster_sectors;
-                let mut cluster = first..first + since.cluster_sectors;
-                cluster.any(|sector| {
-                    let mut entries = self.entries_of(sector).iter();
-                    entries.any(|entry| entry.submitted < since.at && is_volatile(entry))
+                let cluster = first..first + since.cluster_sectors;
+                self.writes_to(&cluster, &|submitted, completed| {
+                    submitted < since.at && !matches!(completed, Some((at, _)) if is_settled(at))
                 })
             })
         };
@@ -314,6 +311,28 @@ impl Ledger {
             .filter_map(|(sector, bytes)| checker.check_bytes(sector, Some(bytes)))
             .filter(|violation| !is_lost(violation.sector))
             .collect()
+    }
+
+    /// Whether one of the operations that are meant put something into this cluster, which is written as one.
+    fn writes_to(
+        &self,
+        cluster: &Range<u64>,
+        is_meant: &dyn Fn(Moment, Option<(Moment, Answer)>) -> bool,
+    ) -> bool {
+        let mut entries = cluster.clone().flat_map(|it| self.entries_of(it));
+        if entries.any(|entry| is_meant(entry.submitted, entry.completed)) {
+            return true;
+        }
+        // To grow makes zeroes of the rest of the cluster that the old end of the disk cuts.
+        let cuts = |end: u64| cluster.start < end / 512 && end / 512 < cluster.end;
+        let mut ends = vec![self.initial_bytes];
+        self.sizes.iter().any(|sizing| {
+            let grown = ends
+                .iter()
+                .any(|end| *end < sizing.virtual_bytes && cuts(*end));
+            ends.push(sizing.virtual_bytes);
+            grown && is_meant(sizing.submitted, sizing.completed)
+        })
     }
 
     /// The moments at which the guest was promised that something is durable.

@@ -273,6 +273,42 @@ fn what_a_flush_forgot_is_anything_in_place_and_old_or_new_once_it_is_looked_for
     assert!(!is_right(4, true), "it was durable");
 }
 
+#[test]
+fn a_disk_that_grows_may_lose_the_cluster_that_its_end_cuts_and_no_other() {
+    let read = |sector: u64| Operation::Read {
+        offset: sector * 512,
+        len_bytes: 512,
+    };
+    let end = SECTORS - 1;
+    let operations = [
+        Operation::Grow {
+            virtual_bytes: (SECTORS + 8) * 512,
+            preallocation: Preallocation::Off,
+        },
+        read(end),
+        read(end - 4),
+    ];
+    let mut history = serial(&operations);
+    let failed = history[0].completed.unwrap().0;
+    history[0].completed = Some((failed, Answer::Failed));
+    let virtual_bytes = SECTORS * 512;
+    let mut initial = Content::zeroes();
+    initial.stamp(0..SECTORS, Writer::Image);
+    let ledger = Ledger::new(initial, virtual_bytes, &history);
+    let is_right = |read: usize, at| {
+        let forgotten = Some(Forgotten {
+            at,
+            in_place: true,
+            cluster_sectors: 4,
+        });
+        let wrong = ledger.check_read(&history[read], &[7; 512], forgotten);
+        wrong.is_empty()
+    };
+    assert!(is_right(1, failed), "that cluster was written anew");
+    assert!(!is_right(2, failed), "this one was not");
+    assert!(!is_right(1, history[0].submitted), "it was lost before");
+}
+
 /// The rule of the module's documentation, word by word, for one sector.
 fn naive_legal(
     history: &[Happening],
