@@ -18,7 +18,7 @@ use super::refblock;
 use super::unit::{HostCluster, HostOffset, byte_count, mem_len};
 use crate::barrier::Barrier;
 use crate::device::Event;
-use crate::error::{BadImage, Error, Refused, Structure};
+use crate::error::{BadImage, Error, Problem, Refused, Structure};
 use crate::probe::Probe;
 
 /// Where the new structures go.
@@ -212,6 +212,17 @@ impl Metadata {
             let bytes = at.read(offset.0 + within, len).await?;
             for at in 0..mem_len(piece) {
                 let count = refblock::refcount(&bytes, at, order);
+                // Each of them did fit when they were looked at; a disk may say something else by now.
+                if count > new.max_refcount() {
+                    let problem = format!("refcount {count} was not there when all were looked at");
+                    return Err(BadImage {
+                        structure: Structure::RefcountBlock,
+                        offset: offset.0,
+                        index: Some(first % per_old + byte_count(at)),
+                        problem: Problem::Field(problem),
+                    }
+                    .into());
+                }
                 let into = mem_len(first - start) + at;
                 refblock::set_refcount(&mut block, into, new.refcount_order(), count);
             }
