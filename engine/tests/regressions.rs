@@ -208,3 +208,22 @@ fn a_disk_of_no_bytes_can_grow() {
     let report = run(check(&ram.port, Repair::None, &CheckOptions::default())).unwrap();
     assert_eq!(report.errors_remaining(), 0, "{:?}", report.findings);
 }
+
+/// An entry of the refcount table names a block behind the end of the file. A rebuild placed what is new there,
+/// which the old table thus had for a block until the header switched.
+#[test]
+fn a_rebuild_takes_no_cluster_that_the_old_table_names() {
+    for misaligned in [0, 8] {
+        let mut image = made(1 << 20, 9, 4);
+        let named = (image.len() as u64).next_multiple_of(512);
+        set_reftable(&mut image, 1, named + misaligned);
+        let ram = Ram::from_bytes(&image);
+        let report = run(check(&ram.port, Repair::All, &CheckOptions::default())).unwrap();
+        assert!(report.is_clean(), "{report:?}");
+        let bytes = ram.bytes();
+        let table = header(&bytes).reftable_offset.0;
+        assert!(table > named, "the table at {table:#x}");
+        let block = u64::from_be_bytes(bytes[table as usize..][..8].try_into().unwrap());
+        assert!(block > named, "the block at {block:#x}");
+    }
+}

@@ -1,8 +1,9 @@
 //! New refcount structures, where the old ones cannot hold the counts.
 //!
-//! The new table and blocks take clusters that nothing refers to and that the old structures do not
-//! use, so that the old ones stay whole until the header switches. They count themselves, and not the
-//! old ones: after the switch there is neither a leak nor a count to be lowered.
+//! The new table and blocks take clusters that nothing refers to and that the old structures neither
+//! use nor name, be it behind the end of the file, so that the old ones stay whole until the header
+//! switches. They count themselves, and not the old ones: after the switch there is neither a leak nor
+//! a count to be lowered.
 
 use std::collections::BTreeSet;
 
@@ -23,7 +24,7 @@ struct Plan<'a> {
     counts: &'a Counts,
     /// Clusters that must not be taken: those of the old structures, and what was taken.
     taken: BTreeSet<u64>,
-    /// Ranges of clusters beyond the end of the file that entries refer to, sorted.
+    /// Ranges of clusters that entries refer to and that have no count, sorted: most are beyond the end of the file.
     wild: Vec<(u64, u64)>,
     /// The blocks that are needed, by index.
     needed: BTreeSet<u64>,

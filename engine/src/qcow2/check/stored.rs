@@ -144,6 +144,7 @@ impl Survey<'_> {
         if !self.stored.table_within_file {
             let kind = Kind::BeyondEnd { offset, len_bytes };
             self.note_for_rebuild(kind, Structure::Header, 0, 48);
+            self.note_named(offset, len_bytes);
         }
         let event = Event::ReftableLoad;
         let Some(table) = self
@@ -176,6 +177,9 @@ impl Survey<'_> {
             Ok(Some(offset)) => offset,
             Ok(None) => return Block::Absent,
             Err(bad) => {
+                if let BadEntry::Unaligned(offset) = bad {
+                    self.note_named(offset, geometry.cluster_bytes());
+                }
                 let kind = Kind::Entry(bad);
                 self.note_for_rebuild(kind, Structure::RefcountTable, table, index);
                 return Block::Bad;
@@ -187,6 +191,7 @@ impl Survey<'_> {
                 len_bytes: geometry.cluster_bytes(),
             };
             self.note_for_rebuild(kind, Structure::RefcountTable, table, index);
+            self.note_named(offset.0, geometry.cluster_bytes());
             return Block::Bad;
         }
         if !named.insert(offset.0) {
@@ -208,6 +213,12 @@ impl Survey<'_> {
                 Block::Full(offset, bytes)
             }
         }
+    }
+
+    /// Keeps a rebuild off a range that the old refcount structures name and that has no count: it would
+    /// be one of them until the header switches.
+    fn note_named(&mut self, offset: u64, len_bytes: u64) {
+        self.wild.push((offset, offset.saturating_add(len_bytes)));
     }
 
     /// Counts the references to the refcount structures. Comes last: a piece that is referenced more

@@ -55,8 +55,8 @@ pub(super) struct Survey<'a> {
     /// Where the guest's disk starts that each of its L2 tables maps, in images whose clusters have their
     /// places in an external data file: the first cluster.
     pub(super) mapped_from: BTreeMap<HostOffset, u64>,
-    /// Ranges beyond the end of the file, as start and end, that something refers to and nothing
-    /// explains.
+    /// Ranges, as start and end, that something refers to and that have no count: those beyond the end of the
+    /// file that nothing explains, and what is wrong in the refcount structures.
     pub(super) wild: Vec<(u64, u64)>,
 }
 
