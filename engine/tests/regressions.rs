@@ -227,3 +227,51 @@ fn a_rebuild_takes_no_cluster_that_the_old_table_names() {
         assert!(block > named, "the block at {block:#x}");
     }
 }
+
+/// An L1 entry came to name a cluster of guest data. Repair took the data for L2 entries, and set COPIED right in
+/// what looked like one.
+#[test]
+fn repair_takes_no_data_for_an_l2_table() {
+    const COPIED: u64 = 1 << 63;
+    const COMPRESSED: u64 = 1 << 62;
+    let put = |bytes: &mut [u8], at: u64, word: u64| {
+        bytes[at as usize..][..8].copy_from_slice(&word.to_be_bytes());
+    };
+    let word = |bytes: &[u8], at: u64| {
+        u64::from_be_bytes(bytes[at as usize..][..8].try_into().unwrap()) & !COPIED
+    };
+    let ram = Ram::from_bytes(&made(1 << 20, 9, 4));
+    let image = open(&ram).unwrap();
+    run(image.write(0, vec![1; 512])).unwrap();
+    run(image.close()).unwrap();
+    let l1 = header(&ram.bytes()).l1_offset.0;
+    let data = word(&ram.bytes(), word(&ram.bytes(), l1));
+    let looks = [
+        (COPIED | data, false),
+        (COPIED | COMPRESSED | data, false),
+        (COMPRESSED | data, true),
+        (data, true),
+    ];
+    for (look, is_sound) in looks {
+        let mut bytes = ram.bytes();
+        bytes[data as usize..][..512].fill(0);
+        put(&mut bytes, data, look);
+        put(&mut bytes, l1 + 8, COPIED | data);
+        bytes[79] |= 1;
+        let before = bytes[data as usize..][..512].to_vec();
+        let damaged = Ram::from_bytes(&bytes);
+        let report = run(check(&damaged.port, Repair::All, &CheckOptions::default())).unwrap();
+        let after = damaged.bytes();
+        assert_eq!(after[data as usize..][..512], before, "{look:#x}");
+        assert_eq!(
+            report.is_clean(),
+            is_sound,
+            "{look:#x}: {:?}",
+            report.remaining
+        );
+        assert_eq!(after[79] & 1 == 0, is_sound, "{look:#x}: the dirty bit");
+        let again = run(check(&damaged.port, Repair::All, &CheckOptions::default())).unwrap();
+        assert_eq!(again.found, report.remaining, "{look:#x}");
+        assert_eq!(damaged.bytes(), after, "{look:#x}: repaired again");
+    }
+}

@@ -10,7 +10,7 @@
 //!    that they need no order among themselves;
 //! 4. a rebuild writes into clusters that neither the image nor its old refcount structures use, and
 //!    the header switches to it in one sector, after a flush;
-//! 5. COPIED follows once the refcounts are durable;
+//! 5. COPIED follows once the refcounts are durable, and in no table whose cluster is something else as well;
 //! 6. a snapshot table whose entries say too little or too much gives way to another by a switch, as it
 //!    does when a snapshot is taken, once refcounts and COPIED are right;
 //! 7. the dirty and corrupt bits go last, after a flush, and only when nothing is left to say.
@@ -66,7 +66,7 @@ pub(super) async fn repair_all(file: &Port, planted: Planted) -> Result<CheckRep
         // Structures that overlap undo each other's repair for ever.
         let before = latest.replace((survey.report.findings.clone(), remaining));
         let in_vain = latest == before;
-        first.get_or_insert_with(|| std::mem::take(&mut survey.report));
+        first.get_or_insert_with(|| survey.report.clone());
         if work != Work::Nothing {
             forget_unknown(file, &header, &mut sector).await?;
         }
@@ -84,7 +84,8 @@ pub(super) async fn repair_all(file: &Port, planted: Planted) -> Result<CheckRep
             }
             Work::Counts => {
                 survey.repair(&mut sector).await?;
-                let may_overlap = survey.copied_in_doubt && survey.most_references > 1;
+                let may_overlap = survey.copied_in_doubt && survey.most_references > 1
+                    || !survey.shared_tables.is_empty();
                 if survey.stuck == 0 && survey.ill_said == 0 && !may_overlap {
                     remaining = Tally::default();
                     break;
@@ -133,7 +134,11 @@ pub(super) async fn repair_leaks(file: &Port, planted: Planted) -> Result<CheckR
         survey.correct_copied().await?;
     }
     survey.flush(Barrier::RepairDone).await?;
-    let remaining = Tally { leaks: 0, ..found };
+    let mut remaining = Tally { leaks: 0, ..found };
+    if !survey.shared_tables.is_empty() {
+        // COPIED of what is no longer leaked may have to stay wrong there.
+        remaining = Survey::take(file, &header, planted).await.report.found;
+    }
     Ok(survey.report.repaired_to(remaining))
 }
 
@@ -154,7 +159,7 @@ async fn forget_unknown(
 
 impl Survey<'_> {
     fn work(&self) -> Work {
-        let wrong = self.fixable() > self.ill_said || self.report.found.leaks > 0;
+        let wrong = self.is_wrong();
         let marked = self.is_marked() && self.is_curable();
         if !self.unaligned_reserves.is_empty() {
             // What they refer to may even be what keeps the rest from being counted.
@@ -209,13 +214,21 @@ impl Survey<'_> {
         }
     }
 
+    /// Whether a refcount, a COPIED flag or the length of the file can be set right.
+    fn is_wrong(&self) -> bool {
+        self.fixable() > self.ill_said || self.report.found.leaks > 0
+    }
+
     fn is_marked(&self) -> bool {
         self.header.incompatible & MARKS != 0
     }
 
     /// Whether nothing is left once everything that can be repaired is.
     fn is_curable(&self) -> bool {
-        self.complete && self.stuck == 0 && self.ill_said == 0 && self.report.check_errors == 0
+        // What counts that change mean for COPIED in a table that is not written, the next look tells.
+        let settled = self.shared_tables.is_empty() || !self.is_wrong();
+        let lasting = self.stuck + self.ill_said + self.report.check_errors;
+        self.complete && settled && lasting == 0
     }
 
     pub(super) async fn flush(&self, barrier: Barrier) -> Result<(), DeviceError> {
@@ -306,12 +319,14 @@ impl Survey<'_> {
         bytes
     }
 
-    /// Sets COPIED in the guest's tables exactly where there is one reference.
+    /// Sets COPIED in the guest's tables exactly where there is one reference. A table whose cluster is something
+    /// else as well stays as it is: its errors remain.
     async fn correct_copied(&self) -> Result<(), DeviceError> {
         let header = self.header;
         // What the end of the file leaves of its last entry counts, as it did when the table was walked.
         let within = self.file_bytes.saturating_sub(header.l1_offset.0);
         let len_bytes = (header.l1_entries * 8).min(within.next_multiple_of(8));
+        let l1_is_shared = self.shared_tables.contains(&header.l1_offset.0);
         let mut tables = Vec::new();
         let change = |table: &mut [u8]| {
             for bytes in table.chunks_exact_mut(8) {
@@ -320,7 +335,9 @@ impl Survey<'_> {
                     if offset.0 < self.file_bytes {
                         tables.push(offset);
                     }
-                    bytes.copy_from_slice(&self.with_copied(word, offset).to_be_bytes());
+                    if !l1_is_shared {
+                        bytes.copy_from_slice(&self.with_copied(word, offset).to_be_bytes());
+                    }
                 }
             }
         };
@@ -328,6 +345,7 @@ impl Survey<'_> {
             .await?;
         tables.sort_unstable();
         tables.dedup();
+        tables.retain(|table| !self.shared_tables.contains(&table.0));
         for table in tables {
             self.rewrite_l2(table, |entry| {
                 match entry.decode(header.geometry, header.version) {

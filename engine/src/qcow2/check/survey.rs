@@ -5,7 +5,7 @@
 //! Time and memory are linear in the length of the file: a table that many entries name is walked
 //! once, with its multiplicity.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::counts::Counts;
 use super::report::{CheckReport, Kind};
@@ -46,6 +46,13 @@ pub(super) struct Survey<'a> {
     pub(super) unaligned_reserves: Vec<HostOffset>,
     /// L2 tables with a compressed cluster that claims COPIED.
     pub(super) compressed_claims: Vec<HostOffset>,
+    /// The L2 tables that can be read, in order, and how many L1 entries name each.
+    pub(super) l2_tables: Vec<(HostOffset, u32)>,
+    /// By the place of their table, entries with a fault that repair would undo in the entry itself: how many.
+    pub(super) entry_faults: BTreeMap<u64, u64>,
+    /// Tables in a cluster that is something else as well, by their places. Whatever is written into them may be
+    /// the guest's data.
+    pub(super) shared_tables: BTreeSet<u64>,
     /// Whether COPIED may have to change somewhere: it is clear on a cluster, set on a compressed
     /// one, or there are clusters with several references.
     pub(super) copied_in_doubt: bool,
@@ -98,6 +105,9 @@ impl<'a> Survey<'a> {
             wrong_blocks: Vec::new(),
             unaligned_reserves: Vec::new(),
             compressed_claims: Vec::new(),
+            l2_tables: Vec::new(),
+            entry_faults: BTreeMap::new(),
+            shared_tables: BTreeSet::new(),
             copied_in_doubt: false,
             lost_end: 0,
             mapped_from: BTreeMap::new(),
@@ -116,6 +126,7 @@ impl<'a> Survey<'a> {
         survey.walk_mappings().await;
         survey.walk_bitmaps().await;
         survey.count_stored();
+        survey.find_shared_tables();
         survey.compare();
         survey
     }
@@ -195,6 +206,38 @@ impl<'a> Survey<'a> {
     pub(super) fn note(&mut self, kind: Kind, place: Place) {
         self.report
             .note(kind, place.structure, place.offset, place.index);
+    }
+
+    /// Notes what a repair of everything can undo by writing the entry, if nothing else lives in its table.
+    pub(super) fn note_entry(&mut self, kind: Kind, place: Place) {
+        *self.entry_faults.entry(place.offset).or_default() += 1;
+        self.note(kind, place);
+    }
+
+    /// Finds the tables that must not be written, and takes back that their entries can be repaired. Comes when
+    /// everything is counted.
+    fn find_shared_tables(&mut self) {
+        let geometry = self.header.geometry;
+        let l1_offset = self.header.l1_offset;
+        let mut l1 = self
+            .counts
+            .clusters(l1_offset.0, self.header.l1_entries * 8);
+        if l1.any(|cluster| self.counts.get(cluster) > 1) {
+            self.shared_tables.insert(l1_offset.0);
+        }
+        for (table, times) in std::mem::take(&mut self.l2_tables) {
+            if self.counts.get(geometry.cluster_of(table).0) > times {
+                self.shared_tables.insert(table.0);
+            }
+        }
+        let faults = &self.entry_faults;
+        let lasting = |table| faults.get(table).copied().unwrap_or(0);
+        self.stuck += self.shared_tables.iter().map(lasting).sum::<u64>();
+        let shared = &self.shared_tables;
+        self.unaligned_reserves
+            .retain(|table| !shared.contains(&table.0));
+        self.compressed_claims
+            .retain(|table| !shared.contains(&table.0));
     }
 
     /// Notes what only a person can undo.

@@ -69,6 +69,7 @@ impl Survey<'_> {
                 active: group[0].1 == Tree::Active,
                 next_contiguous: 0,
             };
+            self.l2_tables.push((table.offset, table.times));
             self.walk_l2(table).await;
         }
     }
@@ -247,7 +248,7 @@ impl Survey<'_> {
                     if self.compressed_claims.last() != Some(&table.offset) {
                         self.compressed_claims.push(table.offset);
                     }
-                    self.note(Kind::CompressedCopied, place);
+                    self.note_entry(Kind::CompressedCopied, place);
                 }
                 if table.active {
                     self.report.totals.allocated_clusters += 1;
@@ -261,7 +262,7 @@ impl Survey<'_> {
                 let kind = Kind::Entry(BadEntry::Unaligned(offset));
                 if entry.shows_no_cluster(geometry, version) {
                     self.unaligned_reserves.push(table.offset);
-                    self.note(kind, place);
+                    self.note_entry(kind, place);
                 } else {
                     self.note_stuck(kind, place);
                 }
@@ -290,7 +291,7 @@ impl Survey<'_> {
             self.refer_clusters(place, table, offset.0, 1);
             if copied == Copied::No {
                 self.copied_in_doubt = true;
-                self.note(Kind::Copied { refcount: 1 }, place);
+                self.note_entry(Kind::Copied { refcount: 1 }, place);
             }
         }
     }
@@ -331,7 +332,7 @@ impl Survey<'_> {
         self.copied_in_doubt |= copied == Copied::No;
         let refcount = self.stored.get(cluster.0);
         if (refcount == 1) != (copied == Copied::Yes) {
-            self.note(Kind::Copied { refcount }, place);
+            self.note_entry(Kind::Copied { refcount }, place);
         }
     }
 }
