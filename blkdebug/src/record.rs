@@ -4,6 +4,7 @@
 //! that had *completed* when it was *submitted*. A list in completion order alone cannot tell.
 
 use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
 use std::rc::Rc;
@@ -69,6 +70,8 @@ pub struct Entry {
     pub completed: Option<(Tick, Result<(), Cause>)>,
     /// What of it really happens.
     pub effect: Effect,
+    /// The request that the device carries out once more here, which nobody asked for.
+    pub repeats: Option<RequestId>,
 }
 
 /// An operation as it is kept: data shared, sectors hashed once.
@@ -166,8 +169,14 @@ impl Recording {
         };
         let mut entries: Vec<Entry> = parts.iter().flat_map(of_one).collect();
         entries.sort_by_key(|entry| entry.submitted);
+        let mut numbers = BTreeMap::new();
         for (index, entry) in entries.iter_mut().enumerate() {
+            numbers.insert((entry.disk, entry.id), RequestId(index));
             entry.id = RequestId(index);
+            // It was handed in before, and so it has its number.
+            entry.repeats = entry
+                .repeats
+                .and_then(|id| numbers.get(&(entry.disk, id)).copied());
         }
         Self {
             bases: parts.map(|_, part| part.bases.image().clone()),

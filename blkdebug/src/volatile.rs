@@ -356,6 +356,7 @@ impl State {
             submitted: clock.next(),
             completed: None,
             effect: ruling.effect,
+            repeats: None,
         });
         *ordinal += 1;
         Waiting {
@@ -404,6 +405,7 @@ impl State {
         let ordinal = self.ordinals.entry(key).or_default();
         entry.id = RequestId(self.recording.entries.len());
         entry.ordinal = *ordinal;
+        entry.repeats = Some(id);
         entry.submitted = clock.next();
         entry.completed = Some((clock.next(), Ok(())));
         *ordinal += 1;
@@ -904,6 +906,19 @@ mod tests {
             .map(|one| one.ordinal)
             .collect();
         assert_eq!(ordinals, [0, 1, 2, 3]);
+        let recording = disk.recording();
+        let repeats: Vec<_> = recording.entries.iter().map(|one| one.repeats).collect();
+        assert_eq!(repeats, [None, None, None, Some(RequestId(0))]);
+        // Where several disks' requests are told as one, it is the same one's.
+        let mut parts = Disks::one(recording.clone());
+        parts.put(Disk::Data, recording);
+        let joined = Recording::join(&parts);
+        for entry in &joined.entries {
+            let repeated = entry.repeats.and_then(|id| joined.entry(id));
+            let place = |it: &Entry| (it.disk, it.op.sectors());
+            assert_eq!(entry.repeats.is_some(), entry.ordinal == 3);
+            assert!(repeated.is_none_or(|it| place(it) == place(entry)));
+        }
     }
 
     #[test]

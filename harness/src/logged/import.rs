@@ -234,6 +234,7 @@ impl<S: Source> Import<'_, S> {
             submitted,
             completed: Some((completed, Ok(()))),
             effect: Effect::Whole,
+            repeats: None,
         });
     }
 }

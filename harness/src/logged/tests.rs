@@ -512,6 +512,7 @@ fn request(
         submitted: Tick(submitted),
         completed: answered.map(|(at, answer)| (Tick(at), answer)),
         effect: Effect::Whole,
+        repeats: None,
     }
 }
 

@@ -27,11 +27,12 @@ use engine::device::{OpKind, PageImage, SECTOR_BYTES};
 use super::owner::{Land, Sight, Trespasses};
 use crate::fault::oracle::happening;
 use crate::guest::SectorViolation;
-use crate::oracle::structure::{Layout, Mapping, Owner, walk};
+use crate::oracle::structure::{Layout, Mapping, Owner, layout, walk};
 use crate::oracle::{Oracle, Readings, Violation};
 use crate::run::Life;
 use crate::trace::operation_text;
 use crate::workload::ops::{Answer, Happening, Moment, Operation};
+use crate::workload::shape::Extent;
 use crate::workload::stamp::SectorValue;
 
 /// What came of a life in which requests went wrong without a word.
@@ -119,7 +120,7 @@ struct Film<'a> {
     base: &'a PageImage,
     /// The requests that changed it, as they were answered.
     changes: Vec<&'a Entry>,
-    /// The same as whoever made them takes them to have happened.
+    /// The same as whoever made them takes them to have happened; without those that nobody made.
     asked: Vec<Entry>,
     /// When somebody looked at the file anew.
     openings: Vec<Tick>,
@@ -133,7 +134,8 @@ impl<'a> Film<'a> {
         let answered = |entry: &&Entry| entry.answered().is_some();
         let mut changes: Vec<&Entry> = recording.entries.iter().filter(answered).collect();
         changes.sort_by_key(|entry| entry.answered());
-        let asked = changes.iter().map(|entry| as_asked(life, entry)).collect();
+        let asked = changes.iter().filter(|entry| entry.repeats.is_none());
+        let asked = asked.map(|entry| as_asked(life, entry)).collect();
         let openings = life.lived.history.iter().filter_map(|it| {
             let opens = matches!(it.operation, Operation::Reopen | Operation::Kill);
             let (at, _) = it.completed.filter(|_| opens)?;
@@ -176,6 +178,20 @@ impl<'a> Film<'a> {
             }
         }
         image
+    }
+
+    /// The last layout that the header told of by then: what destroys it does not change where anything stands.
+    fn last_layout(&self, at: Tick) -> Option<Layout> {
+        let now = layout(&self.actual(at));
+        now.or_else(|| {
+            let mut image = self.base.clone();
+            let mut last = layout(&image);
+            for entry in self.until(at) {
+                lay(&mut image, entry);
+                last = layout(&image).or(last);
+            }
+            last
+        })
     }
 
     /// What one request can have done.
@@ -228,21 +244,25 @@ impl<'a> Film<'a> {
         miss: &SectorViolation,
     ) -> Option<Class> {
         let (answered, _) = it.completed?;
-        let image = self.actual(Tick(answered.0));
-        let land = Land::of(&image);
-        let layout = land.layout()?;
-        let guest = miss.sector / layout.cluster_sectors();
-        let before = || harms.iter().filter(|harm| harm.at < Tick(answered.0));
-        let direct = before().find(|harm| harm.guests.iter().any(|range| range.contains(&guest)));
+        let answered = Tick(answered.0);
+        let layout = self.last_layout(answered);
+        let guest = layout.map(|layout| miss.sector / layout.cluster_sectors());
+        let before = || harms.iter().filter(|harm| harm.at < answered);
+        let covers = |range: &Range<u64>| {
+            *range == EVERYTHING || guest.is_some_and(|guest| range.contains(&guest))
+        };
+        let direct = before().find(|harm| harm.guests.iter().any(covers));
         if let Some(harm) = direct {
             return Some(harm.class);
         }
+        let (layout, guest) = layout.zip(guest)?;
+        let image = self.actual(answered);
         let table = before().rfind(|harm| harm.class != Class::Data)?;
         let is_foreign = match miss.found {
             SectorValue::Stamp { sector, .. } => sector != miss.sector,
             SectorValue::Zero | SectorValue::Other(_) => false,
         };
-        let changed = || self.is_changed_by_another(life, &image, layout, guest, table.at);
+        let changed = || self.is_changed_by_another(life, &image, &layout, guest, table.at);
         (is_foreign || changed()).then_some(table.class)
     }
 
@@ -297,14 +317,19 @@ impl<'a> Film<'a> {
             hit.kind == OpKind::Read && Class::of_request(hit.event, hit.kind) != Class::Data
         });
         let truth = Land::of(&self.actual(first));
-        let entries = &life.lived.recordings[0].entries;
-        for entry in entries.iter().filter(|entry| entry.submitted > first) {
+        let bytes = truth.layout().map_or(1, Layout::cluster_bytes);
+        let entries = life.lived.recordings[0].entries.iter();
+        let entries = entries.zip(&life.lived.requesters[0]);
+        for (entry, requester) in entries.filter(|(entry, _)| entry.submitted > first) {
             if misled.is_some_and(|hit| hit.at < entry.submitted) {
                 break;
             }
-            if hits(life).any(|hit| is_by_the_device(hit, entry)) {
+            // What the device carried out once more nobody asked for, and what it put elsewhere was asked for where it
+            // was to be.
+            if entry.repeats.is_some() {
                 continue;
             }
+            let entry = &as_asked(life, entry);
             let seen = [self.actual(entry.submitted), self.believed(entry.submitted)];
             let sight = Sight {
                 truth: &truth,
@@ -312,7 +337,10 @@ impl<'a> Film<'a> {
                 seen: &seen,
                 checks: life.overlap_checks,
             };
-            found.add(sight.look_at(entry));
+            let it = requester.and_then(|id| happening(life, id));
+            let extent = it.and_then(|it| it.operation.range());
+            let guests = extent.map(|it| clusters(it, bytes));
+            found.add(sight.look_at(entry, guests.as_ref()));
         }
         found
     }
@@ -323,10 +351,9 @@ fn of_class(life: &Life, class: Class, hit: &Injected, lands: &[Land]) -> Vec<Ra
     let layout = lands.iter().find_map(Land::layout);
     let it = hit.operation.and_then(|id| happening(life, id));
     let extent = it.and_then(|it| it.operation.range());
-    let clusters = layout.zip(extent).map(|(layout, extent)| {
-        let bytes = layout.cluster_bytes();
-        extent.offset / bytes..(extent.offset + extent.len_bytes).div_ceil(bytes)
-    });
+    let clusters = layout
+        .zip(extent)
+        .map(|(layout, extent)| clusters(extent, layout.cluster_bytes()));
     match class {
         Class::L1 | Class::Header => vec![EVERYTHING],
         Class::RefcountBlock | Class::RefcountTable | Class::Length => Vec::new(),
@@ -336,6 +363,11 @@ fn of_class(life: &Life, class: Class, hit: &Injected, lands: &[Land]) -> Vec<Ra
             (None, _) | (_, None) => vec![EVERYTHING],
         },
     }
+}
+
+/// The clusters of so many bytes that a range of the guest's disk touches.
+fn clusters(extent: Extent, bytes: u64) -> Range<u64> {
+    extent.offset / bytes..(extent.offset + extent.len_bytes).div_ceil(bytes)
 }
 
 /// What was being done to the guest's disk at a moment.
@@ -349,9 +381,8 @@ fn in_flight_then(life: &Life, class: Class, at: Tick, land: &Land) -> Vec<Range
         it.submitted <= Moment(at.0) && !is_over
     });
     let extents = then.filter_map(|it| it.operation.range());
-    let clusters = extents
-        .map(|extent| extent.offset / bytes..(extent.offset + extent.len_bytes).div_ceil(bytes));
-    clusters
+    extents
+        .map(|extent| clusters(extent, bytes))
         .map(|clusters| match class {
             Class::L2 => mapped_with(layout, clusters),
             Class::Data
@@ -398,25 +429,6 @@ fn of_owners(land: &Land, sectors: &Range<u64>, at: Tick) -> Vec<Harm> {
 
 fn one(range: Range<u64>) -> Vec<Range<u64>> {
     std::iter::once(range).collect()
-}
-
-/// Whether it is the device that put a request where it is: one that went astray, or happened twice.
-fn is_by_the_device(hit: &Injected, entry: &Entry) -> bool {
-    match hit.fault {
-        Fault::Misdirect(_) => hit.request == Some(entry.id),
-        Fault::Duplicate(_) => hit.request != Some(entry.id) && hit.event == entry.event,
-        Fault::Fail(_)
-        | Fault::Persist(..)
-        | Fault::Forget(_)
-        | Fault::ForgetSome(..)
-        | Fault::Full(_)
-        | Fault::EndAt(_)
-        | Fault::PowerCut(_)
-        | Fault::Drop
-        | Fault::Tear(_)
-        | Fault::Flip(_)
-        | Fault::Shorten(_) => false,
-    }
 }
 
 /// A request as whoever made it takes it to have happened.

@@ -5,8 +5,13 @@
 //! whose refcount says that it is free, or that fewer use it; which of two entries that name one cluster is wrong; and that metadata stand
 //! where checks against overlaps are not to look. Everything else is a violation. Active metadata is protected by these
 //! checks whatever the refcounts say.
+//!
+//! Whose a table is, it does not say: an L2 table in place of another is not seen, nor a refcount block in place of
+//! another. Data say it by their stamp, or by the operation for which they were written; compressed data may share a
+//! cluster, and are not seen over others that are compressed.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use blkdebug::class::Class;
 use blkdebug::disks::Disk;
@@ -178,7 +183,7 @@ pub(crate) fn trespasses(truth: &Land, recording: &Recording, checks: OverlapChe
             seen,
             checks,
         };
-        found.add(sight.look_at(entry));
+        found.add(sight.look_at(entry, None));
         if entry.succeeded().is_some() {
             lay(&mut image, entry);
         }
@@ -187,8 +192,8 @@ pub(crate) fn trespasses(truth: &Land, recording: &Recording, checks: OverlapChe
 }
 
 impl Sight<'_> {
-    /// Looks at one request before it happens.
-    pub(crate) fn look_at(&self, entry: &Entry) -> Trespasses {
+    /// Looks at one request before it happens. `guests` are the guest clusters that it was made for, where that is known.
+    pub(crate) fn look_at(&self, entry: &Entry, guests: Option<&Range<u64>>) -> Trespasses {
         let mut found = Trespasses::default();
         let Some(layout) = self.truth.layout() else {
             return found;
@@ -206,7 +211,7 @@ impl Sight<'_> {
         let sectors = entry.op.sectors();
         let mut seen: Option<Vec<Land>> = None;
         for cluster in sectors.start / per_cluster..sectors.end.div_ceil(per_cluster) {
-            let what = What::of(entry, cluster, layout);
+            let what = What::of(entry, cluster, layout, guests);
             let foreign = |owners: &[Owner]| {
                 !owners.is_empty() && !owners.iter().any(|owner| what.may_be_in(*owner))
             };
@@ -256,12 +261,16 @@ impl Sight<'_> {
 /// What a request puts into a cluster.
 struct What {
     class: Class,
+    /// Whether it is compressed.
+    packed: bool,
     /// The guest cluster that its bytes say they are of, if they do.
     guest: Option<u64>,
+    /// The guest clusters that it was written for, where that is known.
+    guests: Option<Range<u64>>,
 }
 
 impl What {
-    fn of(entry: &Entry, cluster: u64, layout: &Layout) -> Self {
+    fn of(entry: &Entry, cluster: u64, layout: &Layout, guests: Option<&Range<u64>>) -> Self {
         let is_data = matches!(
             entry.event,
             Event::WriteAio | Event::WriteCompressed | Event::PwritevZero
@@ -293,7 +302,12 @@ impl What {
                 SectorContent::Zero => None,
             }
         });
-        Self { class, guest }
+        Self {
+            class,
+            packed: entry.event == Event::WriteCompressed,
+            guest,
+            guests: guests.cloned(),
+        }
     }
 
     /// Whether it belongs into a cluster of this owner.
@@ -312,9 +326,12 @@ impl What {
             | Owner::BitmapTable(_)
             | Owner::BitmapData(_) => self.class == Class::Header,
             Owner::Data(guest) => {
-                self.class == Class::Data && self.guest.is_none_or(|mine| mine == guest)
+                let is_asked = self.guests.as_ref().is_none_or(|it| it.contains(&guest));
+                let is_said = self.guest.is_none_or(|mine| mine == guest);
+                self.class == Class::Data && is_asked && is_said
             }
-            Owner::Compressed => self.class == Class::Data,
+            // Others' compressed bytes may stand beside.
+            Owner::Compressed => self.class == Class::Data && self.packed,
         }
     }
 }

@@ -79,6 +79,7 @@ fn blamed(
         submitted: Tick(1),
         completed: Some((Tick(2), Ok(()))),
         effect: Effect::Whole,
+        repeats: None,
     };
     let recording = Recording {
         bases: Disks::one(image.clone()),
@@ -165,6 +166,80 @@ fn a_read_that_is_wrong_hangs_on_what_went_wrong() {
     life.lived.reads[0].data[512..1024]
         .copy_from_slice(&stamp(Writer::Operation(OperationId(0)), 0));
     assert_eq!(life.violations(), []);
+}
+
+/// Two writes, of which the device carries the first out once more when another has been answered.
+fn repeated() -> Life {
+    let rule = Rule {
+        event: Some(Event::WriteAio),
+        ..Rule::new(Fault::Duplicate(1))
+    };
+    live(&case(&WRITES, vec![rule])).unwrap()
+}
+
+/// Lets a write of data go to where the L2 table stands.
+fn move_to_the_table(life: &mut Life, is_it: fn(&Entry) -> bool) {
+    let owned = owners(life.last.image()).into_iter();
+    let mut tables = owned.filter(|(_, owner, _)| matches!(owner, Owner::L2Table(_)));
+    let (table, ..) = tables.next().unwrap();
+    let mut entries = life.lived.recordings[0].entries.iter_mut();
+    let entry = entries.find(|entry| is_it(entry)).unwrap();
+    entry.op = RecordedOp::Write {
+        run: Arc::new(SectorRun::new(table * 8, vec![7; 512])),
+        fua: false,
+    };
+}
+
+#[test]
+fn nobody_is_blamed_for_what_the_device_repeats_and_everybody_for_the_rest() {
+    let is_data = |entry: &Entry| entry.event == Event::WriteAio && entry.repeats.is_none();
+    assert_eq!(repeated().violations(), []);
+    let mut life = repeated();
+    let first = life.injected[0].1.request;
+    move_to_the_table(&mut life, |entry| entry.repeats.is_some());
+    assert_eq!(
+        first,
+        Some(
+            life.lived.recordings[0]
+                .entries
+                .iter()
+                .find(|it| is_data(it))
+                .unwrap()
+                .id
+        )
+    );
+    assert!(live::judge(&life).trespasses.violation.is_none());
+    let mut life = repeated();
+    move_to_the_table(&mut life, |entry| {
+        entry.event == Event::WriteAio && entry.repeats.is_none() && entry.ordinal > 0
+    });
+    let found = live::judge(&life).trespasses.violation.unwrap();
+    assert_eq!(
+        found.class.to_string(),
+        "structure/wrong-owner/data-over-l2-table"
+    );
+}
+
+/// Bytes need not say whose they are.
+#[test]
+fn data_are_of_whom_they_were_written_for() {
+    let mut life = repeated();
+    let owned = owners(life.last.image()).into_iter();
+    let mut first = owned.filter(|(_, owner, _)| *owner == Owner::Data(0));
+    let (first, ..) = first.next().unwrap();
+    let entries = &mut life.lived.recordings[0].entries;
+    let is_second = |it: &&mut Entry| it.event == Event::WriteAio && it.ordinal == 1;
+    let second = entries.iter_mut().find(is_second).unwrap();
+    second.op = RecordedOp::Write {
+        run: Arc::new(SectorRun::new(first * 8, vec![7; 512])),
+        fua: false,
+    };
+    let found = live::judge(&life).trespasses;
+    let found = found.violation.unwrap();
+    assert_eq!(
+        found.class.to_string(),
+        "structure/wrong-owner/data-over-data"
+    );
 }
 
 #[test]
