@@ -121,14 +121,20 @@ impl Judge<'_> {
         if image.report.is_perfect() && view.is_some() {
             let service = self.judge_service(image, expectation);
             // Compressed bytes can be garbage that the walk does not look at, and so can the files beneath; the header's
-            // extensions can be garbage, or go with another of its sectors. The subject says so.
+            // extensions can be garbage, or go with another of its sectors; and the header can name what nobody knows.
+            // The subject says so.
             let layout = image.report.layout;
             let header = layout.map_or(0..0, |layout| 0..layout.cluster_sectors());
-            let is_unsaid = damage.beneath || damage.image.within(header).is_some();
+            let of_header = damage.image.within(header).is_some();
+            let is_unsaid = damage.beneath || of_header;
             let mut mapped = image.report.mapped.iter();
             let is_packed = mapped.any(|it| matches!(it.mapping, Mapping::Compressed { .. }));
-            let is_refused = matches!(&service.verdict, Verdict::Violated(violation)
-                if violation.class.kind == explain::FAILED && violation.class.site.starts_with(BAD_IMAGE));
+            let refused_as = |kind| {
+                matches!(&service.verdict, Verdict::Violated(violation)
+                    if violation.class.kind == explain::FAILED && violation.class.site.starts_with(kind))
+            };
+            let is_refused = refused_as(BAD_IMAGE) && (is_packed || is_unsaid)
+                || refused_as(UNSUPPORTED) && of_header;
             // Key material is garbage or not, and nobody can tell but by a secret that opens nothing.
             let keys = layout.map_or(0..0, |layout| {
                 let (offset, len_bytes) = layout.encryption_header;
@@ -138,7 +144,7 @@ impl Judge<'_> {
                 && matches!(&service.verdict, Verdict::Violated(violation)
                     if violation.class.kind == explain::FAILED);
             return Service {
-                verdict: if is_locked || is_refused && (is_packed || is_unsaid) {
+                verdict: if is_locked || is_refused {
                     Verdict::Survived
                 } else {
                     service.verdict
@@ -322,6 +328,8 @@ impl Case<'_> {
 
 /// How the kind of an error begins that says that the image is wrong.
 const BAD_IMAGE: &str = "bad-image";
+/// The same of one that says that the image needs what nobody here knows.
+const UNSUPPORTED: &str = "unsupported";
 
 /// Of compressed bytes that no operation is known to have written so many are read at most, in one state.
 const MOST_PACKED_BYTES: u64 = 4 << 20;

@@ -414,7 +414,7 @@ impl<'a> GuestView<'a> {
             Mapping::Zero => Source::Zeroes,
             Mapping::Data(offset) if self.layout.encryption != 0 => {
                 Source::Encrypted(Box::new(Encrypted {
-                    image: self.image,
+                    image: self.data,
                     first: offset / 512 + within,
                     guest_sector,
                     method: self.layout.encryption,

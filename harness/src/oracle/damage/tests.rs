@@ -307,6 +307,14 @@ fn a_ruined_header_that_the_walk_finds_no_fault_with_may_be_refused_as_such() {
     for ruin in [Ruin::Garbage, Ruin::Stale] {
         let refuses = |kind| served(&sample, &[(1, ruin)], Oddity::Refuses(kind));
         assert_eq!(refuses("bad-image in the header extension"), "survived");
+        assert_eq!(refuses("unsupported"), "survived");
         assert_eq!(refuses("device"), "service/failed/device");
     }
+    // Nothing but a header says what an image needs.
+    let refuses = |sector| {
+        let ruins = [(sector, Ruin::Stale)];
+        served(&sample, &ruins, Oddity::Refuses("unsupported"))
+    };
+    assert_eq!(refuses(L2_SECTOR), "service/failed/unsupported");
+    assert_eq!(refuses(DATA_SECTOR), "service/failed/unsupported");
 }
