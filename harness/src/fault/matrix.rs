@@ -265,9 +265,8 @@ pub fn cell(event: Event, way: Way) -> Cell {
     cell
 }
 
-/// A workload in which the event fails, and after which what failed is asked for again; `None` where it does not come to
-/// that event.
-fn with_fault(event: Event, way: Way, drawn: &Scenario) -> Option<Scenario> {
+/// The rule by which an event fails; `None` where it is never raised.
+fn rule(event: Event, way: Way) -> Option<Rule> {
     let mut rule = Rule::new(way.fault());
     match raised(event) {
         // It is raised on the image, and what is read then is another disk.
@@ -283,6 +282,32 @@ fn with_fault(event: Event, way: Way, drawn: &Scenario) -> Option<Scenario> {
         // The image is open; what is met in opening it is met where it is opened again.
         rule.during.from = Some(0);
     }
+    Some(rule)
+}
+
+/// Whether an operation of a workload does not succeed on a device on which nothing fails.
+fn is_refused(scenario: &Scenario, at: usize) -> bool {
+    let whole = live(&case(&Scenario {
+        faults: Vec::new(),
+        ..scenario.clone()
+    }));
+    let it = whole.as_ref().ok();
+    let it = it.and_then(|life| life.lived.history.get(at));
+    let answer = it.and_then(|it| it.completed);
+    !matches!(answer, Some((_, Answer::Done)))
+}
+
+fn append(scenario: &mut Scenario, operations: &[Operation]) {
+    for operation in operations {
+        let end = scenario.operations.len();
+        insert(scenario, end, *operation);
+    }
+}
+
+/// A workload in which the event fails, and after which what failed is asked for again; `None` where it does not come to
+/// that event.
+fn with_fault(event: Event, way: Way, drawn: &Scenario) -> Option<Scenario> {
+    let mut rule = rule(event, way)?;
     let mut scenario = drawn.clone();
     if scenario.operations.last() != Some(&Operation::Reopen) {
         scenario.operations.push(Operation::Reopen);
@@ -295,17 +320,7 @@ fn with_fault(event: Event, way: Way, drawn: &Scenario) -> Option<Scenario> {
         .map(|at| usize::try_from(at).unwrap_or(usize::MAX));
     let place = failed.map_or(0, |at| at + 1);
     let again = failed.map_or(Operation::Reopen, |at| scenario.operations[at]);
-    let whole = live(&case(&Scenario {
-        faults: Vec::new(),
-        ..scenario.clone()
-    }));
-    let is_refused = |at: usize| {
-        let life = whole.as_ref().ok();
-        let it = life.and_then(|life| life.lived.history.get(at));
-        let answer = it.and_then(|it| it.completed);
-        !matches!(answer, Some((_, Answer::Done)))
-    };
-    if failed.is_some_and(is_refused) {
+    if failed.is_some_and(|at| is_refused(&scenario, at)) {
         // It would have been refused all the same.
         return None;
     }
@@ -316,12 +331,6 @@ fn with_fault(event: Event, way: Way, drawn: &Scenario) -> Option<Scenario> {
         // What it asked for cannot be asked for twice.
         return None;
     }
-    let append = |scenario: &mut Scenario, operations: &[Operation]| {
-        for operation in operations {
-            let end = scenario.operations.len();
-            insert(scenario, end, *operation);
-        }
-    };
     if way.repeat == Repeat::Always {
         append(&mut scenario, &[Operation::Reopen, again]);
         let gone = scenario.operations.len();
