@@ -65,11 +65,7 @@ impl Faults {
         if self.table {
             return self.table(jobs);
         }
-        let pins = self.options.unwrap_or_default();
-        if pins.chain == Some(true) || pins.faults == Some(false) {
-            let text = "requests fail in every workload here, and not over a chain: leave chain=on and faults=off out";
-            return Err(Refusal(text.into()));
-        }
+        self.refuse_options()?;
         println!("seed {}", self.seed);
         let out = self.out.clone().unwrap_or_else(|| REPORTS.into());
         source::writable_directory(&out)?;
@@ -100,6 +96,22 @@ impl Faults {
         let origin = format!("faults-seed-{}-", self.seed);
         violation::tell_each(&done.found, "run", &origin, &out)?;
         Ok(tell(&done, seconds))
+    }
+
+    /// Nothing that was asked for is left out without a word.
+    fn refuse_options(&self) -> Result<(), Refusal> {
+        let pins = self.options.unwrap_or_default();
+        let is_on = [pins.chain, pins.kill, pins.faults].contains(&Some(true));
+        if self.silent.is_some() && is_on {
+            let text = "nothing fails here with an error, nobody is killed, and there is no chain: leave chain=on, kill=on and \
+                        faults=on out";
+            return Err(Refusal(text.into()));
+        }
+        if self.silent.is_none() && (pins.chain == Some(true) || pins.faults == Some(false)) {
+            let text = "requests fail in every workload here, and not over a chain: leave chain=on and faults=off out";
+            return Err(Refusal(text.into()));
+        }
+        Ok(())
     }
 
     fn table(&self, jobs: usize) -> Result<Ending, Refusal> {

@@ -178,6 +178,20 @@ fn check_ends_as_qemu_img_does() {
     }
 }
 
+/// What nothing is made of is not taken without a word.
+#[test]
+fn damage_without_a_word_takes_no_option_that_it_does_not_keep() {
+    let folder = tempfile::tempdir().unwrap();
+    for option in ["chain=on", "kill=on", "faults=on"] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_xtask"));
+        command.args(["faults", "--silent", "1", "--options", option]);
+        let output = command.current_dir(folder.path()).output().unwrap();
+        let errors = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{option}: {errors}");
+        assert!(errors.contains(option), "{option}: {errors}");
+    }
+}
+
 /// `cargo xtask fuzz | head` panicked on the closed pipe, and ended with 101.
 #[test]
 fn nobody_need_read_on() {
