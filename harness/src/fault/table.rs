@@ -226,8 +226,21 @@ fn in_use(text: &mut String, silent: &Report) {
         let count = silent.blind.get(&blind).copied().unwrap_or_default();
         let _ = writeln!(text, "| {} | {count} |", blind.name());
     }
-    let _ = writeln!(text, "\n{} violations in all.", silent.violations());
+    text.push_str(UNSEEN);
+    let _ = writeln!(
+        text,
+        "\n{} violations in these {} workloads.",
+        silent.violations(),
+        silent.runs
+    );
 }
+
+const UNSEEN: &str = "
+What of that is not seen: a write of an L2 table into another L2 table, or of a refcount block into another, since neither says which
+it is of; compressed data over others that are compressed; data over another cluster's data that bear no stamp, or are encrypted, where
+it is not known for whom they were written, which is so at rest; and, while an engine has the image open, all that is written once it
+was told something wrong of a table: what it knows from there on nobody else does.
+";
 
 /// How many sectors were read wrong, by what was destroyed on the way to them.
 pub fn reasons(readings: &Readings) -> String {
