@@ -43,6 +43,11 @@ fn every_trace_comes_to_what_it_says() {
                 replayed.verdict,
                 trace.expected
             )),
+            // Damage is a sector's number: of another run it shows something else, or nothing.
+            Ok(replayed) if trace.damage.is_some() && replayed.same_run != Some(true) => {
+                let digest = replayed.digest;
+                wrong.push(format!("{}: another run, {digest:032x}", path.display()));
+            }
             Ok(_) => {}
             Err(Unreplayable::NoDefects(defect)) => {
                 eprintln!(

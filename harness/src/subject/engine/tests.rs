@@ -253,7 +253,11 @@ fn an_image_is_settled_that_is_another_only_where_nobody_read() {
             RecordedOp::Read { offset, len_bytes } => {
                 Some(offset / 512..(offset + len_bytes).div_ceil(512))
             }
-            _ => None,
+            RecordedOp::Write { .. }
+            | RecordedOp::WriteZeroes { .. }
+            | RecordedOp::Discard { .. }
+            | RecordedOp::Flush
+            | RecordedOp::SetLen { .. } => None,
         });
     let read = Footprint::of(read.collect());
     subject.settle(&image, read.clone());
