@@ -3,9 +3,9 @@
 //! At rest: a workload is lived through on an honest device; then a sector of a structure, or the length of the file, is
 //! damaged, as rot, lost and misdirected writes damage it, and the image is judged as it is: every read is right, or
 //! refused, or hangs on what was destroyed. The bytes before that are kept, so that what was destroyed is known, sector by
-//! sector. In use: requests of a workload go wrong without a word ([`live`]). And nothing is ever written where it does
-//! not belong ([`owner`]). What the format cannot tell is counted by its reason and not reported: data have no checksum,
-//! and a sector of a table that is as it was once, or of which a bit is another, is a sector of a table.
+//! sector. In use: requests of a workload go wrong without a word ([`mod@live`]). And nothing is ever written where it
+//! does not belong ([`owner`]). What the format cannot tell is counted by its reason and not reported: data have no
+//! checksum, and a sector of a table that is as it was once, or of which a bit is another, is a sector of a table.
 
 pub mod live;
 pub mod owner;
