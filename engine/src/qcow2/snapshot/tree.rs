@@ -17,6 +17,8 @@ use crate::qcow2::metadata::Metadata;
 use crate::qcow2::unit::{HostCluster, HostOffset, byte_count, mem_len};
 
 const COPIED: u64 = 1 << 63;
+/// Entries of an L1 table in a sector, which are written as one.
+const L1_PER_SECTOR: usize = 64;
 
 /// Everything that an L1 table leads to.
 #[derive(Debug, Default)]
@@ -259,7 +261,7 @@ impl Metadata {
     async fn write_l1_sectors(&mut self, changed: &[usize]) -> Result<(), Error> {
         let mut last = None;
         for index in changed {
-            let sector = index / 64;
+            let sector = index / L1_PER_SECTOR;
             if last != Some(sector) {
                 self.write_l1_sector(*index).await?;
                 last = Some(sector);
@@ -279,13 +281,25 @@ impl Metadata {
             if self.count_of(offset).await? != 1 {
                 continue;
             }
+            self.renew_table(offset).await?;
             if copied == Copied::No {
-                self.l1[index].0 |= COPIED;
                 changed.push(index);
             }
-            self.renew_table(offset).await?;
         }
-        self.write_l1_sectors(&changed).await
+        for index in &changed {
+            self.l1[*index].0 |= COPIED;
+        }
+        let written = self.write_l1_sectors(&changed).await;
+        if written.is_err() {
+            // Where the file may name a table that a failed write was to link, the one in memory is nobody's to change.
+            for index in &changed {
+                let first = index - index % L1_PER_SECTOR;
+                if self.l1_in_doubt.contains(&first) {
+                    self.l1[*index].0 &= !COPIED;
+                }
+            }
+        }
+        written
     }
 
     async fn renew_table(&mut self, table: HostOffset) -> Result<(), Error> {
