@@ -192,6 +192,18 @@ fn doubt_ends_as_the_image_is_opened() {
 }
 
 /// An image that makes no sense is explained by what a device lost, and only by that.
+/// Flushes fail from operation 1 on, and forget what they were to make durable.
+fn flushes_forget() -> Rule {
+    Rule {
+        kind: Some(OpKind::Flush),
+        during: During {
+            from: Some(1),
+            until: None,
+        },
+        ..Rule::new(Fault::Forget(Cause::IO))
+    }
+}
+
 #[test]
 fn a_bad_image_is_explained_by_what_was_lost() {
     // Zeroes are written to a table, and to nothing else.
@@ -201,14 +213,7 @@ fn a_bad_image_is_explained_by_what_was_lost() {
         unmap: Unmap::Allow,
     };
     let operations = [zeroes, Operation::Flush, READ];
-    let rule = Rule {
-        kind: Some(OpKind::Flush),
-        during: During {
-            from: Some(1),
-            until: None,
-        },
-        ..Rule::new(Fault::Forget(Cause::IO))
-    };
+    let rule = flushes_forget();
     let life = || {
         let mut life = lived(plain(&operations, rule.clone()));
         assert_eq!(life.faults, 1);
@@ -254,14 +259,7 @@ fn an_image_in_doubt_is_refused_until_it_is_opened_again() {
         WRITE,
         Operation::Flush,
     ];
-    let rule = Rule {
-        kind: Some(OpKind::Flush),
-        during: During {
-            from: Some(1),
-            until: None,
-        },
-        ..Rule::new(Fault::Forget(Cause::IO))
-    };
+    let rule = flushes_forget();
     let life = lived(plain(&operations, rule));
     let (done, failed) = (Some(Answer::Done), Some(Answer::Failed));
     assert_eq!(answers(&life), [done, failed, failed, failed, done, done]);

@@ -454,7 +454,7 @@ pub(super) fn expect_durable(recording: &Recording, doing: &str) -> Result<(), E
 }
 
 /// The sectors of the image that were read.
-pub(super) fn reads(recording: &Recording) -> impl Iterator<Item = Range<u64>> {
+pub(crate) fn reads(recording: &Recording) -> impl Iterator<Item = Range<u64>> {
     let image = recording
         .entries
         .iter()

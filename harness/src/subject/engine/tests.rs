@@ -8,7 +8,7 @@ use engine::qcow2::create::{self, BackingFormat, CreateOptions};
 
 use super::*;
 use crate::guest::{Content, Ledger};
-use crate::oracle::judge::{Judge, Witness};
+use crate::oracle::judge::{Judge, Witness, reads};
 use crate::oracle::verdict::Verdict;
 use crate::workload::stamp::{Writer, stamp_range};
 
@@ -245,21 +245,7 @@ fn an_image_is_settled_that_is_another_only_where_nobody_read() {
     let subject = subject(LazyRefcounts::Off, None);
     let image = fresh(16, false);
     let opened = subject.recover(&image, &[]);
-    let read = opened
-        .recording
-        .entries
-        .iter()
-        .filter_map(|it| match it.op {
-            RecordedOp::Read { offset, len_bytes } => {
-                Some(offset / 512..(offset + len_bytes).div_ceil(512))
-            }
-            RecordedOp::Write { .. }
-            | RecordedOp::WriteZeroes { .. }
-            | RecordedOp::Discard { .. }
-            | RecordedOp::Flush
-            | RecordedOp::SetLen { .. } => None,
-        });
-    let read = Footprint::of(read.collect());
+    let read = Footprint::of(reads(&opened.recording).collect());
     subject.settle(&image, read.clone());
     assert_eq!(subject.is_settled(&image).as_deref(), Some(&read));
     let within = read.ranges().next().unwrap().start;
