@@ -42,6 +42,8 @@ pub(super) struct Metadata {
     pub(super) version: u32,
     pub(super) refcounting: Refcounting,
     pub(super) sector0: HeaderSector,
+    /// A write of other numbers into sector 0 failed: the file may say those.
+    pub(super) sector0_in_doubt: bool,
     /// The incompatible features that the file may name: those that a failed write left in doubt too.
     pub(super) incompatible: u64,
     /// Whether the dirty bit durably stands in the file.
@@ -238,6 +240,7 @@ impl Metadata {
             .write_through(barrier, Event::None, HostOffset(0), sector0.bytes())
             .await?;
         self.sector0 = sector0;
+        self.sector0_in_doubt = false;
         self.incompatible = bits;
         Ok(())
     }
@@ -279,9 +282,20 @@ impl Metadata {
         let mut sector0 = self.sector0.clone();
         change(&mut sector0);
         let bytes = sector0.bytes();
+        self.sector0_in_doubt = true;
         let stamp = self.order.write(event, HostOffset(0), bytes).await?;
+        self.sector0_in_doubt = false;
         self.sector0 = sector0;
         Ok(stamp)
+    }
+
+    /// Makes the file say what memory says of sector 0, and durably, for whoever relies on it saying nothing else.
+    pub(super) async fn settle_sector0(&mut self, barrier: Barrier) -> Result<(), Error> {
+        if !self.sector0_in_doubt {
+            return Ok(());
+        }
+        let written = self.restate_sector0(Event::None, |_| {}).await?;
+        self.order.barrier(barrier, written).await
     }
 
     /// Writes the sector of the L1 table that holds entry `index`.

@@ -303,6 +303,7 @@ pub(super) async fn load(
         version: header.version,
         refcounting,
         sector0,
+        sector0_in_doubt: false,
         incompatible: header.incompatible,
         dirty: header.is_dirty(),
         corrupt: header.is_corrupt(),

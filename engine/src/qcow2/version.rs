@@ -85,9 +85,11 @@ impl Qcow2 {
     /// Makes a version 3 image one of version 2. The caller has claimed the whole disk.
     pub(super) async fn downgrade(&self) -> Result<(), Error> {
         let instead = {
-            let metadata = self.metadata.lock().await;
+            let mut metadata = self.metadata.lock().await;
             let header = metadata.load_header().await?;
             metadata.may_downgrade(&header)?;
+            // Behind a growth that failed the file may say that the disk is larger, and what its new part shows would go.
+            metadata.settle_sector0(Barrier::BeforeDowngrade).await?;
             if self.backing.is_some() || header.backing_name.is_some() {
                 Instead::Data
             } else {
