@@ -190,24 +190,38 @@ impl PageImage {
 
     /// Copies `len_bytes` bytes out.
     pub fn read_vec(&self, offset: u64, len_bytes: usize) -> Vec<u8> {
-        // Fresh zeroes cost nothing until somebody looks at them, and large tables are mostly holes.
-        let mut data = vec![0; len_bytes];
-        self.read_stored(offset, &mut data);
+        /// Longer stretches are mostly holes, and fresh zeroes cost nothing until somebody looks at them.
+        const LONG: usize = 64 << 10;
+        if len_bytes > LONG {
+            let mut data = vec![0; len_bytes];
+            self.read_stored(offset, &mut data);
+            return data;
+        }
+        let mut data = Vec::with_capacity(len_bytes);
+        self.each_stored(offset, len_bytes, |at, bytes| {
+            data.resize(at, 0);
+            data.extend_from_slice(bytes);
+        });
+        data.resize(len_bytes, 0);
         data
     }
 
     /// Copies out what is stored, over zeroes.
     fn read_stored(&self, offset: u64, into: &mut [u8]) {
-        let end = offset.saturating_add(u64::try_from(into.len()).expect("a length fits 64 bits"));
+        self.each_stored(offset, into.len(), |at, bytes| {
+            into[at..at + bytes.len()].copy_from_slice(bytes);
+        });
+    }
+
+    /// Shows what is stored of a range, page by page, and where in the range it stands.
+    fn each_stored(&self, offset: u64, len_bytes: usize, mut show: impl FnMut(usize, &[u8])) {
+        let end = offset.saturating_add(wide(len_bytes));
         if offset >= end {
             return;
         }
         let small =
             |value: u64| usize::try_from(value).expect("a place within the range fits memory");
-        for (number, chunk) in self
-            .chunks
-            .range(offset / CHUNK_BYTES..=(end - 1) / CHUNK_BYTES)
-        {
+        let mut show_chunk = |number: u64, chunk: &Chunk| {
             let chunk_start = number * CHUNK_BYTES;
             let first = offset.saturating_sub(chunk_start) / PAGE_BYTES;
             let last = (end - chunk_start).min(CHUNK_BYTES).div_ceil(PAGE_BYTES);
@@ -218,9 +232,19 @@ impl PageImage {
                 };
                 let start = chunk_start + index * PAGE_BYTES;
                 let (from, to) = (start.max(offset), (start + PAGE_BYTES).min(end));
-                into[small(from - offset)..small(to - offset)]
-                    .copy_from_slice(&page.bytes[small(from - start)..small(to - start)]);
+                let bytes = &page.bytes[small(from - start)..small(to - start)];
+                show(small(from - offset), bytes);
             }
+        };
+        let (first, last) = (offset / CHUNK_BYTES, (end - 1) / CHUNK_BYTES);
+        if first == last {
+            if let Some(chunk) = self.chunks.get(&first) {
+                show_chunk(first, chunk);
+            }
+            return;
+        }
+        for (number, chunk) in self.chunks.range(first..=last) {
+            show_chunk(*number, chunk);
         }
     }
 

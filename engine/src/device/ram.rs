@@ -48,9 +48,7 @@ fn perform(image: &mut PageImage, request: &Request) -> Outcome {
     }
     match &request.op {
         Op::Read { offset, len_bytes } => {
-            let mut data = vec![0; *len_bytes];
-            image.read(*offset, &mut data);
-            return Ok(Reply::Data(data));
+            return Ok(Reply::Data(image.read_vec(*offset, *len_bytes)));
         }
         Op::Write { offset, data, .. } => image.write(*offset, data),
         Op::WriteZeroes {
