@@ -135,14 +135,6 @@ impl Access {
     }
 }
 
-/// Whether there is no byte but zeroes.
-pub fn is_zero(bytes: &[u8]) -> bool {
-    // Piece by piece without a branch within: that is what a compiler makes wide instructions of.
-    let (pieces, rest) = bytes.as_chunks::<128>();
-    let nothing_in = |piece: &[u8]| piece.iter().fold(0, |any, byte| any | byte) == 0;
-    pieces.iter().all(|piece| nothing_in(piece)) && nothing_in(rest)
-}
-
 /// Refuses a range that reaches beyond a disk of `virtual_bytes`.
 pub(crate) fn must_reach(virtual_bytes: u64, offset: u64, len_bytes: u64) -> Result<(), Error> {
     if offset

@@ -1,4 +1,4 @@
-//! Telling writes of zeroes from other writes, as `detect-zeroes` asks.
+//! Telling zeroes from other bytes: writes of zeroes, as `detect-zeroes` asks, and the empty stretches of tables.
 
 use crate::image::Unmap;
 
@@ -40,6 +40,57 @@ impl DetectZeroes {
             Self::On => Unmap::Keep,
             Self::Unmap => Unmap::Allow,
         };
-        (!data.is_empty() && data.iter().all(|byte| *byte == 0)).then_some(unmap)
+        (!data.is_empty() && is_zero(data)).then_some(unmap)
+    }
+}
+
+/// So many bytes are looked at together, without a branch within: that is what a compiler makes wide instructions of.
+const PIECE: usize = 128;
+
+/// Whether there is no byte but zeroes.
+pub fn is_zero(bytes: &[u8]) -> bool {
+    let (pieces, rest) = bytes.as_chunks::<PIECE>();
+    pieces.iter().all(|piece| nothing_in(piece)) && nothing_in(rest)
+}
+
+fn nothing_in(piece: &[u8]) -> bool {
+    piece.iter().fold(0, |any, byte| any | byte) == 0
+}
+
+/// How many bytes are zero before the first that is not.
+pub(crate) fn leading_zeroes(bytes: &[u8]) -> usize {
+    let pieces = bytes.as_chunks::<PIECE>().0.iter();
+    let skipped = pieces.take_while(|piece| nothing_in(*piece)).count() * PIECE;
+    let rest = bytes[skipped..].iter();
+    skipped + rest.take_while(|byte| **byte == 0).count()
+}
+
+/// How many bytes are zero behind the last that is not.
+pub(crate) fn trailing_zeroes(bytes: &[u8]) -> usize {
+    let pieces = bytes.as_rchunks::<PIECE>().1.iter().rev();
+    let skipped = pieces.take_while(|piece| nothing_in(*piece)).count() * PIECE;
+    let rest = bytes[..bytes.len() - skipped].iter().rev();
+    skipped + rest.take_while(|byte| **byte == 0).count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn zeroes_are_counted_from_either_end_up_to_the_first_byte_that_is_none() {
+        for len in [0, 7, 127, 128, 129, 1000] {
+            let mut bytes = vec![0; len];
+            assert_eq!(leading_zeroes(&bytes), len);
+            assert_eq!(trailing_zeroes(&bytes), len);
+            assert!(is_zero(&bytes));
+            for at in 0..len {
+                bytes[at] = 1;
+                assert_eq!(leading_zeroes(&bytes), at, "of {len}");
+                assert_eq!(trailing_zeroes(&bytes), len - at - 1, "of {len}");
+                assert!(!is_zero(&bytes));
+                bytes[at] = 0;
+            }
+        }
     }
 }

@@ -3,9 +3,10 @@
 use super::{Progress, STEP_BYTES, Watch};
 use crate::defect::{Defect, Planted};
 use crate::error::Error;
-use crate::image::{Image, Status, StatusKind, Unmap, is_zero};
+use crate::image::{Image, Status, StatusKind, Unmap};
 use crate::manage::Manage;
 use crate::qcow2::unit::mem_len;
+use crate::zeroes::is_zero;
 
 /// What becomes of the overlay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -4,9 +4,10 @@ use super::{Progress, STEP_BYTES, Watch, content, differences};
 use crate::defect::{Defect, Planted};
 use crate::device::SECTOR_BYTES;
 use crate::error::Error;
-use crate::image::{Image, StatusKind, Unmap, is_zero};
+use crate::image::{Image, StatusKind, Unmap};
 use crate::manage::{BackingName, Manage};
 use crate::qcow2::unit::{byte_count, mem_len};
+use crate::zeroes::is_zero;
 
 /// How copies are stored in the overlay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -277,15 +277,14 @@ pub(super) async fn load(
     let geometry = header.geometry;
     let file = order.file();
     let l1_len = mem_len(header.l1_entries * 8);
-    let l1 = words(
-        &file
-            .at(Event::None)
-            .read(header.l1_offset.0, l1_len)
-            .await?,
-    );
+    let at = file.at(Event::None);
+    let l1 = words(&at.read(header.l1_offset.0, l1_len).await?, L1Word);
     let reftable_len = mem_len(header.reftable_clusters * geometry.cluster_bytes());
     let at = file.at(Event::ReftableLoad);
-    let reftable = words(&at.read(header.reftable_offset.0, reftable_len).await?);
+    let reftable = words(
+        &at.read(header.reftable_offset.0, reftable_len).await?,
+        ReftableWord,
+    );
     let fresh_from = geometry.clusters_for(file.len());
     let lazy = match options.lazy_refcounts {
         Some(choice) => choice == LazyRefcounts::On,
@@ -309,10 +308,10 @@ pub(super) async fn load(
         corrupt: header.is_corrupt(),
         virtual_bytes: header.virtual_bytes,
         l1_offset: header.l1_offset,
-        l1: l1.into_iter().map(L1Word).collect(),
+        l1,
         l1_in_doubt: BTreeSet::new(),
         reftable_offset: header.reftable_offset,
-        reftable: reftable.into_iter().map(ReftableWord).collect(),
+        reftable,
         l2: Cache::new(
             geometry,
             options.caches.l2_slices,
@@ -377,12 +376,12 @@ fn owners(
         let (offset, len_bytes) = metadata.snapshots.table();
         own(offset, len_bytes, Structure::SnapshotTable)?;
     }
-    for word in &metadata.l1 {
+    for word in metadata.l1.iter().filter(|word| word.0 != 0) {
         if let Ok(L1Entry::Table { offset, .. }) = word.decode(geometry) {
             own(offset, 1, Structure::L2Table)?;
         }
     }
-    for word in &metadata.reftable {
+    for word in metadata.reftable.iter().filter(|word| word.0 != 0) {
         if let Ok(Some(offset)) = word.decode(geometry) {
             own(offset, 1, Structure::RefcountBlock)?;
         }
@@ -403,7 +402,9 @@ fn overlap(structure: Structure, offset: HostOffset, owner: Structure, len_bytes
     }
 }
 
-fn words(bytes: &[u8]) -> Vec<u64> {
-    let word = |chunk: &[u8]| u64::from_be_bytes(chunk.try_into().expect("a word is 8 bytes"));
-    bytes.chunks_exact(8).map(word).collect()
+fn words<T>(bytes: &[u8], word: impl Fn(u64) -> T) -> Vec<T> {
+    let words = bytes.as_chunks().0.iter();
+    words
+        .map(|bytes| word(u64::from_be_bytes(*bytes)))
+        .collect()
 }

@@ -4,6 +4,8 @@
 //! Specification: "Refcount block entry". Counts narrower than a byte stand lowest bit first, wider ones
 //! are big endian.
 
+use crate::zeroes::trailing_zeroes;
+
 /// Counts that are looked at together. Every block holds a multiple of so many.
 pub const GROUP: usize = 64;
 
@@ -59,9 +61,8 @@ pub fn group_bytes(block: &[u8], first: usize, refcount_order: u32) -> &[u8] {
 
 /// The number of the count behind the last group that has any, which is 0 where all are zero.
 pub fn counts_end(block: &[u8], refcount_order: u32) -> usize {
-    let groups = block.chunks_exact((GROUP << refcount_order) / 8);
-    let is_used = |group: &[u8]| group.iter().fold(0, |all, byte| all | byte) != 0;
-    let used = groups.len() - groups.rev().take_while(|group| !is_used(group)).count();
+    let group_len = (GROUP << refcount_order) / 8;
+    let used = (block.len() - trailing_zeroes(block)).div_ceil(group_len);
     used * GROUP
 }
 

@@ -9,9 +9,10 @@ use std::rc::Rc;
 
 use engine::device::SECTOR_BYTES;
 use engine::error::{Error, Refused};
-use engine::image::{Image, StatusKind, Unmap, is_zero};
+use engine::image::{Image, StatusKind, Unmap};
 use engine::qcow2::{GuestDiscards, Qcow2};
 use engine::sync::{Mode, RangeLock};
+use engine::zeroes::is_zero;
 
 use super::direct::Direct;
 use super::runtime::Generic;

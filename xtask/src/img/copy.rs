@@ -4,7 +4,8 @@ use std::ops::Range;
 use std::rc::Rc;
 
 use engine::error::Error;
-use engine::image::{Image, Unmap, is_zero};
+use engine::image::{Image, Unmap};
+use engine::zeroes::is_zero;
 
 use super::pace::Pace;
 use super::pack::{Packer, Unstored};

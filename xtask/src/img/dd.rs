@@ -1,6 +1,7 @@
 //! `dd`: a part of a disk, block by block, into a new image.
 
-use engine::image::{Access, is_zero};
+use engine::image::Access;
+use engine::zeroes::is_zero;
 
 use super::copy::{Blank, Fill, Packing, STEP, Salvage, Target, read};
 use super::create::new_creation;

@@ -12,6 +12,7 @@ use crate::qcow2::geometry::Geometry;
 use crate::qcow2::header::be_u64;
 use crate::qcow2::refblock::{GROUP, read_group, refcount};
 use crate::qcow2::unit::{HostOffset, byte_count, mem_len};
+use crate::zeroes::{is_zero, trailing_zeroes};
 
 /// A refcount block, as the refcount table names it.
 #[derive(Debug)]
@@ -153,8 +154,7 @@ impl Survey<'_> {
         else {
             return;
         };
-        let used = table.iter().rposition(|byte| *byte != 0);
-        let used = used.map_or(0, |last| last / 8 + 1);
+        let used = (table.len() - trailing_zeroes(&table)).div_ceil(8);
         let mut named = BTreeSet::new();
         for index in 0..used {
             let word = be_u64(&table, index * 8);
@@ -206,7 +206,7 @@ impl Survey<'_> {
             .await;
         match bytes {
             None => Block::Bad,
-            Some(bytes) if bytes.iter().all(|byte| *byte == 0) => Block::Zero(offset),
+            Some(bytes) if is_zero(&bytes) => Block::Zero(offset),
             Some(mut bytes) => {
                 // The last cluster of a file need not be whole.
                 bytes.resize(geometry.cluster_len(), 0);

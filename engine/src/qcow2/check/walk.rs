@@ -10,6 +10,7 @@ use crate::qcow2::entry::{BadEntry, Copied, L1Entry, L1Word, L2Entry, Mapping};
 use crate::qcow2::geometry::Geometry;
 use crate::qcow2::header::be_u64;
 use crate::qcow2::unit::{GuestCluster, HostOffset, byte_count, mem_len};
+use crate::zeroes::leading_zeroes;
 
 /// Whose L1 table names an L2 table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -337,37 +338,9 @@ impl Survey<'_> {
     }
 }
 
-/// How many bytes are zero before the first that is not, by whole blocks while they are: tables are mostly empty.
-fn leading_zeroes(bytes: &[u8]) -> usize {
-    const BLOCK: usize = 256;
-    let is_zero = |block: &&[u8; BLOCK]| block.iter().fold(0, |all, byte| all | byte) == 0;
-    let blocks = bytes.as_chunks::<BLOCK>().0.iter();
-    let skipped = blocks.take_while(is_zero).count() * BLOCK;
-    let rest = bytes[skipped..].iter();
-    skipped + rest.take_while(|byte| **byte == 0).count()
-}
-
 /// Whether an entry keeps an unaligned cluster in reserve and shows nothing of it: the one entry with a
 /// wrong offset whose meaning is not in doubt.
 pub(super) fn is_unaligned_reserve(entry: L2Entry, geometry: Geometry, version: u32) -> bool {
     matches!(entry.decode(geometry, version), Err(BadEntry::Unaligned(_)))
         && entry.shows_no_cluster(geometry, version)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn zeroes_are_counted_up_to_the_first_byte_that_is_none() {
-        for len in [0, 7, 255, 256, 257, 1000] {
-            let mut bytes = vec![0; len];
-            assert_eq!(leading_zeroes(&bytes), len);
-            for at in 0..len {
-                bytes[at] = 1;
-                assert_eq!(leading_zeroes(&bytes), at, "of {len}");
-                bytes[at] = 0;
-            }
-        }
-    }
 }
