@@ -4,8 +4,11 @@
 //! so that a caller with threads can compress many clusters at once and hand in what came of it.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
 
 use flate2::{Compress, Compression as Level, Decompress, FlushCompress, FlushDecompress, Status};
+use xxhash_rust::xxh3::xxh3_64;
 
 /// How the compressed clusters of an image are compressed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -53,6 +56,42 @@ thread_local! {
     static INFLATE: RefCell<Decompress> = RefCell::new(Decompress::new(false));
     static ZSTD: RefCell<Option<zstd::bulk::Decompressor<'static>>> =
         RefCell::new(zstd::bulk::Decompressor::new().ok());
+    static LATELY: RefCell<Lately> = RefCell::default();
+}
+
+/// Clusters that were decompressed lately: guests read one in pieces. What packed bytes hold depends on nothing but the
+/// bytes, so that nobody needs to know when they are given up or written over.
+#[derive(Default)]
+struct Lately {
+    /// By the hash of the packed bytes.
+    known: BTreeMap<u64, Unpacked>,
+    bytes: usize,
+}
+
+struct Unpacked {
+    kind: Compression,
+    packed: Vec<u8>,
+    cluster: Rc<Vec<u8>>,
+}
+
+impl Lately {
+    /// As much is remembered on each thread, packed and unpacked.
+    const MOST_BYTES: usize = 8 << 20;
+
+    fn find(&self, hash: u64, kind: Compression, packed: &[u8], len: usize) -> Option<Rc<Vec<u8>>> {
+        let known = self.known.get(&hash)?;
+        let same = known.kind == kind && known.cluster.len() == len && known.packed == packed;
+        same.then(|| Rc::clone(&known.cluster))
+    }
+
+    fn insert(&mut self, hash: u64, unpacked: Unpacked) {
+        let bytes = unpacked.packed.len() + unpacked.cluster.len();
+        if self.bytes + bytes > Self::MOST_BYTES {
+            *self = Self::default();
+        }
+        self.bytes += bytes;
+        self.known.insert(hash, unpacked);
+    }
 }
 
 /// Compresses a whole cluster. `None` where that takes no fewer bytes than the cluster itself.
@@ -73,9 +112,27 @@ pub fn compress(kind: Compression, cluster: &[u8]) -> Option<Vec<u8>> {
     }
 }
 
-/// Fills `cluster` with what `packed` starts with; bytes behind it are ignored. `None` where it does
+/// The cluster of `len` bytes that `packed` starts with; bytes behind it are ignored. `None` where it does
 /// not fill the cluster.
-pub(crate) fn decompress(kind: Compression, packed: &[u8], cluster: &mut [u8]) -> Option<()> {
+pub(crate) fn decompress(kind: Compression, packed: Vec<u8>, len: usize) -> Option<Rc<Vec<u8>>> {
+    let hash = xxh3_64(&packed);
+    if let Some(known) = LATELY.with_borrow(|lately| lately.find(hash, kind, &packed, len)) {
+        return Some(known);
+    }
+    let mut cluster = vec![0; len];
+    fill(kind, &packed, &mut cluster)?;
+    let cluster = Rc::new(cluster);
+    let unpacked = Unpacked {
+        kind,
+        packed,
+        cluster: Rc::clone(&cluster),
+    };
+    LATELY.with_borrow_mut(|lately| lately.insert(hash, unpacked));
+    Some(cluster)
+}
+
+/// Fills `cluster` with what `packed` starts with.
+fn fill(kind: Compression, packed: &[u8], cluster: &mut [u8]) -> Option<()> {
     match kind {
         Compression::Zlib => INFLATE.with_borrow_mut(|inflate| {
             inflate.reset(false);
@@ -120,9 +177,8 @@ mod tests {
                 let cluster = text(len);
                 let mut packed = compress(kind, &cluster).unwrap();
                 packed.extend_from_slice(&[0x5a; 700]);
-                let mut back = vec![0; len];
-                decompress(kind, &packed, &mut back).unwrap();
-                assert!(back == cluster, "{kind:?} {len}");
+                let back = decompress(kind, packed, len).unwrap();
+                assert!(*back == cluster, "{kind:?} {len}");
             }
         }
     }
@@ -134,15 +190,57 @@ mod tests {
         // A frame that is skipped: specification of zstd, "Skippable Frames".
         packed.extend_from_slice(&[0x50, 0x2a, 0x4d, 0x18, 3, 0, 0, 0, 1, 2, 3]);
         packed.extend(zstd::bulk::compress(&cluster[1000..], 1).unwrap());
-        let mut back = vec![0; 4096];
-        decompress(Compression::Zstd, &packed, &mut back).unwrap();
-        assert!(back == cluster);
+        let back = decompress(Compression::Zstd, packed, 4096).unwrap();
+        assert!(*back == cluster);
+    }
+
+    #[test]
+    fn what_is_remembered_is_of_these_bytes_this_kind_and_this_length() {
+        for kind in Compression::ALL {
+            let other = Compression::ALL.into_iter().find(|it| *it != kind).unwrap();
+            let packed = compress(kind, &text(1024)).unwrap();
+            let first = decompress(kind, packed.clone(), 1024).unwrap();
+            let again = decompress(kind, packed.clone(), 1024).unwrap();
+            assert!(Rc::ptr_eq(&first, &again), "{kind:?}: it is remembered");
+            assert_eq!(decompress(kind, packed.clone(), 2048), None);
+            assert_eq!(decompress(other, packed, 1024), None);
+            let lately = Lately {
+                known: BTreeMap::from([(
+                    7,
+                    Unpacked {
+                        kind,
+                        packed: vec![1],
+                        cluster: first,
+                    },
+                )]),
+                bytes: 0,
+            };
+            assert!(lately.find(7, kind, &[1], 1024).is_some());
+            assert_eq!(lately.find(7, kind, &[2], 1024), None, "hashes collide");
+        }
+    }
+
+    #[test]
+    fn no_more_is_remembered_than_is_meant_to_be() {
+        let mut lately = Lately::default();
+        for hash in 0..100 {
+            let unpacked = Unpacked {
+                kind: Compression::Zlib,
+                packed: vec![0; 1000],
+                cluster: Rc::new(vec![0; 1 << 20]),
+            };
+            lately.insert(hash, unpacked);
+            let held = lately.known.values();
+            let held = held.map(|it| it.packed.len() + it.cluster.len());
+            assert_eq!(held.sum::<usize>(), lately.bytes);
+            assert!(lately.bytes <= Lately::MOST_BYTES);
+        }
     }
 
     #[test]
     fn what_does_not_shrink_is_not_packed() {
         let noise: Vec<u8> = (0..512u64)
-            .map(|i| xxhash_rust::xxh3::xxh3_64(&i.to_le_bytes()).to_le_bytes()[0])
+            .map(|i| xxh3_64(&i.to_le_bytes()).to_le_bytes()[0])
             .collect();
         for kind in Compression::ALL {
             assert_eq!(compress(kind, &noise), None);
@@ -154,10 +252,10 @@ mod tests {
     fn what_is_too_short_or_no_stream_is_refused() {
         for kind in Compression::ALL {
             let packed = compress(kind, &text(1024)).unwrap();
-            assert_eq!(decompress(kind, &packed, &mut [0; 2048]), None);
-            assert_eq!(decompress(kind, &packed[..10], &mut [0; 1024]), None);
-            assert_eq!(decompress(kind, &[0xff; 64], &mut [0; 512]), None);
-            assert_eq!(decompress(kind, &[], &mut [0; 512]), None);
+            assert_eq!(decompress(kind, packed[..10].to_vec(), 1024), None);
+            assert_eq!(decompress(kind, packed, 2048), None);
+            assert_eq!(decompress(kind, vec![0xff; 64], 512), None);
+            assert_eq!(decompress(kind, Vec::new(), 512), None);
         }
     }
 
@@ -165,7 +263,7 @@ mod tests {
     #[test]
     fn deflate_streams_need_no_window_above_four_kib() {
         let noise: Vec<u8> = (0..5000u64)
-            .map(|i| xxhash_rust::xxh3::xxh3_64(&i.to_le_bytes()).to_le_bytes()[0])
+            .map(|i| xxh3_64(&i.to_le_bytes()).to_le_bytes()[0])
             .collect();
         let far = [noise.clone(), noise].concat();
         assert_eq!(compress(Compression::Zlib, &far), None);

@@ -33,17 +33,6 @@ impl Qcow2 {
         &self,
         event: Event,
         from: Place,
-        into: &mut [u8],
-    ) -> Result<(), Error> {
-        into.copy_from_slice(&self.read_whole(event, from, into.len()).await?);
-        Ok(())
-    }
-
-    /// Reads guest data into a buffer of their own.
-    pub(super) async fn read_whole(
-        &self,
-        event: Event,
-        from: Place,
         len_bytes: usize,
     ) -> Result<Vec<u8>, Error> {
         let at = self.order.data_file().at(event);

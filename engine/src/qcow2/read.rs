@@ -1,5 +1,7 @@
 //! Reading what the guest sees.
 
+use std::rc::Rc;
+
 use super::compress::decompress;
 use super::data::Place;
 use super::entry::{Compressed, Mapping};
@@ -39,19 +41,27 @@ impl Qcow2 {
         let _claim = self
             .claim(offset, byte_count(len_bytes), Mode::Shared)
             .await;
-        let sources = self.sources(offset, byte_count(len_bytes)).await?;
-        if let [(Source::File(host), len)] = sources[..]
-            && len == byte_count(len_bytes)
-        {
-            // What stands together needs no second buffer.
-            let guest = offset;
-            let from = Place { host, guest };
-            return self.read_whole(Event::ReadAio, from, len_bytes).await;
+        let mut data = Vec::new();
+        while data.len() < len_bytes {
+            let here = offset + byte_count(data.len());
+            let rest = byte_count(len_bytes - data.len());
+            for (source, len) in self.sources(here, rest).await? {
+                let here = offset + byte_count(data.len());
+                if source == Source::Zero && !data.is_empty() {
+                    data.resize(data.len() + mem_len(len), 0);
+                    continue;
+                }
+                let part = self
+                    .content(source, here, Event::ReadAio, mem_len(len))
+                    .await?;
+                if part.len() == len_bytes {
+                    // What has one source needs no second buffer.
+                    return Ok(part);
+                }
+                data.reserve(len_bytes - data.len());
+                data.extend_from_slice(&part);
+            }
         }
-        let mut data = vec![0; len_bytes];
-        let done = self.fill_from(&sources, offset, &mut data).await?;
-        let rest = offset + byte_count(done);
-        self.read_claimed(rest, &mut data[done..]).await?;
         Ok(data)
     }
 
@@ -60,28 +70,15 @@ impl Qcow2 {
         let mut done = 0;
         while done < into.len() {
             let here = offset + byte_count(done);
-            let rest = &mut into[done..];
-            let sources = self.sources(here, byte_count(rest.len())).await?;
-            done += self.fill_from(&sources, here, rest).await?;
+            let rest = byte_count(into.len() - done);
+            for (source, len) in self.sources(here, rest).await? {
+                let here = offset + byte_count(done);
+                let part = &mut into[done..done + mem_len(len)];
+                self.fill(source, here, Event::ReadAio, part).await?;
+                done += part.len();
+            }
         }
         Ok(())
-    }
-
-    /// Reads from these sources, one behind the other, and says how many bytes they had.
-    async fn fill_from(
-        &self,
-        sources: &[(Source, u64)],
-        offset: u64,
-        into: &mut [u8],
-    ) -> Result<usize, Error> {
-        let mut done = 0;
-        for (source, len) in sources {
-            let here = offset + byte_count(done);
-            let part = &mut into[done..done + mem_len(*len)];
-            self.fill(*source, here, Event::ReadAio, part).await?;
-            done += part.len();
-        }
-        Ok(done)
     }
 
     /// The content that a guest cluster had under an old mapping, from `within` bytes on: what
@@ -163,7 +160,7 @@ impl Qcow2 {
         (source, len)
     }
 
-    /// Reads the content of the guest's disk at `offset` from its source.
+    /// Fills a buffer with the content of the guest's disk at `offset`, from its source.
     async fn fill(
         &self,
         source: Source,
@@ -171,59 +168,73 @@ impl Qcow2 {
         event: Event,
         into: &mut [u8],
     ) -> Result<(), Error> {
-        match source {
-            // Nothing lies beneath VM state.
-            Source::Backing if offset >= self.vm_state_start() => into.fill(0),
-            Source::Zero => into.fill(0),
-            Source::File(host) => {
-                let guest = offset;
-                self.read_data(event, Place { host, guest }, into).await?;
-            }
-            Source::Backing => self.fill_from_backing(offset, into).await?,
-            Source::Compressed(compressed) => {
-                let cluster = self.decompress(compressed).await?;
-                let within = mem_len(self.geometry.within(offset));
-                into.copy_from_slice(&cluster[within..within + into.len()]);
-            }
+        if source == Source::Zero {
+            into.fill(0);
+        } else {
+            let len_bytes = into.len();
+            into.copy_from_slice(&self.content(source, offset, event, len_bytes).await?);
         }
         Ok(())
     }
 
+    /// Reads the content of the guest's disk at `offset` from its source.
+    async fn content(
+        &self,
+        source: Source,
+        offset: u64,
+        event: Event,
+        len_bytes: usize,
+    ) -> Result<Vec<u8>, Error> {
+        match source {
+            // Nothing lies beneath VM state.
+            Source::Backing if offset >= self.vm_state_start() => Ok(vec![0; len_bytes]),
+            Source::Zero => Ok(vec![0; len_bytes]),
+            Source::File(host) => {
+                let guest = offset;
+                self.read_data(event, Place { host, guest }, len_bytes)
+                    .await
+            }
+            Source::Backing => self.read_backing(offset, len_bytes).await,
+            Source::Compressed(compressed) => {
+                let cluster = self.decompress(compressed).await?;
+                let within = mem_len(self.geometry.within(offset));
+                Ok(cluster[within..within + len_bytes].to_vec())
+            }
+        }
+    }
+
     /// Reads the backing file, which shows zeroes behind its end.
-    async fn fill_from_backing(&self, offset: u64, into: &mut [u8]) -> Result<(), Error> {
+    async fn read_backing(&self, offset: u64, len_bytes: usize) -> Result<Vec<u8>, Error> {
         let backing = self
             .backing
             .as_ref()
             .expect("a source is backing only where there is one");
-        let there = backing
-            .virtual_bytes()
-            .saturating_sub(offset)
-            .min(byte_count(into.len()));
-        let (there, behind) = into.split_at_mut(mem_len(there));
-        behind.fill(0);
-        if !there.is_empty() {
-            self.order.file().at(Event::ReadBackingAio).reach().await?;
-            there.copy_from_slice(&backing.read(offset, there.len()).await?);
+        let there = backing.virtual_bytes().saturating_sub(offset);
+        let there = mem_len(there.min(byte_count(len_bytes)));
+        if there == 0 {
+            return Ok(vec![0; len_bytes]);
         }
-        Ok(())
+        self.order.file().at(Event::ReadBackingAio).reach().await?;
+        let mut data = backing.read(offset, there).await?;
+        data.resize(len_bytes, 0);
+        Ok(data)
     }
 
-    async fn decompress(&self, compressed: Compressed) -> Result<Vec<u8>, Error> {
+    async fn decompress(&self, compressed: Compressed) -> Result<Rc<Vec<u8>>, Error> {
         let Compressed { offset, len_bytes } = compressed;
         let at = self.order.file().at(Event::ReadCompressed);
-        let bytes = at.read(offset.0, mem_len(len_bytes)).await?;
-        let mut cluster = vec![0; self.geometry.cluster_len()];
-        if decompress(self.compression, &bytes, &mut cluster).is_none() {
+        let packed = at.read(offset.0, mem_len(len_bytes)).await?;
+        let cluster = decompress(self.compression, packed, self.geometry.cluster_len());
+        cluster.ok_or_else(|| {
             let structure = Structure::Data;
             let problem = Problem::Decompress;
-            return Err(BadImage {
+            BadImage {
                 structure,
                 offset: offset.0,
                 index: None,
                 problem,
             }
-            .into());
-        }
-        Ok(cluster)
+            .into()
+        })
     }
 }
