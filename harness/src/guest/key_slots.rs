@@ -41,6 +41,10 @@ impl KeySlots {
         match (change, self.slots[slot]) {
             _ if self == Self::default() => vec![self],
             (KeySlotChange::Fill { .. }, held) if held.is_active() => vec![self],
+            (KeySlotChange::Fill { secret }, Held::Residue(_)) => {
+                // The new key material goes where the old one still is, before the slot is switched.
+                vec![self, with(Held::Nothing), with(Held::Secret(secret))]
+            }
             (KeySlotChange::Fill { secret }, _) => vec![self, with(Held::Secret(secret))],
             (KeySlotChange::Erase, held) if held.is_active() && self.active() == 1 => vec![self],
             (KeySlotChange::Erase, Held::Secret(secret)) => {
