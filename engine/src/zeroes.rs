@@ -58,7 +58,7 @@ fn nothing_in(piece: &[u8]) -> bool {
 }
 
 /// How many bytes are zero before the first that is not.
-pub(crate) fn leading_zeroes(bytes: &[u8]) -> usize {
+pub fn leading_zeroes(bytes: &[u8]) -> usize {
     let pieces = bytes.as_chunks::<PIECE>().0.iter();
     let skipped = pieces.take_while(|piece| nothing_in(*piece)).count() * PIECE;
     let rest = bytes[skipped..].iter();

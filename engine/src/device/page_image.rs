@@ -11,6 +11,7 @@ use std::sync::Arc;
 use xxhash_rust::xxh3::xxh3_128_with_seed;
 
 use super::SECTOR_BYTES;
+use crate::zeroes::leading_zeroes;
 
 const SECTOR: usize = 512;
 const PAGE: usize = 4096;
@@ -211,6 +212,26 @@ impl PageImage {
         self.each_stored(offset, into.len(), |at, bytes| {
             into[at..at + bytes.len()].copy_from_slice(bytes);
         });
+    }
+
+    /// Where the bytes from `offset` on first differ from `data`: how many are the same before.
+    pub fn difference(&self, offset: u64, data: &[u8]) -> Option<usize> {
+        let mut found = None;
+        let mut seen = 0;
+        let in_hole = |hole: Range<usize>| {
+            let zeroes = leading_zeroes(&data[hole.clone()]);
+            (zeroes < hole.len()).then_some(hole.start + zeroes)
+        };
+        self.each_stored(offset, data.len(), |at, bytes| {
+            let shown = &data[at..at + bytes.len()];
+            found = found.or_else(|| in_hole(seen..at));
+            if found.is_none() && shown != bytes {
+                let same = shown.iter().zip(bytes).take_while(|(one, two)| one == two);
+                found = Some(at + same.count());
+            }
+            seen = at + bytes.len();
+        });
+        found.or_else(|| in_hole(seen..data.len()))
     }
 
     /// Shows what is stored of a range, page by page, and where in the range it stands.
@@ -537,7 +558,15 @@ mod tests {
             model.resize(1_200_000, 0);
             for (start, count) in reads {
                 let offset = u64::try_from(start).unwrap();
-                prop_assert!(image.read_vec(offset, count) == model[start..start + count]);
+                let mut read = image.read_vec(offset, count);
+                prop_assert!(read == model[start..start + count]);
+                prop_assert_eq!(image.difference(offset, &read), None);
+                if count > 0 {
+                    // Somewhere in it, now in a hole and now in what is stored.
+                    let at = start % count;
+                    read[at] ^= 1;
+                    prop_assert_eq!(image.difference(offset, &read), Some(at));
+                }
             }
             model.truncate(len);
             prop_assert_eq!(image.content_hash(), PageImage::from_bytes(&model).content_hash());

@@ -1,13 +1,17 @@
 //! What is legal after a power loss at one moment, and by how much a sector misses it.
 
+use std::cell::OnceCell;
 use std::ops::Range;
+use std::rc::Rc;
 
 use xxhash_rust::xxh3::xxh3_128;
 
 use blkdebug::disks::Disk;
 
 use super::chain::{FileWorlds, Source, World};
-use super::{Answer, Effect, Entry, Facts, Ledger, Listed, Moment, OperationId, Origin, Sizing};
+use super::{
+    Answer, Effect, Entry, Facts, Ledger, Listed, Moment, OperationId, Origin, Sizing, Stretch,
+};
 use crate::workload::stamp::{SectorValue, Writer};
 
 /// By how much a sector misses what is legal, mildest first.
@@ -66,6 +70,8 @@ pub struct Expectation<'a> {
     sizes: Vec<u64>,
     facts: Vec<Facts>,
     key: u128,
+    /// A hash of what is legal in all segments.
+    legal_hash: OnceCell<u128>,
     subject: Whose,
 }
 
@@ -178,6 +184,7 @@ impl<'a> Expectation<'a> {
             sizes: Vec::new(),
             facts: Vec::new(),
             key: 0,
+            legal_hash: OnceCell::new(),
             subject: Whose::Disk,
         };
         for segment in &ledger.segments {
@@ -205,6 +212,7 @@ impl<'a> Expectation<'a> {
             sizes: ledger.sizes_of(origin),
             facts: Vec::new(),
             key: 0,
+            legal_hash: OnceCell::new(),
             subject: Whose::Disk,
         };
         for segment in &ledger.segments {
@@ -231,6 +239,7 @@ impl<'a> Expectation<'a> {
             sizes: found.sizes.clone(),
             facts: Vec::new(),
             key: self.key,
+            legal_hash: OnceCell::new(),
             subject: Whose::File,
         };
         for segment in &ledger.segments {
@@ -330,6 +339,46 @@ impl<'a> Expectation<'a> {
             .segments
             .iter()
             .map(|segment| segment.sectors.clone())
+    }
+
+    /// What [`Self::found_legal`] was told of a stretch like this one, by this expectation or another of the same history
+    /// that allows the same.
+    pub fn known(&self, stretch: &Stretch) -> Option<Rc<[Range<u64>]>> {
+        let known = self.ledger.known.borrow();
+        known.get(self.legal_hash(), stretch)
+    }
+
+    /// Takes note that all of a stretch was found legal, and in which of its sectors something is written.
+    pub fn found_legal(&self, stretch: &Stretch, written: Rc<[Range<u64>]>) {
+        let mut known = self.ledger.known.borrow_mut();
+        known.insert(self.legal_hash(), stretch, written);
+    }
+
+    fn legal_hash(&self) -> u128 {
+        *self.legal_hash.get_or_init(|| {
+            let mut words: Vec<u64> = Vec::with_capacity(4 * self.allowed.len());
+            let counted = |count| u64::try_from(count).expect("a workload is short");
+            for allowed in &self.allowed {
+                let writers = &self.writers[allowed.writers.clone()];
+                let pasts = &self.pasts[allowed.pasts.clone()];
+                words.extend([
+                    u64::from(allowed.zero),
+                    u64::from(allowed.beneath),
+                    u64::from(allowed.initial),
+                    u64::from(allowed.others == Others::Legal),
+                    counted(writers.len()),
+                    counted(pasts.len()),
+                ]);
+                words.extend(writers.iter().map(|id| u64::from(id.0)));
+                words.extend(pasts.iter().map(|past| counted(*past)));
+            }
+            xxh3_128(
+                &words
+                    .into_iter()
+                    .flat_map(u64::to_le_bytes)
+                    .collect::<Vec<u8>>(),
+            )
+        })
     }
 
     /// A checker that is to be asked about sectors in ascending order.

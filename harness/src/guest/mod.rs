@@ -22,9 +22,11 @@ mod content;
 mod expectation;
 mod facts;
 mod key_slots;
+mod known;
 mod past;
 mod repoint;
 
+use std::cell::RefCell;
 use std::ops::Range;
 
 use crate::workload::ops::{Answer, DiskChange, Happening, Moment, Operation, OperationId};
@@ -37,6 +39,8 @@ pub use content::Content;
 pub use expectation::{Alternatives, Checker, Expectation, Level, SectorViolation};
 pub use facts::Facts;
 pub use key_slots::{Held, KeySlots};
+use known::Known;
+pub use known::Stretch;
 use past::Turn;
 pub use past::{Listed, Origin, Past, name_of};
 
@@ -69,6 +73,8 @@ pub struct Ledger {
     earlier: Vec<Content>,
     /// A number above those of all operations that these were asked.
     first_id: OperationId,
+    /// What was found legal under an [`Expectation`] of this history, which is the same for ever once it is built.
+    known: RefCell<Known>,
 }
 
 #[derive(Clone, Debug)]
@@ -197,6 +203,7 @@ impl Ledger {
             facts: None,
             earlier: Vec::new(),
             first_id: OperationId(0),
+            known: RefCell::default(),
         };
         ledger.submissions.sort_unstable();
         let mut effects: Vec<(Range<u64>, Entry)> = Vec::new();

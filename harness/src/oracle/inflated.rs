@@ -24,13 +24,18 @@ pub(super) enum Method {
     Zstd,
 }
 
-/// A cluster, where the bytes make one.
-type Cluster = Option<Rc<[u8]>>;
+/// A cluster that was inflated.
+#[derive(Clone, Debug)]
+pub(super) struct Cluster {
+    pub(super) bytes: Rc<[u8]>,
+    /// A hash of the compressed bytes, and so of these.
+    pub(super) hash: u128,
+}
 
 #[derive(Default)]
 struct Known {
     /// By method, length of the cluster, and digest of the compressed bytes.
-    clusters: BTreeMap<(Method, usize, u128), Cluster>,
+    clusters: BTreeMap<(Method, usize, u128), Option<Cluster>>,
     bytes: usize,
 }
 
@@ -40,8 +45,9 @@ thread_local! {
 
 /// The cluster of `full` bytes that `input` starts with; bytes behind it are ignored. `None` where it does not
 /// fill the cluster. Specification: "Compressed clusters".
-pub(super) fn inflated(method: Method, input: &[u8], full: usize) -> Cluster {
-    let key = (method, full, xxh3_128(input));
+pub(super) fn inflated(method: Method, input: &[u8], full: usize) -> Option<Cluster> {
+    let hash = xxh3_128(input);
+    let key = (method, full, hash);
     KNOWN.with_borrow_mut(|known| {
         if let Some(cluster) = known.clusters.get(&key) {
             return cluster.clone();
@@ -49,7 +55,8 @@ pub(super) fn inflated(method: Method, input: &[u8], full: usize) -> Cluster {
         if known.bytes >= MOST_BYTES {
             *known = Known::default();
         }
-        let cluster: Cluster = inflate(method, input, full).map(Into::into);
+        let bytes = inflate(method, input, full).map(Into::into);
+        let cluster = bytes.map(|bytes| Cluster { bytes, hash });
         known.bytes += full;
         known.clusters.insert(key, cluster.clone());
         cluster

@@ -21,10 +21,10 @@ use super::explain;
 use super::snapshots::{check_alternatives, check_snapshots, compare_snapshots};
 use super::structure::{StructureReport, walk};
 use super::verdict::{Oracle, Verdict, Violation};
-use super::view::{self, Backing, GuestView, merge};
+use super::view::{self, Backing, GuestView, Run, merge};
 use crate::crash::durability::volatile_at_end;
 use crate::crash::footprint::Footprint;
-use crate::guest::{BitmapViolation, Checker, Expectation, Level, SectorViolation};
+use crate::guest::{BitmapViolation, Checker, Expectation, Level, SectorViolation, Stretch};
 use crate::pace::{Observer, Stage};
 use crate::subject::{Attempt, Repair, Subject};
 use crate::workload::stamp::SectorValue;
@@ -551,39 +551,27 @@ pub(super) fn check_guest(
     if !expectation.virtual_sizes().contains(&view.virtual_bytes()) {
         return Err(explain::size(view.virtual_bytes(), expectation).into());
     }
-    let mut checker = expectation.checker();
-    let mut misses = Misses::default();
-    let mut written: Vec<Range<u64>> = Vec::new();
+    let mut sweep = Sweep {
+        view,
+        base,
+        expectation,
+        checker: expectation.checker(),
+        misses: Misses::default(),
+        written: Vec::new(),
+    };
     for range in sectors {
         for run in view.runs(range.clone()) {
-            if run.is_zeroes() {
-                misses.zeroes(&mut checker, run.sectors);
-                continue;
-            }
-            let as_before = |sectors: &Range<u64>, checker: &mut Checker<'_>| {
-                checker.is_untouched(sectors)
-                    && base.is_some_and(|base| shows_the_same(view, base, sectors))
-            };
-            if as_before(&run.sectors, &mut checker) {
-                continue;
-            }
-            for piece in run.pieces(view.cluster_sectors()) {
-                if piece != run.sectors && as_before(&piece, &mut checker) {
-                    continue;
-                }
-                for sector in piece {
-                    let content = run.content(sector);
-                    if content != view::Content::Zeroes {
-                        append(&mut written, sector);
-                    }
-                    misses.extend(checker.check(sector, content.value()));
-                }
-            }
+            sweep.look_at(&run);
         }
-        if misses.count >= Misses::ENOUGH {
+        if sweep.misses.count >= Misses::ENOUGH {
             break;
         }
     }
+    let Sweep {
+        mut misses,
+        written,
+        ..
+    } = sweep;
     misses.retain(accept);
     let Some(worst) = misses.worst else {
         return Ok(written);
@@ -599,6 +587,92 @@ pub(super) fn check_guest(
         ))));
     }
     Err(explain::guest(worst, &misses.kept, misses.count).into())
+}
+
+/// One walk over the guest's sectors.
+struct Sweep<'a> {
+    view: &'a GuestView<'a>,
+    base: Option<&'a GuestView<'a>>,
+    expectation: &'a Expectation<'a>,
+    checker: Checker<'a>,
+    misses: Misses,
+    /// What is not zero, without what is untouched and as in `base`.
+    written: Vec<Range<u64>>,
+}
+
+impl Sweep<'_> {
+    /// Shorter runs are looked at as quickly as they are recognised.
+    const SHORT: u64 = 4;
+
+    fn look_at(&mut self, run: &Run<'_>) {
+        if run.is_zeroes() {
+            self.misses.zeroes(&mut self.checker, run.sectors.clone());
+            return;
+        }
+        let Some(stretch) = self.stretch(run) else {
+            let written = self.look_closely(run);
+            self.append(&written);
+            return;
+        };
+        if let Some(written) = self.expectation.known(&stretch) {
+            self.append(&written);
+            return;
+        }
+        let misses = self.misses.count;
+        let written = self.look_closely(run);
+        self.append(&written);
+        if self.misses.count == misses {
+            self.expectation.found_legal(&stretch, written.into());
+        }
+    }
+
+    /// What decides all that comes of looking at a run.
+    fn stretch(&self, run: &Run<'_>) -> Option<Stretch> {
+        let sectors = run.sectors.clone();
+        if sectors.end - sectors.start < Self::SHORT {
+            return None;
+        }
+        Some(Stretch {
+            sectors,
+            content: run.content_hash()?,
+            manner: self.view.cluster_sectors() << 1 | u64::from(self.base.is_some()),
+        })
+    }
+
+    /// Looks at every sector, and yields those with something to read.
+    fn look_closely(&mut self, run: &Run<'_>) -> Vec<Range<u64>> {
+        let mut written = Vec::new();
+        if self.is_as_before(&run.sectors) {
+            return written;
+        }
+        for piece in run.pieces(self.view.cluster_sectors()) {
+            if piece != run.sectors && self.is_as_before(&piece) {
+                continue;
+            }
+            for sector in piece {
+                let content = run.content(sector);
+                if content != view::Content::Zeroes {
+                    append(&mut written, sector..sector + 1);
+                }
+                self.misses
+                    .extend(self.checker.check(sector, content.value()));
+            }
+        }
+        written
+    }
+
+    fn is_as_before(&mut self, sectors: &Range<u64>) -> bool {
+        self.checker.is_untouched(sectors)
+            && self
+                .base
+                .is_some_and(|base| shows_the_same(self.view, base, sectors))
+    }
+
+    fn append(&mut self, written: &[Range<u64>]) {
+        for range in written {
+            append(&mut self.written, range.clone());
+        }
+    }
 }
 
 /// Sectors that are not legal.
@@ -693,11 +767,11 @@ pub(super) fn shows_the_same(
     sectors.end <= base.virtual_bytes() / 512 && view.difference(base, sectors.clone()).is_none()
 }
 
-/// Adds a sector behind all others.
-fn append(ranges: &mut Vec<Range<u64>>, sector: u64) {
+/// Adds a range behind all others.
+fn append(ranges: &mut Vec<Range<u64>>, range: Range<u64>) {
     match ranges.last_mut() {
-        Some(last) if last.end == sector => last.end += 1,
-        _ => ranges.push(sector..sector + 1),
+        Some(last) if last.end == range.start => last.end = range.end,
+        _ => ranges.push(range),
     }
 }
 

@@ -2,18 +2,19 @@
 
 use std::cell::OnceCell;
 use std::ops::Range;
-use std::rc::Rc;
 
 use aes::Aes128;
 use cbc::cipher::{Array, BlockModeDecrypt, InnerIvInit, KeyInit};
 use engine::device::PageImage;
+use engine::zeroes::leading_zeroes;
 use xts_mode::Xts128;
+use xxhash_rust::xxh3::xxh3_128;
 
 use crate::guest;
 use crate::workload::shape::{TEST_KEY, TEST_SECRET};
 use crate::workload::stamp::{SectorValue, identify};
 
-use super::inflated::{Method, inflated};
+use super::inflated::{Cluster, Method, inflated};
 use super::structure::{Layout, Mapped, Mapping, SnapshotDisk, StructureReport, walk};
 
 /// An image below the one that is judged. It never changes.
@@ -135,7 +136,7 @@ enum Source<'a> {
     Encrypted(Box<Encrypted<'a>>),
     /// In these bytes, from this sector on.
     Inflated {
-        bytes: Rc<[u8]>,
+        cluster: Cluster,
         first: usize,
     },
     /// The tables, or the compressed bytes, cannot be right.
@@ -306,20 +307,16 @@ impl<'a> GuestView<'a> {
 
     /// Where the disk differs first from `data`, which somebody read from `sector` on.
     pub fn difference_to_data(&self, sector: u64, data: &[u8]) -> Option<Difference> {
-        let sectors = data.as_chunks::<512>().0;
-        let count = u64::try_from(sectors.len()).expect("a buffer's length fits 64 bits");
-        let mut rest = sectors.iter();
+        let count = u64::try_from(data.len() / 512).expect("a buffer's length fits 64 bits");
+        let mut rest = data;
         for run in self.runs(sector..sector + count) {
-            for (sector, bytes) in run.sectors.clone().zip(rest.by_ref()) {
-                let stored = match run.content(sector) {
-                    Content::Bytes(stored) => stored == bytes,
-                    Content::Zeroes => *bytes == [0; 512],
-                    Content::Unreadable => false,
-                };
-                if !stored {
-                    return Some(Difference { sector });
-                }
+            let sectors = run.sectors.end - run.sectors.start;
+            let len = usize::try_from(sectors).expect("it is in memory") * 512;
+            let (data, behind) = rest.split_at(len);
+            if let Some(sector) = run.difference_to_data(data) {
+                return Some(Difference { sector });
             }
+            rest = behind;
         }
         None
     }
@@ -426,8 +423,8 @@ impl<'a> GuestView<'a> {
                 first: offset / 512 + within,
             },
             Mapping::Compressed { offset, len_bytes } => match self.inflate(offset, len_bytes) {
-                Some(bytes) => Source::Inflated {
-                    bytes,
+                Some(cluster) => Source::Inflated {
+                    cluster,
                     first: usize::try_from(within).expect("a cluster fits memory"),
                 },
                 None => Source::Unreadable,
@@ -437,7 +434,7 @@ impl<'a> GuestView<'a> {
         }
     }
 
-    fn inflate(&self, offset: u64, len_bytes: u64) -> Option<Rc<[u8]>> {
+    fn inflate(&self, offset: u64, len_bytes: u64) -> Option<Cluster> {
         let len = usize::try_from(len_bytes).ok()?;
         let method = if self.layout.zstd {
             Method::Zstd
@@ -506,6 +503,35 @@ impl<'a> Run<'a> {
         matches!(self.source, Source::Zeroes)
     }
 
+    /// A hash of what the run holds; `None` where it holds nothing, or nobody can tell what. Runs of the same sectors
+    /// with the same hash hold the same.
+    pub fn content_hash(&self) -> Option<u128> {
+        let stored = |image: &PageImage, first: u64| {
+            let sectors = first..first + (self.sectors.end - self.sectors.start);
+            (image.hash_of(sectors), first)
+        };
+        let (content, place, method) = match &self.source {
+            Source::Zeroes | Source::Unreadable => return None,
+            Source::Stored { image, first } => {
+                let (content, first) = stored(image, *first);
+                (content, first, 0)
+            }
+            Source::Encrypted(encrypted) => {
+                let (content, first) = stored(encrypted.image, encrypted.first);
+                (content, first, encrypted.method)
+            }
+            Source::Inflated { cluster, first } => {
+                let first = u64::try_from(*first).expect("a cluster's length fits 64 bits");
+                (cluster.hash, first, u32::MAX)
+            }
+        };
+        let mut bytes = [0; 28];
+        bytes[..16].copy_from_slice(&content.to_le_bytes());
+        bytes[16..24].copy_from_slice(&place.to_le_bytes());
+        bytes[24..].copy_from_slice(&method.to_le_bytes());
+        Some(xxh3_128(&bytes))
+    }
+
     /// The run in pieces that end where multiples of so many sectors do.
     pub fn pieces(&self, sectors: u64) -> impl Iterator<Item = Range<u64>> + use<> {
         let whole = self.sectors.clone();
@@ -537,9 +563,9 @@ impl<'a> Run<'a> {
                 let plain = encrypted.plain(self.sectors.end - self.sectors.start);
                 Ok(plain.get(usize::try_from(index).expect("a cluster fits memory")))
             }
-            Source::Inflated { bytes, first } => {
+            Source::Inflated { cluster, first } => {
                 let index = usize::try_from(index).expect("a cluster fits memory");
-                Ok(bytes.as_chunks::<512>().0.get(first + index))
+                Ok(cluster.bytes.as_chunks::<512>().0.get(first + index))
             }
         }
     }
@@ -571,6 +597,27 @@ impl<'a> Run<'a> {
             }
         }
         None
+    }
+
+    /// The first sector that differs from `data`, which somebody read in the run's place.
+    fn difference_to_data(&self, data: &[u8]) -> Option<u64> {
+        let within = match &self.source {
+            Source::Unreadable => Some(0),
+            Source::Zeroes => {
+                let zeroes = leading_zeroes(data);
+                (zeroes < data.len()).then_some(zeroes)
+            }
+            Source::Stored { image, first } => image.difference(first * 512, data),
+            Source::Encrypted(_) | Source::Inflated { .. } => {
+                let sectors = data.as_chunks::<512>().0.iter();
+                let mut sectors = sectors.zip(self.sectors.clone());
+                let differs = |(bytes, sector)| !matches!(self.stored(sector), Ok(Some(stored)) if stored == bytes);
+                sectors.position(differs).map(|index| index * 512)
+            }
+        };
+        let sector =
+            |within| self.sectors.start + u64::try_from(within / 512).expect("it is in memory");
+        within.map(sector)
     }
 
     /// How many sectors from this one on stand in the same page. Images share whole pages.
