@@ -19,6 +19,7 @@ const SECTORS_PER_PAGE: usize = PAGE / SECTOR;
 const PAGES_PER_CHUNK: usize = 64;
 const PAGE_BYTES: u64 = 4096;
 const CHUNK_BYTES: u64 = PAGE_BYTES * 64;
+const SECTORS_PER_CHUNK: u64 = CHUNK_BYTES / SECTOR_BYTES;
 
 /// The contribution of one sector to a [`ContentHash`]; zero for a sector of zeroes.
 pub type SectorHash = u128;
@@ -137,37 +138,44 @@ impl PageImage {
         let Some(last) = sectors.end.checked_sub(1).filter(|_| !sectors.is_empty()) else {
             return 0;
         };
-        let per_chunk = CHUNK_BYTES / SECTOR_BYTES;
         let mut sum: SectorHash = 0;
-        let (_, first_page, first_slot) = locate(sectors.start);
-        let (_, last_page, last_slot) = locate(last);
-        let (first_chunk, last_chunk) = (sectors.start / per_chunk, last / per_chunk);
-        for (number, chunk) in self.chunks.range(first_chunk..=last_chunk) {
-            let (from, to) = (*number == first_chunk, *number == last_chunk);
-            let pages = if from { first_page } else { 0 }..=if to {
-                last_page
-            } else {
-                PAGES_PER_CHUNK - 1
-            };
-            for at in pages {
-                let Some(page) = &chunk.pages[at] else {
-                    continue;
-                };
-                let start = if from && at == first_page {
-                    first_slot
-                } else {
-                    0
-                };
-                let end = if to && at == last_page {
-                    last_slot
-                } else {
-                    SECTORS_PER_PAGE - 1
-                };
-                let hashes = page.hashes[start..=end].iter();
+        let numbers = sectors.start / SECTORS_PER_CHUNK..=last / SECTORS_PER_CHUNK;
+        for (number, chunk) in self.chunks.range(numbers) {
+            let start = number * SECTORS_PER_CHUNK;
+            let within = sectors.start.max(start)..sectors.end.min(start + SECTORS_PER_CHUNK);
+            for (page, slots) in Chunk::pages_of(within) {
+                let hashes = chunk.pages[page]
+                    .iter()
+                    .flat_map(|page| &page.hashes[slots.clone()]);
                 sum = hashes.fold(sum, |sum, hash| sum.wrapping_add(*hash));
             }
         }
         sum
+    }
+
+    /// Whether the other image has the same in these sectors. Costs next to nothing where both share their pages.
+    pub fn is_same_within(&self, other: &Self, sectors: Range<u64>) -> bool {
+        if Arc::ptr_eq(&self.chunks, &other.chunks) {
+            return true;
+        }
+        let mut from = sectors.start;
+        while from < sectors.end {
+            let number = from / SECTORS_PER_CHUNK;
+            let until = sectors.end.min((number + 1) * SECTORS_PER_CHUNK);
+            let (here, there) = (self.chunks.get(&number), other.chunks.get(&number));
+            let same = match (here, there) {
+                (None, None) => true,
+                (Some(here), Some(there)) => {
+                    Arc::ptr_eq(here, there) || here.is_same_within(there, from..until)
+                }
+                (Some(one), None) | (None, Some(one)) => one.is_zero_within(from..until),
+            };
+            if !same {
+                return false;
+            }
+            from = until;
+        }
+        true
     }
 
     /// The bytes of sector `index`, or `None` where the image holds zeroes without storing them.
@@ -368,7 +376,7 @@ impl PageImage {
         for (number, within) in stored.collect::<Vec<_>>() {
             let chunks = Arc::make_mut(&mut self.chunks);
             let chunk = Arc::make_mut(chunks.get_mut(&number).expect("it was found just now"));
-            let first = number * (CHUNK_BYTES / SECTOR_BYTES);
+            let first = number * SECTORS_PER_CHUNK;
             for at in within.start / PAGE..within.end.div_ceil(PAGE) {
                 let Some(page) = &mut chunk.pages[at] else {
                     continue;
@@ -406,6 +414,42 @@ impl Chunk {
             pages: [const { None }; PAGES_PER_CHUNK],
         })
     }
+
+    /// The pages that these sectors, which are all of the chunk, lie in: each with the slots in question.
+    fn pages_of(sectors: Range<u64>) -> impl Iterator<Item = (usize, Range<usize>)> {
+        let mut from = sectors.start;
+        std::iter::from_fn(move || {
+            let (_, page, slot) = locate(from);
+            let left = sectors.end.checked_sub(from).filter(|left| *left > 0)?;
+            let len = (SECTORS_PER_PAGE - slot).min(usize::try_from(left).unwrap_or(usize::MAX));
+            from += wide(len);
+            Some((page, slot..slot + len))
+        })
+    }
+
+    fn is_same_within(&self, other: &Self, sectors: Range<u64>) -> bool {
+        Self::pages_of(sectors).all(
+            |(page, slots)| match (&self.pages[page], &other.pages[page]) {
+                (None, None) => true,
+                (Some(here), Some(there)) => {
+                    Arc::ptr_eq(here, there) || here.hashes[slots.clone()] == there.hashes[slots]
+                }
+                (Some(one), None) | (None, Some(one)) => {
+                    one.hashes[slots].iter().all(|hash| *hash == 0)
+                }
+            },
+        )
+    }
+
+    fn is_zero_within(&self, sectors: Range<u64>) -> bool {
+        let is_zero =
+            |page: &Page, slots: Range<usize>| page.hashes[slots].iter().all(|hash| *hash == 0);
+        Self::pages_of(sectors).all(|(page, slots)| {
+            self.pages[page]
+                .as_ref()
+                .is_none_or(|page| is_zero(page, slots))
+        })
+    }
 }
 
 impl Page {
@@ -441,10 +485,9 @@ fn wide(count: usize) -> u64 {
 fn locate(sector: u64) -> (u64, usize, usize) {
     let small = |value: u64| usize::try_from(value).expect("a place within a chunk is small");
     let per_page = PAGE_BYTES / SECTOR_BYTES;
-    let per_chunk = CHUNK_BYTES / SECTOR_BYTES;
     (
-        sector / per_chunk,
-        small(sector % per_chunk / per_page),
+        sector / SECTORS_PER_CHUNK,
+        small(sector % SECTORS_PER_CHUNK / per_page),
         small(sector % per_page),
     )
 }
@@ -528,6 +571,7 @@ mod tests {
         fn behaves_as_a_plain_vector(
             steps in prop::collection::vec(step(), 1..20),
             reads in prop::collection::vec((0usize..800_000, 0usize..300_000), 4),
+            changed in 0u64..800_000,
         ) {
             let mut image = PageImage::default();
             let mut model: Vec<u8> = Vec::new();
@@ -570,6 +614,18 @@ mod tests {
             }
             model.truncate(len);
             prop_assert_eq!(image.content_hash(), PageImage::from_bytes(&model).content_hash());
+            let mut other = image.clone();
+            prop_assert!(image.is_same_within(&other, 0..5000));
+            let changed = changed / 512;
+            let mut bytes = *image.sector(changed).unwrap_or(&[0; SECTOR]);
+            bytes[7] ^= 1;
+            other.write(changed * SECTOR_BYTES, &bytes);
+            for (one, two) in [(&image, &other), (&other, &image)] {
+                prop_assert!(!one.is_same_within(two, 0..5000));
+                prop_assert!(!one.is_same_within(two, changed..changed + 1));
+                prop_assert!(one.is_same_within(two, 0..changed));
+                prop_assert!(one.is_same_within(two, changed + 1..5000));
+            }
             for sectors in [0..0, 3..4, 100..700, 0..4096] {
                 let each = sectors.clone().map(|sector| image.stored_hash(sector));
                 prop_assert_eq!(image.hash_of(sectors), each.fold(0, SectorHash::wrapping_add));

@@ -254,13 +254,16 @@ impl<'a> GuestView<'a> {
         gap.unwrap_or(all) * self.layout.cluster_sectors()
     }
 
-    /// The sectors of the clusters that the image maps, in ascending disjoint ranges, clipped to the disk.
+    /// The sectors of the clusters that the image maps, in ascending ranges that do not touch, clipped to the disk.
     pub fn mapped_sectors(&self) -> impl Iterator<Item = Range<u64>> {
         let sectors = self.layout.cluster_sectors();
         let end = self.layout.virtual_sectors();
-        self.mapped.iter().map(move |mapped| {
-            let start = mapped.guest_cluster * sectors;
-            start..(start + sectors).min(end)
+        let adjacent = |one: &Mapped, next: &Mapped| next.guest_cluster == one.guest_cluster + 1;
+        let together = self.mapped.chunk_by(adjacent);
+        together.map(move |clusters| {
+            let start = clusters[0].guest_cluster * sectors;
+            let len = u64::try_from(clusters.len()).expect("a count fits 64 bits") * sectors;
+            start..(start + len).min(end)
         })
     }
 
@@ -572,7 +575,7 @@ impl<'a> Run<'a> {
 
     /// The first of `sectors`, all of them in both runs, that differs.
     fn difference(&self, other: &Run<'_>, sectors: Range<u64>) -> Option<u64> {
-        if self.is_zeroes() && other.is_zeroes() {
+        if self.is_zeroes() && other.is_zeroes() || self.is_shared_with(other, &sectors) {
             return None;
         }
         let mut sector = sectors.start;
@@ -597,6 +600,25 @@ impl<'a> Run<'a> {
             }
         }
         None
+    }
+
+    /// Whether both have these sectors in the same place of images that share it, or have the same there.
+    fn is_shared_with(&self, other: &Run<'_>, sectors: &Range<u64>) -> bool {
+        let place = |run: &Run<'_>, first: u64| first + (sectors.start - run.sectors.start);
+        match (&self.source, &other.source) {
+            (
+                Source::Stored { image, first },
+                Source::Stored {
+                    image: and,
+                    first: second,
+                },
+            ) => {
+                let (here, there) = (place(self, *first), place(other, *second));
+                let place = here..here + (sectors.end - sectors.start);
+                here == there && image.is_same_within(and, place)
+            }
+            _ => false,
+        }
     }
 
     /// The first sector that differs from `data`, which somebody read in the run's place.
@@ -640,7 +662,8 @@ struct Unreadable;
 
 /// The ranges of `sectors`, which come in any order, merged where they touch, clipped to `end`.
 pub fn merge(mut sectors: Vec<Range<u64>>, end: u64) -> Vec<Range<u64>> {
-    sectors.sort_unstable_by_key(|range| range.start);
+    // Mostly a few ascending sequences, one behind the other, which the stable sort merges.
+    sectors.sort_by_key(|range| range.start);
     let mut merged: Vec<Range<u64>> = Vec::with_capacity(sectors.len());
     for range in sectors {
         let range = range.start..range.end.min(end);
