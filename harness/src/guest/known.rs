@@ -56,3 +56,90 @@ fn key(legal: u128, stretch: &Stretch) -> u128 {
     bytes[48..].copy_from_slice(&manner.to_le_bytes());
     xxh3_128(&bytes)
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::guest::{Content, Ledger, Moment, Operation, OperationId, Stretch};
+    use crate::workload::ops::{Answer, Happening};
+
+    use super::Known;
+
+    fn stretch() -> Stretch {
+        Stretch {
+            sectors: 0..4,
+            content: 7,
+            manner: 1,
+        }
+    }
+
+    #[test]
+    fn what_one_expectation_found_legal_another_knows_if_it_allows_the_same() {
+        let write = Operation::Write {
+            offset: 0,
+            len_bytes: 2048,
+        };
+        let operations = [write, Operation::Flush, write];
+        let happening = |(id, operation)| Happening {
+            id: OperationId(id),
+            operation,
+            submitted: Moment(u64::from(id) * 2),
+            completed: Some((Moment(u64::from(id) * 2 + 1), Answer::Done)),
+        };
+        let history: Vec<Happening> = (0..).zip(operations).map(happening).collect();
+        let ledger = Ledger::new(Content::zeroes(), 4096, &history);
+        let at = |cut| ledger.expect(Moment(cut));
+        // Zeroes or the first write; the first write; the same; either write.
+        let (early, flushed, same, late) = (at(2), at(3), at(3), at(4));
+        early.found_legal(&stretch(), [0..1].into());
+        assert_eq!(early.known(&stretch()).as_deref(), Some(&[0..1][..]));
+        assert_eq!(flushed.known(&stretch()), None);
+        assert_eq!(late.known(&stretch()), None);
+        flushed.found_legal(&stretch(), [0..4].into());
+        assert_eq!(same.known(&stretch()).as_deref(), Some(&[0..4][..]));
+        assert_eq!(early.known(&stretch()).as_deref(), Some(&[0..1][..]));
+        assert_eq!(late.known(&stretch()), None);
+    }
+
+    #[test]
+    fn whatever_decides_it_tells_stretches_apart() {
+        let mut known = Known::default();
+        known.insert(5, &stretch(), [0..4].into());
+        let others = [
+            Stretch {
+                sectors: 1..4,
+                ..stretch()
+            },
+            Stretch {
+                sectors: 0..5,
+                ..stretch()
+            },
+            Stretch {
+                content: 8,
+                ..stretch()
+            },
+            Stretch {
+                manner: 0,
+                ..stretch()
+            },
+        ];
+        assert!(known.get(5, &stretch()).is_some());
+        assert_eq!(known.get(6, &stretch()), None);
+        for other in others {
+            assert_eq!(known.get(5, &other), None, "{other:?}");
+        }
+    }
+
+    #[test]
+    fn no_more_is_remembered_than_is_meant_to_be() {
+        let mut known = Known::default();
+        for content in 0..100_000 {
+            let one = Stretch {
+                content,
+                ..stretch()
+            };
+            known.insert(5, &one, [].into());
+            assert!(known.get(5, &one).is_some());
+            assert!(known.0.len() <= Known::MOST);
+        }
+    }
+}

@@ -248,6 +248,46 @@ fn the_guest_is_judged_before_recovery() {
 }
 
 #[test]
+fn what_was_found_legal_once_does_not_excuse_what_differs_from_it() {
+    let ledger = Ledger::new(Start::zeroes(), 8 * 4096, &history());
+    let judge = Judge {
+        subject: &HONEST,
+        backing: None,
+        data: None,
+        base: None,
+        accept: None,
+        observer: &(),
+    };
+    let judged = |sample: &Sample, cut| {
+        let expectation = ledger.expect(Moment(cut));
+        name(
+            &judge
+                .judge(sample.image.clone(), &expectation, None)
+                .verdict,
+        )
+    };
+    // Not written yet, and not flushed yet.
+    let mut empty = written();
+    empty.image.write(empty.offset(5), &[0; 4096]);
+    assert_eq!(judged(&empty, 2), "survived");
+    assert_eq!(judged(&written(), 4), "survived");
+    assert_eq!(judged(&written(), 4), "survived", "as it was");
+    assert_eq!(judged(&empty, 4), "guest/lost/");
+    for sector in 0..8 {
+        let mut changed = written();
+        let at = changed.offset(5) + sector * 512;
+        changed.image.write(at, &[0; 512]);
+        assert_eq!(judged(&changed, 4), "guest/lost/", "sector {sector}");
+        changed.image.write(at, &[9; 512]);
+        assert_eq!(
+            judged(&changed, 4),
+            "guest/stale-foreign/",
+            "sector {sector}"
+        );
+    }
+}
+
+#[test]
 fn the_message_shows_what_was_expected_and_what_was_found() {
     let mut sample = written();
     sample.image.write(sample.offset(5), &[0; 512]);

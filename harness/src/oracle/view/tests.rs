@@ -70,16 +70,22 @@ fn unmapped_clusters_show_the_backing_file_as_far_as_it_goes() {
     assert_eq!(firsts(&sample.image, Some(&chain)), expected);
 }
 
-#[test]
-fn compressed_clusters_are_inflated() {
-    let mut sample = Sample::new();
+/// Maps a compressed cluster of one byte, 100 bytes into the host cluster that is handed back.
+fn compress(sample: &mut Sample, guest_cluster: u64) -> u64 {
     let host = sample.cluster();
     let mut encoder = DeflateEncoder::new(Vec::new(), Compression::default());
     encoder.write_all(&[3; 4096]).unwrap();
     let packed = encoder.finish().unwrap();
     assert!(packed.len() < 400);
     sample.image.write(sample.offset(host) + 100, &packed);
-    sample.entry(4, COMPRESSED | (sample.offset(host) + 100));
+    sample.entry(guest_cluster, COMPRESSED | (sample.offset(host) + 100));
+    host
+}
+
+#[test]
+fn compressed_clusters_are_inflated() {
+    let mut sample = Sample::new();
+    let host = compress(&mut sample, 4);
     assert_eq!(
         firsts(&sample.image, None),
         clusters([0, 0, 0, 0, 3, 0, 0, 0])
@@ -201,6 +207,64 @@ fn clusters_that_follow_one_another_are_one_run_and_no_others() {
         firsts(&sample.image, None),
         clusters([0, 1, 3, 2, 0, 5, 0, 0])
     );
+}
+
+/// Over data, holes within them, compressed bytes, zeroes, and what lies beneath.
+#[test]
+fn every_byte_that_was_read_is_compared() {
+    let mut sample = Sample::new();
+    sample.map(1, 1);
+    let holes = sample.map(2, 2);
+    sample.image.write_zeroes(sample.offset(holes) + 1024, 2048);
+    compress(&mut sample, 5);
+    let mut below = PageImage::from_bytes(&[7; 4096 * 7 + 512]);
+    below.write(4096 * 6, &[0; 512]);
+    let backing = Backing::raw(below);
+    let report = walk(&sample.image);
+    let view = GuestView::new(&sample.image, &report, Some(&backing)).unwrap();
+    let mut read = Vec::new();
+    for run in view.runs(0..64) {
+        for sector in run.sectors.clone() {
+            match run.content(sector) {
+                Content::Bytes(bytes) => read.extend(bytes),
+                Content::Zeroes => read.extend([0; 512]),
+                Content::Unreadable => unreachable!("all of it can be read"),
+            }
+        }
+    }
+    assert_eq!(view.difference_to_data(0, &read), None);
+    assert_eq!(view.difference_to_data(9, &read[9 * 512..40 * 512]), None);
+    for at in (0..read.len()).step_by(127) {
+        read[at] ^= 1;
+        let found = view.difference_to_data(0, &read).unwrap();
+        assert_eq!(found.sector, u64::try_from(at / 512).unwrap());
+        read[at] ^= 1;
+    }
+}
+
+/// What runs share is told by the place and by what stands there; what they do not is compared.
+#[test]
+fn runs_with_the_same_hash_hold_the_same() {
+    let mut sample = Sample::new();
+    sample.map(1, 1);
+    let run_of = |sample: &Sample| {
+        let report = walk(&sample.image);
+        let view = GuestView::new(&sample.image, &report, None).unwrap();
+        let run = view.runs(8..16).next().unwrap();
+        (run.sectors.clone(), run.content_hash())
+    };
+    let before = run_of(&sample);
+    assert!(before.1.is_some());
+    assert_eq!(run_of(&sample), before);
+    for sector in 0..8 {
+        let mut changed = Sample::new();
+        let data = changed.map(1, 1);
+        changed
+            .image
+            .write(changed.offset(data) + sector * 512 + 9, &[5]);
+        assert_eq!(run_of(&changed).0, before.0);
+        assert_ne!(run_of(&changed).1, before.1, "sector {sector}");
+    }
 }
 
 #[test]
