@@ -216,6 +216,8 @@ fn every_byte_that_was_read_is_compared() {
     sample.map(1, 1);
     let holes = sample.map(2, 2);
     sample.image.write_zeroes(sample.offset(holes) + 1024, 2048);
+    let hole = sample.map(3, 3);
+    sample.image.write_zeroes(sample.offset(hole), 4096);
     compress(&mut sample, 5);
     let mut below = PageImage::from_bytes(&[7; 4096 * 7 + 512]);
     below.write(4096 * 6, &[0; 512]);
