@@ -59,6 +59,9 @@ fn key(legal: u128, stretch: &Stretch) -> u128 {
 
 #[cfg(test)]
 mod tests {
+    use std::ops::Range;
+    use std::rc::Rc;
+
     use crate::guest::{Content, Ledger, Moment, Operation, OperationId, Stretch};
     use crate::workload::ops::{Answer, Happening};
 
@@ -70,6 +73,10 @@ mod tests {
             content: 7,
             manner: 1,
         }
+    }
+
+    fn only(range: Range<u64>) -> Rc<[Range<u64>]> {
+        std::iter::once(range).collect()
     }
 
     #[test]
@@ -90,20 +97,20 @@ mod tests {
         let at = |cut| ledger.expect(Moment(cut));
         // Zeroes or the first write; the first write; the same; either write.
         let (early, flushed, same, late) = (at(2), at(3), at(3), at(4));
-        early.found_legal(&stretch(), [0..1].into());
-        assert_eq!(early.known(&stretch()).as_deref(), Some(&[0..1][..]));
+        early.found_legal(&stretch(), only(0..1));
+        assert_eq!(early.known(&stretch()), Some(only(0..1)));
         assert_eq!(flushed.known(&stretch()), None);
         assert_eq!(late.known(&stretch()), None);
-        flushed.found_legal(&stretch(), [0..4].into());
-        assert_eq!(same.known(&stretch()).as_deref(), Some(&[0..4][..]));
-        assert_eq!(early.known(&stretch()).as_deref(), Some(&[0..1][..]));
+        flushed.found_legal(&stretch(), only(0..4));
+        assert_eq!(same.known(&stretch()), Some(only(0..4)));
+        assert_eq!(early.known(&stretch()), Some(only(0..1)));
         assert_eq!(late.known(&stretch()), None);
     }
 
     #[test]
     fn whatever_decides_it_tells_stretches_apart() {
         let mut known = Known::default();
-        known.insert(5, &stretch(), [0..4].into());
+        known.insert(5, &stretch(), only(0..4));
         let others = [
             Stretch {
                 sectors: 1..4,

@@ -19,9 +19,10 @@ use blkdebug::record::Recording;
 use engine::device::PageImage;
 
 use super::explain;
-use super::judge::{Ended, Judge, Judgement, Witness, interest, reads, shows_the_same};
+use super::judge::{Ended, Judge, Judgement, Witness, interest, reads};
 use super::service::{Service, work};
 use super::structure::{Layout, Mapping, StructureReport};
+use super::sweep::shows_the_same;
 use super::verdict::{Oracle, Verdict};
 use super::view::merge;
 use crate::crash::destroyed::{Destroyed, Ruin};

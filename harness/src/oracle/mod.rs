@@ -16,6 +16,7 @@ mod service;
 mod snapshots;
 pub mod structure;
 mod succession;
+mod sweep;
 pub mod verdict;
 pub mod view;
 

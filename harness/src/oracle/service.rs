@@ -12,11 +12,11 @@ use engine::image::Unmap;
 
 use super::explain;
 use super::judge::{
-    Ended, Judge, Judgement, Witness, check_bitmaps, check_guest, check_structure, expect_durable,
-    interest,
+    Ended, Judge, Judgement, Witness, check_bitmaps, check_structure, expect_durable, interest,
 };
 use super::snapshots::check_snapshots;
 use super::succession::Succession;
+use super::sweep::check_guest;
 use super::verdict::{Oracle, Verdict, Violation};
 use super::view::GuestView;
 use crate::guest::{Content, Expectation, Ledger};

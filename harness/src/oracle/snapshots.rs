@@ -2,8 +2,9 @@
 
 use std::ops::Range;
 
-use super::judge::{Ended, Witness, check_guest, compare_views, interest};
+use super::judge::{Ended, Witness, compare_views, interest};
 use super::structure::SnapshotDisk;
+use super::sweep::check_guest;
 use super::verdict::{Oracle, Verdict, Violation};
 use super::view::{Backing, GuestView, merge};
 use crate::guest::{Alternatives, Expectation, Past};

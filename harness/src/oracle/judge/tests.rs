@@ -169,16 +169,21 @@ fn history() -> Vec<Happening> {
     vec![happening(0, write, 1), happening(1, Operation::Flush, 3)]
 }
 
-fn judge_with(fake: &Fake<'_>, sample: &Sample, before: Option<&Sample>) -> Judgement {
-    let ledger = Ledger::new(Start::zeroes(), 8 * 4096, &history());
-    let judge = Judge {
-        subject: fake,
+/// Judges images by themselves, strictly.
+fn judge_of<'a>(subject: &'a Fake<'_>) -> Judge<'a> {
+    Judge {
+        subject,
         backing: None,
         data: None,
         base: None,
         accept: None,
         observer: &(),
-    };
+    }
+}
+
+fn judge_with(fake: &Fake<'_>, sample: &Sample, before: Option<&Sample>) -> Judgement {
+    let ledger = Ledger::new(Start::zeroes(), 8 * 4096, &history());
+    let judge = judge_of(fake);
     let before = before.map(|sample| Witness::new(sample.image.clone()));
     judge.judge(
         sample.image.clone(),
@@ -250,14 +255,7 @@ fn the_guest_is_judged_before_recovery() {
 #[test]
 fn what_was_found_legal_once_does_not_excuse_what_differs_from_it() {
     let ledger = Ledger::new(Start::zeroes(), 8 * 4096, &history());
-    let judge = Judge {
-        subject: &HONEST,
-        backing: None,
-        data: None,
-        base: None,
-        accept: None,
-        observer: &(),
-    };
+    let judge = judge_of(&HONEST);
     let judged = |sample: &Sample, cut| {
         let expectation = ledger.expect(Moment(cut));
         name(
@@ -334,12 +332,8 @@ fn levels_that_are_accepted_pass_and_losses_never_do() {
     let ledger = Ledger::new(Start::zeroes(), 8 * 4096, &history());
     let judge = |sample: &Sample, accept| {
         let judge = Judge {
-            subject: &HONEST,
-            backing: None,
-            data: None,
-            base: None,
             accept,
-            observer: &(),
+            ..judge_of(&HONEST)
         };
         name(
             &judge
@@ -367,14 +361,7 @@ fn what_the_guest_had_not_written_yet_breaks_the_harness() {
     let mut sample = written();
     let future = stamp(Writer::Operation(OperationId(2)), 8);
     sample.image.write(sample.offset(5), &future);
-    let judge = Judge {
-        subject: &HONEST,
-        backing: None,
-        data: None,
-        base: None,
-        accept: None,
-        observer: &(),
-    };
+    let judge = judge_of(&HONEST);
     let judged = |cut| {
         let expectation = ledger.expect(Moment(cut));
         name(
@@ -616,14 +603,7 @@ fn an_interrupted_repair_that_falls_back_to_another_legal_value_is_noticed() {
     let mut fallen = written();
     fallen.entry(1, 0);
     fallen.count(5, 0);
-    let judge = Judge {
-        subject: &HONEST,
-        backing: None,
-        data: None,
-        base: None,
-        accept: None,
-        observer: &(),
-    };
+    let judge = judge_of(&HONEST);
     let expectation = ledger.expect(Moment(4));
     let judged = |before| {
         name(
@@ -648,14 +628,7 @@ fn a_clean_close_leaves_nothing_to_repair() {
         check: &mends,
         ..HONEST
     };
-    let judge = Judge {
-        subject: &fake,
-        backing: None,
-        data: None,
-        base: None,
-        accept: None,
-        observer: &(),
-    };
+    let judge = judge_of(&fake);
     let closed = |sample: &Sample| {
         name(
             &judge

@@ -219,7 +219,7 @@ fn every_byte_that_was_read_is_compared() {
     let hole = sample.map(3, 3);
     sample.image.write_zeroes(sample.offset(hole), 4096);
     compress(&mut sample, 5);
-    let mut below = PageImage::from_bytes(&[7; 4096 * 7 + 512]);
+    let mut below = PageImage::from_bytes(&vec![7; 4096 * 7 + 512]);
     below.write(4096 * 6, &[0; 512]);
     let backing = Backing::raw(below);
     let report = walk(&sample.image);
