@@ -296,13 +296,6 @@ impl Tail {
         usize::try_from(self.sectors.end - self.sectors.start)
             .expect("a request's sectors can be counted")
     }
-
-    /// Whether it changes a sector that `other` changes too.
-    pub fn overlaps(&self, other: &Self) -> bool {
-        self.disk == other.disk
-            && self.sectors.start < other.sectors.end
-            && other.sectors.start < self.sectors.end
-    }
 }
 
 impl History {

@@ -6,6 +6,7 @@
 //! no shortcut, and the image is built.
 
 use std::cell::RefCell;
+use std::ops::Range;
 
 use blkdebug::disks::{Disk, Disks};
 use blkdebug::record::SectorContent;
@@ -181,20 +182,30 @@ impl Table {
             settled,
         };
         let mut part = 0;
-        for (index, this) in tail.iter().enumerate() {
+        for this in tail {
             let volatile = this.standing != Standing::Durable;
             let start = (this.disk, this.sectors.start);
             let first = touched.partition_point(|place| *place < start);
             let mut line = table.line(frontier, this, first);
             line.part = volatile.then_some(part);
-            line.shared = tail
-                .iter()
-                .enumerate()
-                .any(|(other, that)| other != index && this.overlaps(that));
             table.lines.push(line);
             part += usize::from(volatile);
         }
+        table.find_shared();
         Some(table)
+    }
+
+    /// Tells which lines share a sector with another, by counting those of each sector.
+    fn find_shared(&mut self) {
+        let mut lines = vec![0u32; self.settled.len()];
+        for line in &self.lines {
+            for count in &mut lines[line.sectors()] {
+                *count += 1;
+            }
+        }
+        for line in &mut self.lines {
+            line.shared = lines[line.sectors()].iter().any(|count| *count > 1);
+        }
     }
 
     fn line(&self, frontier: &Frontier<'_>, tail: &Tail, first: usize) -> Line {
@@ -265,8 +276,7 @@ impl Table {
             match line.fate(survivors).0 {
                 Fate::Lost => {}
                 Fate::Whole if !line.shared && line.end <= len => {
-                    sectors[line.first..line.first + line.changes.len()]
-                        .copy_from_slice(&line.changes);
+                    sectors[line.sectors()].copy_from_slice(&line.changes);
                 }
                 content @ (Fate::Whole | Fate::Torn(_) | Fate::Scattered { .. }) => {
                     let replace = |slot: usize, new: SectorHash| {
@@ -327,6 +337,11 @@ impl Table {
 }
 
 impl Line {
+    /// The places of its sectors in the table.
+    fn sectors(&self) -> Range<usize> {
+        self.first..self.first + self.changes.len()
+    }
+
     /// What became of the request.
     fn fate<'s>(&self, survivors: &'s Survivors) -> (&'s Fate, Length) {
         match self.part {
