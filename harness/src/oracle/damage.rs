@@ -128,6 +128,9 @@ impl Judge<'_> {
             let header = layout.map_or(0..0, |layout| 0..layout.cluster_sectors());
             let of_header = damage.image.within(header).is_some();
             let is_unsaid = damage.beneath || of_header;
+            // The header can say that the data stand in another file, which was never there.
+            let is_elsewhere =
+                layout.is_some_and(|layout| layout.external_data) && self.data.is_none();
             let mut mapped = image.report.mapped.iter();
             let is_packed = mapped.any(|it| matches!(it.mapping, Mapping::Compressed { .. }));
             let refused_as = |kind| {
@@ -135,7 +138,8 @@ impl Judge<'_> {
                     if violation.class.kind == explain::FAILED && violation.class.site.starts_with(kind))
             };
             let is_refused = refused_as(BAD_IMAGE) && (is_packed || is_unsaid)
-                || refused_as(UNSUPPORTED) && of_header;
+                || refused_as(UNSUPPORTED) && of_header
+                || refused_as(REFUSED) && of_header && is_elsewhere;
             // Key material is garbage or not, and nobody can tell but by a secret that opens nothing.
             let keys = layout.map_or(0..0, |layout| {
                 let (offset, len_bytes) = layout.encryption_header;
@@ -331,6 +335,8 @@ impl Case<'_> {
 const BAD_IMAGE: &str = "bad-image";
 /// The same of one that says that the image needs what nobody here knows.
 const UNSUPPORTED: &str = "unsupported";
+/// What it says of an image that it could open with more than it was given.
+const REFUSED: &str = "refused";
 
 /// Of compressed bytes that no operation is known to have written so many are read at most, in one state.
 const MOST_PACKED_BYTES: u64 = 4 << 20;
