@@ -688,7 +688,8 @@ fn check_dirty(
         granule_sectors: 8,
         in_use: false,
         enabled: true,
-        flags_at: 0,
+        known: true,
+        record_at: 0,
         dirty: dirty.iter().map(|first| *first..first + 8).collect(),
     };
     let ledger = Ledger::new(Content::zeroes(), 64 * 512, history).with_bitmaps(&[bitmap(&[])]);

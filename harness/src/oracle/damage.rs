@@ -21,7 +21,7 @@ use engine::device::PageImage;
 use super::explain;
 use super::judge::{Ended, Judge, Judgement, Witness, interest, reads};
 use super::service::{Service, work};
-use super::structure::{Layout, Mapping, StructureReport};
+use super::structure::{Layout, Mapping, StoredBitmap, StructureReport};
 use super::sweep::shows_the_same;
 use super::verdict::{Oracle, Verdict};
 use super::view::merge;
@@ -121,39 +121,13 @@ impl Judge<'_> {
         // A header can be garbage that is in order, and of an image that nobody here can read.
         if image.report.is_perfect() && view.is_some() {
             let service = self.judge_service(image, expectation);
-            // Compressed bytes can be garbage that the walk does not look at, and so can the files beneath; the header's
-            // extensions can be garbage, or go with another of its sectors; and the header can name what nobody knows.
-            // The subject says so.
-            let layout = image.report.layout;
-            let header = layout.map_or(0..0, |layout| 0..layout.cluster_sectors());
-            let of_header = damage.image.within(header).is_some();
-            let is_unsaid = damage.beneath || of_header;
-            // The header can say that the data stand in another file, which was never there.
-            let is_elsewhere =
-                layout.is_some_and(|layout| layout.external_data) && self.data.is_none();
-            let mut mapped = image.report.mapped.iter();
-            let is_packed = mapped.any(|it| matches!(it.mapping, Mapping::Compressed { .. }));
-            let refused_as = |kind| {
-                matches!(&service.verdict, Verdict::Violated(violation)
-                    if violation.class.kind == explain::FAILED && violation.class.site.starts_with(kind))
+            let verdict = if self.may_refuse(image, damage, &service.verdict) {
+                Verdict::Survived
+            } else {
+                service.verdict
             };
-            let is_refused = refused_as(BAD_IMAGE) && (is_packed || is_unsaid)
-                || refused_as(UNSUPPORTED) && of_header
-                || refused_as(REFUSED) && of_header && is_elsewhere;
-            // Key material is garbage or not, and nobody can tell but by a secret that opens nothing.
-            let keys = layout.map_or(0..0, |layout| {
-                let (offset, len_bytes) = layout.encryption_header;
-                offset / 512..offset.saturating_add(len_bytes).div_ceil(512)
-            });
-            let is_locked = damage.image.within(keys).is_some()
-                && matches!(&service.verdict, Verdict::Violated(violation)
-                    if violation.class.kind == explain::FAILED);
             return Service {
-                verdict: if is_locked || is_refused {
-                    Verdict::Survived
-                } else {
-                    service.verdict
-                },
+                verdict,
                 ledger: None,
                 ..service
             };
@@ -171,6 +145,47 @@ impl Judge<'_> {
             recording: attempt.recording,
             ledger: None,
         }
+    }
+
+    /// Whether a verdict is that the subject would not work on an image that the walk finds no fault with, and says of it
+    /// what is true.
+    fn may_refuse(&self, image: &Witness, damage: &Damage, verdict: &Verdict) -> bool {
+        let Verdict::Violated(violation) = verdict else {
+            return false;
+        };
+        if violation.class.kind != explain::FAILED {
+            return false;
+        }
+        let Some(layout) = image.report.layout else {
+            return false;
+        };
+        let is_hit = |bytes: Range<u64>| {
+            let sectors = bytes.start / 512..bytes.end.div_ceil(512);
+            damage.image.within(sectors).is_some()
+        };
+        // Key material is garbage or not, and nobody can tell but by a secret that opens nothing.
+        let (offset, len_bytes) = layout.encryption_header;
+        if is_hit(offset..offset.saturating_add(len_bytes)) {
+            return true;
+        }
+        let of_header = is_hit(0..layout.cluster_bytes());
+        let says = |kind| violation.class.site.starts_with(kind);
+        if says(BAD_IMAGE) {
+            // Compressed bytes can be garbage that the walk does not look at, and so can the files beneath; the header's
+            // extensions can be garbage, or go with another of its sectors.
+            let mut mapped = image.report.mapped.iter();
+            let is_packed = mapped.any(|it| matches!(it.mapping, Mapping::Compressed { .. }));
+            return is_packed || damage.beneath || of_header;
+        }
+        if says(UNSUPPORTED) {
+            // The header can name what nobody knows, and so can the record of a bitmap that writing would outdate.
+            let mut bitmaps = image.report.bitmaps.iter();
+            let is_foreign =
+                |it: &StoredBitmap| it.enabled && !it.in_use && !it.known && is_hit(it.record());
+            return of_header || bitmaps.any(is_foreign);
+        }
+        // The header can say that the data stand in another file, which was never there.
+        says(REFUSED) && of_header && layout.external_data && self.data.is_none()
     }
 }
 

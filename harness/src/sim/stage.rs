@@ -384,7 +384,7 @@ fn outdate(image: &mut PageImage, shape: &ImageShape) {
     const IN_USE: u8 = 1;
     for (stored, bitmap) in walk(image).bitmaps.iter().zip(&shape.bitmaps) {
         if bitmap.standing == BitmapStanding::Inconsistent {
-            let at = stored.flags_at + 3;
+            let at = stored.flags_at() + 3;
             let mut flags = [0];
             image.read(at, &mut flags);
             image.write(at, &[flags[0] | IN_USE]);

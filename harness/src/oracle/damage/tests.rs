@@ -318,3 +318,36 @@ fn a_ruined_header_that_the_walk_finds_no_fault_with_may_be_refused_as_such() {
     assert_eq!(refuses(L2_SECTOR), "service/failed/unsupported");
     assert_eq!(refuses(DATA_SECTOR), "service/failed/unsupported");
 }
+
+/// An image with one empty bitmap that guest writes mark, and the sector that its record stands in.
+fn with_bitmap(kind: u8) -> (Sample, u64) {
+    let mut sample = written();
+    let (directory, table) = (sample.cluster(), sample.cluster());
+    let (directory, table) = (sample.offset(directory), sample.offset(table));
+    // Autoclear bit 0, and the extension behind the header.
+    sample.long(88, 1);
+    sample.long(104, 0x2385_2875_0000_0018);
+    sample.long(112, 1 << 32);
+    sample.long(120, 32);
+    sample.long(128, directory);
+    sample.long(directory, table);
+    let (entries, flags) = (1, 2);
+    sample.long(directory + 8, entries << 32 | flags);
+    sample
+        .image
+        .write(directory + 16, &[kind, 16, 0, 1, 0, 0, 0, 0, b'b']);
+    (sample, directory / 512)
+}
+
+#[test]
+fn a_bitmap_of_a_kind_that_the_disk_made_up_may_be_refused() {
+    let served = |kind, ruin| {
+        let (sample, record) = with_bitmap(kind);
+        assert!(Witness::new(sample.image.clone()).report.is_perfect());
+        let ruins = [(record + ruin, Ruin::Garbage)];
+        served(&sample, &ruins, Oddity::Refuses("unsupported"))
+    };
+    assert_eq!(served(9, 0), "survived");
+    assert_eq!(served(9, 1), "service/failed/unsupported");
+    assert_eq!(served(1, 0), "service/failed/unsupported");
+}

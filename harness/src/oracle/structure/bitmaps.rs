@@ -10,10 +10,15 @@ use super::{Finding, Owner, Scan};
 
 const EXTENSION: u64 = 0x2385_2875;
 const RECORD_BYTES: u64 = 24;
+/// Where a record has its flags.
+const FLAGS: u64 = 12;
 const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
 const ALL_ONES: u64 = 1;
 const IN_USE: u64 = 1 << 0;
 const AUTO: u64 = 1 << 1;
+const EXTRA_COMPATIBLE: u64 = 1 << 2;
+/// The type of a bitmap that tracks what guests write.
+const DIRTY_TRACKING: u64 = 1;
 
 /// A bitmap as it stands in the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,13 +31,25 @@ pub struct StoredBitmap {
     pub in_use: bool,
     /// Whether guest writes set bits.
     pub enabled: bool,
-    /// Where its flags stand in the file, in bytes.
-    pub flags_at: u64,
+    /// Whether its type, its flags and its extra data are such as the specification names, or may be ignored.
+    pub known: bool,
+    /// Where its record in the directory starts, in bytes.
+    pub record_at: u64,
     /// The guest sectors that it calls dirty, ascending and apart; empty where it is out of date.
     pub dirty: Vec<Range<u64>>,
 }
 
 impl StoredBitmap {
+    /// Where the part of its record stands that every bitmap has, in bytes.
+    pub fn record(&self) -> Range<u64> {
+        self.record_at..self.record_at + RECORD_BYTES
+    }
+
+    /// Where its flags stand, in bytes.
+    pub fn flags_at(&self) -> u64 {
+        self.record_at + FLAGS
+    }
+
     /// Whether it calls a guest sector dirty.
     pub fn covers(&self, sector: u64) -> bool {
         let index = self.dirty.partition_point(|range| range.end <= sector);
@@ -145,7 +162,8 @@ fn bitmap(
     }
     let table = number(scan, at, 8);
     let entries = number(scan, at + 8, 4);
-    let flags = number(scan, at + 12, 4);
+    let flags = number(scan, at + FLAGS, 4);
+    let kind = number(scan, at + 16, 1);
     let granularity_bits = number(scan, at + 17, 1);
     let (name_bytes, extra_bytes) = (number(scan, at + 18, 2), number(scan, at + 20, 4));
     let name_at = at + RECORD_BYTES + extra_bytes;
@@ -163,7 +181,10 @@ fn bitmap(
         granule_sectors: 1 << (granularity_bits - 9),
         in_use: flags & IN_USE != 0,
         enabled: flags & AUTO != 0,
-        flags_at: at + 12,
+        known: kind == DIRTY_TRACKING
+            && flags & !(IN_USE | AUTO | EXTRA_COMPATIBLE) == 0
+            && (extra_bytes == 0 || flags & EXTRA_COMPATIBLE != 0),
+        record_at: at,
         dirty: Vec::new(),
     };
     read_table(collector, scan, index, (table, entries), &mut stored)?;
