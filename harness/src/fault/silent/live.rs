@@ -24,7 +24,7 @@ use blkdebug::rule::Fault;
 use blkdebug::volatile::{Injected, lay};
 use engine::device::{OpKind, PageImage, SECTOR_BYTES};
 
-use super::owner::{Land, Sight, Trespasses};
+use super::owner::{Blind, Land, Sight, Trespasses};
 use crate::fault::oracle::happening;
 use crate::guest::SectorViolation;
 use crate::oracle::structure::{Layout, Mapping, Owner, layout, walk};
@@ -197,12 +197,16 @@ impl<'a> Film<'a> {
     /// What one request can have done.
     fn harms(&self, life: &Life, hit: &Injected) -> Vec<Harm> {
         let kind = hit.kind;
-        if matches!(kind, OpKind::Flush | OpKind::Discard) {
-            // Without a power loss, and where it was advice, nothing hangs on it; but where it went astray.
-            let astray = kind == OpKind::Discard && matches!(hit.fault, Fault::Misdirect(_));
-            if !astray {
-                return Vec::new();
-            }
+        let repeated = self.repeated(hit);
+        // Without a power loss, and where it was advice, nothing hangs on it; but where it went astray, or came once more
+        // when the sectors may have been somebody's.
+        let is_harmless = match kind {
+            OpKind::Flush => true,
+            OpKind::Discard => !matches!(hit.fault, Fault::Misdirect(_)) && repeated.is_none(),
+            OpKind::Read | OpKind::Write | OpKind::WriteZeroes | OpKind::SetLen => false,
+        };
+        if is_harmless {
+            return Vec::new();
         }
         let (offset, len_bytes) = hit.range;
         let own = offset / SECTOR_BYTES..(offset + len_bytes).div_ceil(SECTOR_BYTES);
@@ -220,19 +224,48 @@ impl<'a> Film<'a> {
                 harms.extend(of_owners(land, &own, hit.at));
             }
         }
+        if let Some(at) = repeated {
+            let then = Land::of(&self.actual(at));
+            for land in [&then, &lands[1]] {
+                harms.extend(of_owners(land, &own, at));
+            }
+            harms.extend(of_coming_owners(life, at, &then));
+        }
         if let (Fault::Misdirect(by), true) = (&hit.fault, kind != OpKind::Read) {
             let start = own.start.saturating_add_signed(*by);
             let there = start..start + (own.end - own.start);
             let land_then = lands.iter();
             harms.extend(land_then.flat_map(|land| of_owners(land, &there, hit.at)));
-            // What had no owner then may have been about to get one.
-            for class in [Class::Data, Class::L2] {
-                let guests = in_flight_then(life, class, hit.at, &lands[0]);
-                let at = hit.at;
-                harms.push(Harm { class, at, guests });
-            }
+            harms.extend(of_coming_owners(life, hit.at, &lands[0]));
         }
         harms
+    }
+
+    /// Why the cluster of an owner that a sector is in was in doubt between two moments: whoever looked at it then may have
+    /// given it away.
+    fn doubt(&self, truth: &Land, place: u64, owner: Owner, between: Range<Tick>) -> Option<Blind> {
+        let ticks = self.changes.iter().filter_map(|entry| entry.answered());
+        let mut ticks = ticks.filter(|tick| between.contains(tick));
+        let was_low = truth.is_low(truth.there(place));
+        ticks.find_map(|tick| {
+            let seen = [self.actual(tick), self.believed(tick)].map(|image| Land::of(&image));
+            if !was_low && seen.iter().any(|land| land.is_low(land.there(place))) {
+                return Some(Blind::Uncounted);
+            }
+            let [held, asked] = seen
+                .each_ref()
+                .map(|land| land.references(land.there(place)));
+            let mut seen = seen.iter();
+            let is_named = seen.all(|land| land.owners(land.there(place)).contains(&owner));
+            (!is_named || held != asked).then_some(Blind::Misnamed)
+        })
+    }
+
+    /// When the device carried out once more what it had been asked for once.
+    fn repeated(&self, hit: &Injected) -> Option<Tick> {
+        let mut changes = self.changes.iter();
+        let repeat = changes.find(|entry| entry.repeats.is_some() && entry.repeats == hit.request);
+        repeat.and_then(|entry| entry.answered())
     }
 
     /// Why nobody can know that a guest sector is wrong.
@@ -336,6 +369,7 @@ impl<'a> Film<'a> {
                 opened: None,
                 seen: &seen,
                 checks: life.overlap_checks,
+                past: &|place, owner| self.doubt(&truth, place, owner, first..entry.submitted),
             };
             let it = requester.and_then(|id| happening(life, id));
             let extent = it.and_then(|it| it.operation.range());
@@ -393,6 +427,15 @@ fn in_flight_then(life: &Life, class: Class, at: Tick, land: &Land) -> Vec<Range
             | Class::Length => clusters,
         })
         .collect()
+}
+
+/// What hangs on sectors that had no owner at a moment, and may have been about to get one.
+fn of_coming_owners(life: &Life, at: Tick, land: &Land) -> [Harm; 2] {
+    [Class::Data, Class::L2].map(|class| Harm {
+        class,
+        at,
+        guests: in_flight_then(life, class, at, land),
+    })
 }
 
 /// What hangs on sectors by what an image says of them.

@@ -1,10 +1,11 @@
 //! Whether an engine wrote to a cluster that belongs to somebody else, on an image that holds what it should not.
 //!
 //! A cluster is somebody's where the undamaged image says so, and where the damaged one still does as the engine writes
-//! to it. Three things the format has no means to tell, and they are counted and not reported: that a cluster is in use
-//! whose refcount says that it is free, or that fewer use it; which of two entries that name one cluster is wrong; and that metadata stand
-//! where checks against overlaps are not to look. Everything else is a violation. Active metadata is protected by these
-//! checks whatever the refcounts say.
+//! to it. Four things the format has no means to tell, and they are counted and not reported: that a cluster is in use
+//! whose refcount says that it is free, or that fewer use it; that the entries which name it are not those that were
+//! written; which of two entries that name one cluster is wrong; and that metadata stand where checks against overlaps
+//! are not to look.
+//! Everything else is a violation. Active metadata is protected by these checks whatever the refcounts say.
 //!
 //! Whose a table is, it does not say: an L2 table in place of another is not seen, nor a refcount block in place of
 //! another. Data say it by their stamp, or by the operation for which they were written; compressed data may share a
@@ -29,6 +30,8 @@ use crate::workload::stamp::{SectorValue, identify};
 pub enum Blind {
     /// The refcount of a cluster in use is too low.
     Uncounted,
+    /// What names a cluster in the file is not what was written there.
+    Misnamed,
     /// Two entries name one cluster.
     NamedTwice,
     /// Checks against overlaps are not to look there.
@@ -54,12 +57,18 @@ pub(crate) struct Land {
 
 impl Blind {
     /// Every kind.
-    pub const ALL: [Self; 3] = [Self::Uncounted, Self::NamedTwice, Self::Unchecked];
+    pub const ALL: [Self; 4] = [
+        Self::Uncounted,
+        Self::Misnamed,
+        Self::NamedTwice,
+        Self::Unchecked,
+    ];
 
     /// What reports say.
     pub fn name(self) -> &'static str {
         match self {
             Self::Uncounted => "the refcount of a cluster in use is too low",
+            Self::Misnamed => "what names a cluster is not what was written",
             Self::NamedTwice => "two entries name one cluster",
             Self::Unchecked => "the image was opened without checks of what stands there",
         }
@@ -90,6 +99,16 @@ impl Land {
             owners: map,
             references,
         }
+    }
+
+    /// The sector where a cluster starts.
+    pub(crate) fn place(&self, cluster: u64) -> u64 {
+        cluster.saturating_mul(self.layout.map_or(1, |layout| layout.cluster_sectors()))
+    }
+
+    /// The cluster that a sector is in: damage can make clusters larger or smaller.
+    pub(crate) fn there(&self, sector: u64) -> u64 {
+        sector / self.layout.map_or(1, |layout| layout.cluster_sectors())
     }
 
     /// Who refers to a cluster; nobody to one that the file does not reach.
@@ -124,9 +143,14 @@ impl Land {
     }
 
     /// Whether less is counted for a cluster than refers to it.
-    fn is_low(&self, cluster: u64) -> bool {
+    pub(crate) fn is_low(&self, cluster: u64) -> bool {
+        self.refcount(cluster) < self.references(cluster)
+    }
+
+    /// How often a cluster is referred to.
+    pub(crate) fn references(&self, cluster: u64) -> u64 {
         let references = self.references.get(&cluster).copied();
-        self.refcount(cluster) < references.unwrap_or_default()
+        references.unwrap_or_default()
     }
 
     /// What is counted for a cluster.
@@ -160,13 +184,14 @@ impl Land {
 pub(crate) struct Sight<'a> {
     /// The image before it was damaged.
     pub(crate) truth: &'a Land,
-    /// The image as it was opened, where that is known. A cluster of data whose standing was in doubt then is freed and
-    /// given away by what is doubtful.
+    /// The image as it was opened, where that is known.
     pub(crate) opened: Option<&'a Land>,
     /// What the file holds, and what whoever was told of no failure takes it to hold.
     pub(crate) seen: &'a [PageImage],
     /// What writes are checked against.
     pub(crate) checks: OverlapChecks,
+    /// Why the cluster of this owner that a sector is in was in doubt since the damage: it may have been given away then.
+    pub(crate) past: &'a dyn Fn(u64, Owner) -> Option<Blind>,
 }
 
 /// Holds everything that a recording of an engine changes against who owned it. The engine was alone with the image, and
@@ -182,6 +207,11 @@ pub(crate) fn trespasses(truth: &Land, recording: &Recording, checks: OverlapChe
             opened: Some(&opened),
             seen,
             checks,
+            past: &|place, _| {
+                opened
+                    .is_low(opened.there(place))
+                    .then_some(Blind::Uncounted)
+            },
         };
         found.add(sight.look_at(entry, None));
         if entry.succeeded().is_some() {
@@ -220,23 +250,24 @@ impl Sight<'_> {
                 continue;
             }
             let seen = seen.get_or_insert_with(|| self.seen.iter().map(Land::of).collect());
-            let held = |owner: &&Owner| {
-                let mut seen = seen.iter();
-                seen.all(|land| land.owners(cluster).contains(owner))
-            };
+            let place = sectors.start.max(self.truth.place(cluster));
+            let owners_in = |land: &Land| land.owners(land.there(place)).to_vec();
+            let held = |owner: &&Owner| seen.iter().all(|land| owners_in(land).contains(owner));
             let Some(owner) = mine.iter().find(held) else {
                 continue;
             };
-            let is_active = || seen.iter().all(|land| land.is_active_l2(cluster));
+            let is_active = || seen.iter().all(|land| land.is_active_l2(land.there(place)));
             let region = if matches!(owner, Owner::L2Table(_)) && !is_active() {
                 Some(Region::InactiveL2)
             } else {
                 region(*owner)
             };
             let is_checked = region.is_some_and(|region| self.checks.has(region));
-            let uncounted = seen.iter().any(|land| land.refcount(cluster) == 0);
-            let as_opened = self.opened.map_or(&[][..], |land| land.owners(cluster));
-            let named_twice = seen.iter().any(|land| !foreign(land.owners(cluster)))
+            let uncounted = seen
+                .iter()
+                .any(|land| land.refcount(land.there(place)) == 0);
+            let as_opened = self.opened.map_or_else(Vec::new, owners_in);
+            let named_twice = seen.iter().any(|land| !foreign(&owners_in(land)))
                 || as_opened.iter().any(|owner| owner != &as_opened[0]);
             // Data have nothing to be taken for, wherever an entry says that they stand.
             let is_refused = is_checked && what.class == Class::Data;
@@ -244,10 +275,11 @@ impl Sight<'_> {
                 Some(Blind::NamedTwice)
             } else if is_checked {
                 None
-            } else if uncounted || self.opened.is_some_and(|land| land.is_low(cluster)) {
+            } else if uncounted {
                 Some(Blind::Uncounted)
             } else {
-                region.map(|_| Blind::Unchecked)
+                let past = (self.past)(place, *owner);
+                past.or(region.map(|_| Blind::Unchecked))
             };
             match blind {
                 Some(blind) => *found.blind.entry(blind).or_default() += 1,
