@@ -10,8 +10,8 @@
 
 mod kit;
 
-use engine::error::{BadImage, Error, Problem, Structure};
-use engine::image::Image;
+use engine::error::{BadImage, Error, Problem, Refused, Structure};
+use engine::image::{Access, Image};
 use engine::manage::Manage;
 use engine::qcow2::check::{CheckOptions, Repair, check};
 use engine::qcow2::create::{CreateOptions, create};
@@ -274,4 +274,64 @@ fn repair_takes_no_data_for_an_l2_table() {
         assert_eq!(again.found, report.remaining, "{look:#x}");
         assert_eq!(damaged.bytes(), after, "{look:#x}: repaired again");
     }
+}
+
+/// An image of 64 KiB in clusters of 512 bytes, whose first half is written, and of whose L1 table the second entry names
+/// the table of the first, as one flipped bit can make it.
+fn with_a_table_named_twice() -> Ram {
+    let ram = Ram::from_bytes(&made(64 << 10, 9, 4));
+    run(async {
+        let q = Qcow2::open(ram.port.clone(), None, &OpenOptions::default()).await?;
+        q.write(0, vec![1; 512]).await?;
+        q.close().await
+    })
+    .unwrap();
+    let mut image = ram.bytes();
+    let l1 = header(&image).l1_offset.0 as usize;
+    let first = u64::from_be_bytes(image[l1..l1 + 8].try_into().unwrap());
+    let second = first & !(1 << 63);
+    image[l1 + 8..l1 + 16].copy_from_slice(&second.to_be_bytes());
+    Ram::from_bytes(&image)
+}
+
+fn first_sector(ram: &Ram) -> Vec<u8> {
+    let options = OpenOptions {
+        access: Access::ReadOnly,
+        ..OpenOptions::default()
+    };
+    let q = run(Qcow2::open(ram.port.clone(), None, &options)).unwrap();
+    run(q.read(0, 512)).unwrap()
+}
+
+/// The table is copied for the second entry, and the old one was freed: the first entry names it still, and guest data
+/// went there.
+#[test]
+fn a_table_is_not_freed_that_another_entry_names() {
+    let ram = with_a_table_named_twice();
+    let q = open(&ram).unwrap();
+    run(q.write(40 << 10, vec![2; 512])).unwrap();
+    run(q.flush()).unwrap();
+    // What the flush has made durable is freed behind it, and nobody waits for that.
+    let refused = run(q.write(50 << 10, vec![3; 512]));
+    assert!(matches!(
+        refused,
+        Err(Error::Refused(Refused::FoundCorrupt))
+    ));
+    assert!(header(&ram.bytes()).is_corrupt());
+    assert_eq!(first_sector(&ram), [1; 512]);
+}
+
+/// The same where the second entry is cut off with the end of the disk.
+#[test]
+fn a_table_is_not_cut_off_that_another_entry_names() {
+    let ram = with_a_table_named_twice();
+    let q = open(&ram).unwrap();
+    let outcome = run(q.manage(Manage::shrink(32 << 10)));
+    let structure = match &outcome {
+        Err(Error::BadImage(bad)) => Some(bad.structure),
+        _ => None,
+    };
+    assert_eq!(structure, Some(Structure::RefcountBlock), "{outcome:?}");
+    assert!(header(&ram.bytes()).is_corrupt());
+    assert_eq!(first_sector(&ram), [1; 512]);
 }

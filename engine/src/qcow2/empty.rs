@@ -74,6 +74,7 @@ impl Metadata {
         let (before, event) = (Barrier::BeforeEmptySwitch, Event::L1GrowActivateTable);
         let switched = self.switch(before, event, needs, change).await?;
         let words = std::mem::replace(&mut self.l1, vec![L1Word(0); mem_len(entries)]);
+        self.active_tables = None;
         let old = OldTable {
             offset: std::mem::replace(&mut self.l1_offset, offset),
             words,
@@ -121,8 +122,14 @@ impl Metadata {
             let L1Entry::Table { offset, .. } = entry else {
                 continue;
             };
-            self.release_mappings(offset).await?;
             let cluster = self.geometry.cluster_of(offset);
+            if self.is_active_table(cluster) {
+                let found = self.find_refcount(cluster).await?;
+                if found.is_none_or(|found| found.value < 2) {
+                    return Err(self.shared_table(offset).await);
+                }
+            }
+            self.release_mappings(offset).await?;
             self.free_now(Source::Snapshot, cluster, 1).await?;
         }
         Ok(())

@@ -219,15 +219,8 @@ impl Metadata {
         let found = match self.find_refcount(cluster).await? {
             Some(found) if found.value > 0 => found,
             Some(_) | None => {
-                let problem = Problem::Field("a cluster in use has a refcount of zero".into());
-                let structure = Structure::RefcountBlock;
-                let reason = BadImage {
-                    structure,
-                    offset: offset.0,
-                    index: None,
-                    problem,
-                };
-                return Err(self.found_corrupt(reason).await);
+                let what = "a cluster in use has a refcount of zero";
+                return Err(self.counted_too_low(offset, what).await);
             }
         };
         if found.value > 1 {
@@ -237,12 +230,17 @@ impl Metadata {
         if matches!(source, Source::Request | Source::Replaced) {
             self.guard_freed(cluster).await?;
         }
+        let is_table = self.owners.get(&cluster) == Some(&Structure::L2Table);
+        if is_table && self.is_active_table(cluster) {
+            return Err(self.shared_table(offset).await);
+        }
         self.order.file().at(Event::ClusterFree).reach().await?;
         self.put_refcount(found, 0);
         self.stop_packing(cluster);
         self.deferred.punches.remove(&cluster);
         let cluster_bytes = self.geometry.cluster_bytes();
-        if self.owners.remove(&cluster) == Some(Structure::L2Table) {
+        self.owners.remove(&cluster);
+        if is_table {
             self.order.note(Probe::TableFreed);
             self.l2.forget(offset, cluster_bytes);
         }
@@ -253,5 +251,21 @@ impl Metadata {
         }
         self.free_hint = self.free_hint.min(cluster.0);
         Ok(())
+    }
+
+    /// Refuses to free an L2 table, at this offset, that another entry of the L1 table names.
+    pub(super) async fn shared_table(&mut self, table: HostOffset) -> Error {
+        let what = "an L2 table that two entries name has a refcount of one";
+        self.counted_too_low(table, what).await
+    }
+
+    async fn counted_too_low(&mut self, cluster: HostOffset, what: &str) -> Error {
+        let reason = BadImage {
+            structure: Structure::RefcountBlock,
+            offset: cluster.0,
+            index: None,
+            problem: Problem::Field(what.into()),
+        };
+        self.found_corrupt(reason).await
     }
 }

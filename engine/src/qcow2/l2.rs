@@ -268,16 +268,18 @@ impl Metadata {
         };
         self.order.barrier(Barrier::BeforeL1, content).await?;
         let before = self.l1[l1_index];
-        self.l1[l1_index] = L1Entry::Table {
+        let table = L1Entry::Table {
             offset,
             copied: Copied::Yes,
-        }
-        .encode();
+        };
+        self.l1[l1_index] = table.encode();
+        self.active_tables = None;
         let hooked = match self.write_l1_sector(l1_index).await {
             Ok(hooked) => hooked,
             Err(error) => {
                 // The file may point to the new table or not: it stays allocated for both.
                 self.l1[l1_index] = before;
+                self.active_tables = None;
                 if self.planted.has(Defect::HalfLinkedFreed) {
                     let _ = self.free_now(Source::Other, run.first, 1).await;
                 }

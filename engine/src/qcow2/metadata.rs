@@ -71,6 +71,9 @@ pub(super) struct Metadata {
     pub(super) snapshots: Snapshots,
     /// The clusters of the L2 tables that snapshots name, once somebody asked.
     pub(super) inactive_tables: Option<BTreeSet<HostCluster>>,
+    /// The clusters of the L2 tables that the L1 table names, once somebody asked; to be forgotten where it comes to name
+    /// others.
+    pub(super) active_tables: Option<BTreeSet<HostCluster>>,
     /// No cluster below this one is free.
     pub(super) free_hint: u64,
     /// Clusters from here on were never written: they read as zeroes.

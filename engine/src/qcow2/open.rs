@@ -330,6 +330,7 @@ pub(super) async fn load(
         overlap_checks: options.overlap_checks,
         snapshots,
         inactive_tables: None,
+        active_tables: None,
         free_hint: 0,
         fresh_from,
         doubtful_end: 0,

@@ -239,6 +239,19 @@ impl Metadata {
         Ok(None)
     }
 
+    /// Whether an entry of the L1 table names the L2 table in this cluster.
+    pub(super) fn is_active_table(&mut self, cluster: HostCluster) -> bool {
+        let tables = self.active_tables.get_or_insert_with(|| {
+            let entries = self.l1.iter().filter(|word| word.0 != 0);
+            let tables = entries.filter_map(|word| match word.decode(self.geometry) {
+                Ok(L1Entry::Table { offset, .. }) => Some(self.geometry.cluster_of(offset)),
+                Ok(L1Entry::Empty) | Err(_) => None,
+            });
+            tables.collect()
+        });
+        tables.contains(&cluster)
+    }
+
     /// The clusters of all L2 tables that snapshots name. They are read once for a list of snapshots:
     /// a snapshot's L1 table never changes.
     pub(super) async fn inactive_tables(&mut self) -> Result<&BTreeSet<HostCluster>, Error> {

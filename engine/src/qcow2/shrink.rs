@@ -76,6 +76,7 @@ impl Metadata {
         // Nothing that the new header says needs to be written first: the file says it already.
         self.change_sector0(Event::None, change).await?;
         self.virtual_bytes = virtual_bytes;
+        self.active_tables = None;
         Ok(Beyond {
             first: entries,
             words: self.l1.split_off(mem_len(entries)),

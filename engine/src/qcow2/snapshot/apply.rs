@@ -99,6 +99,7 @@ impl Metadata {
             }
         }
         self.l1 = l1;
+        self.active_tables = None;
         self.l1_offset = offset;
         let resized = virtual_bytes != std::mem::replace(&mut self.virtual_bytes, virtual_bytes);
         if resized {

@@ -11,7 +11,7 @@
 //! another. Data say it by their stamp, or by the operation for which they were written; compressed data may share a
 //! cluster, and are not seen over others that are compressed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use blkdebug::class::Class;
@@ -93,8 +93,12 @@ impl Land {
             let sum = references.entry(cluster).or_default();
             *sum = sum.saturating_add(count);
         }
+        let layout = layout(image);
+        if let Some(layout) = &layout {
+            share(&mut map, layout.l2_entries());
+        }
         Self {
-            layout: layout(image),
+            layout,
             image: image.clone(),
             owners: map,
             references,
@@ -219,6 +223,36 @@ pub(crate) fn trespasses(truth: &Land, recording: &Recording, checks: OverlapChe
         }
     }
     found
+}
+
+/// Adds to the owners of data all that name them by one L2 table, which is walked but once.
+fn share(owners: &mut BTreeMap<u64, Vec<Owner>>, l2_entries: u64) {
+    let tables = owners.values().map(|owners| {
+        let mut tables = BTreeSet::new();
+        for owner in owners {
+            if let Owner::L2Table(index) = owner {
+                tables.insert(*index);
+            }
+        }
+        tables
+    });
+    let shared: Vec<BTreeSet<u64>> = tables.filter(|tables| tables.len() > 1).collect();
+    for tables in shared {
+        for owners in owners.values_mut() {
+            let others = owners.iter().flat_map(|owner| {
+                let Owner::Data(guest) = owner else {
+                    return Vec::new();
+                };
+                if !tables.contains(&(guest / l2_entries)) {
+                    return Vec::new();
+                }
+                let in_table = |index: &u64| index.saturating_mul(l2_entries) + guest % l2_entries;
+                tables.iter().map(in_table).map(Owner::Data).collect()
+            });
+            let others: Vec<Owner> = others.filter(|other| !owners.contains(other)).collect();
+            owners.extend(others);
+        }
+    }
 }
 
 impl Sight<'_> {
