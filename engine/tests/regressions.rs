@@ -335,3 +335,39 @@ fn a_table_is_not_cut_off_that_another_entry_names() {
     assert!(header(&ram.bytes()).is_corrupt());
     assert_eq!(first_sector(&ram), [1; 512]);
 }
+
+/// An entry of an L2 table names the cluster of the refcount table. With all that the image held that was freed, and the
+/// file told to forget it.
+#[test]
+fn a_table_is_not_freed_with_what_an_emptied_image_held() {
+    let ram = Ram::from_bytes(&made(64 << 10, 9, 4));
+    let q = open(&ram).unwrap();
+    run(q.write(0, vec![1; 512])).unwrap();
+    run(q.close()).unwrap();
+    let mut image = ram.bytes();
+    let h = header(&image);
+    let l1 = h.l1_offset.0 as usize;
+    let table = u64::from_be_bytes(image[l1..l1 + 8].try_into().unwrap()) & !(1 << 63);
+    let entry = h.reftable_offset.0 | 1 << 63;
+    image[table as usize..][..8].copy_from_slice(&entry.to_be_bytes());
+    let ram = Ram::from_bytes(&image);
+    let q = open(&ram).unwrap();
+    let outcome = run(q.manage(Manage::MakeEmpty));
+    assert!(
+        matches!(
+            outcome,
+            Err(Error::BadImage(BadImage {
+                problem: Problem::Overlap {
+                    owner: Structure::RefcountTable,
+                    ..
+                },
+                ..
+            }))
+        ),
+        "{outcome:?}"
+    );
+    let after = ram.bytes();
+    assert!(header(&after).is_corrupt());
+    let reftable = h.reftable_offset.0 as usize;
+    assert_eq!(after[reftable..][..512], image[reftable..][..512]);
+}

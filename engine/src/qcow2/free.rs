@@ -227,10 +227,16 @@ impl Metadata {
             self.put_refcount(found, found.value - 1);
             return Ok(());
         }
-        if matches!(source, Source::Request | Source::Replaced) {
+        let is_table = self.owners.get(&cluster) == Some(&Structure::L2Table);
+        let may_be_freed = match source {
+            Source::Request | Source::Replaced => false,
+            // With what an L1 table led to go the L2 tables.
+            Source::Snapshot => is_table,
+            Source::Other => true,
+        };
+        if !may_be_freed {
             self.guard_freed(cluster).await?;
         }
-        let is_table = self.owners.get(&cluster) == Some(&Structure::L2Table);
         if is_table && self.is_active_table(cluster) {
             return Err(self.shared_table(offset).await);
         }

@@ -241,8 +241,7 @@ impl<'a> Film<'a> {
         harms
     }
 
-    /// Why the cluster of an owner that a sector is in was in doubt between two moments: whoever looked at it then may have
-    /// given it away.
+    /// Why a sector of an owner was in doubt between two moments: whoever looked at it then may have given it away.
     fn doubt(&self, truth: &Land, place: u64, owner: Owner, between: Range<Tick>) -> Option<Blind> {
         let ticks = self.changes.iter().filter_map(|entry| entry.answered());
         let mut ticks = ticks.filter(|tick| between.contains(tick));
@@ -256,7 +255,7 @@ impl<'a> Film<'a> {
                 .each_ref()
                 .map(|land| land.references(land.there(place)));
             let mut seen = seen.iter();
-            let is_named = seen.all(|land| land.owners(land.there(place)).contains(&owner));
+            let is_named = seen.all(|land| land.owners_at(place).contains(&owner));
             (!is_named || held != asked).then_some(Blind::Misnamed)
         })
     }

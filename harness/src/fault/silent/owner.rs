@@ -115,6 +115,21 @@ impl Land {
         sector / self.layout.map_or(1, |layout| layout.cluster_sectors())
     }
 
+    /// Who refers to a sector, with the guest's sector in the place of its cluster: what is said so means the same where
+    /// damage has made clusters larger or smaller.
+    pub(crate) fn owners_at(&self, sector: u64) -> Vec<Owner> {
+        let cluster = self.there(sector);
+        let within = sector - self.place(cluster);
+        let at = |owner: &Owner| {
+            if let Owner::Data(guest) = owner {
+                Owner::Data(self.place(*guest).saturating_add(within))
+            } else {
+                *owner
+            }
+        };
+        self.owners(cluster).iter().map(at).collect()
+    }
+
     /// Who refers to a cluster; nobody to one that the file does not reach.
     pub(crate) fn owners(&self, cluster: u64) -> &[Owner] {
         let bytes = self.layout.map_or(512, |layout| layout.cluster_bytes());
@@ -194,7 +209,8 @@ pub(crate) struct Sight<'a> {
     pub(crate) seen: &'a [PageImage],
     /// What writes are checked against.
     pub(crate) checks: OverlapChecks,
-    /// Why the cluster of this owner that a sector is in was in doubt since the damage: it may have been given away then.
+    /// Why what this owner has there, as [`Land::owners_at`] says it, was in doubt since the damage: it may have been given
+    /// away then.
     pub(crate) past: &'a dyn Fn(u64, Owner) -> Option<Blind>,
 }
 
@@ -286,8 +302,11 @@ impl Sight<'_> {
             let seen = seen.get_or_insert_with(|| self.seen.iter().map(Land::of).collect());
             let place = sectors.start.max(self.truth.place(cluster));
             let owners_in = |land: &Land| land.owners(land.there(place)).to_vec();
-            let held = |owner: &&Owner| seen.iter().all(|land| owners_in(land).contains(owner));
-            let Some(owner) = mine.iter().find(held) else {
+            let at_place: Vec<Vec<Owner>> = seen.iter().map(|land| land.owners_at(place)).collect();
+            let held =
+                |(_, at): &(&Owner, Owner)| at_place.iter().all(|owners| owners.contains(at));
+            let mut mine = mine.iter().zip(self.truth.owners_at(place));
+            let Some((owner, at)) = mine.find(held) else {
                 continue;
             };
             let is_active = || seen.iter().all(|land| land.is_active_l2(land.there(place)));
@@ -312,7 +331,7 @@ impl Sight<'_> {
             } else if uncounted {
                 Some(Blind::Uncounted)
             } else {
-                let past = (self.past)(place, *owner);
+                let past = (self.past)(place, at);
                 past.or(region.map(|_| Blind::Unchecked))
             };
             match blind {
