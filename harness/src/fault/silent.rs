@@ -7,6 +7,7 @@
 //! does not belong ([`owner`]). What the format cannot tell is counted by its reason and not reported: data have no
 //! checksum, and a sector of a table that is as it was once, or of which a bit is another, is a sector of a table.
 
+mod land;
 pub mod live;
 pub mod owner;
 mod wound;
@@ -35,7 +36,8 @@ use crate::workload::ops::Operation;
 use crate::workload::pin::Pins;
 use crate::workload::shape::Scenario;
 
-use owner::{Blind, Land, Trespasses, trespasses};
+use land::Land;
+use owner::{Blind, Trespasses, trespasses};
 
 pub use wound::{Damage, NoWound, Wound, Wounded};
 

@@ -24,7 +24,8 @@ use blkdebug::rule::Fault;
 use blkdebug::volatile::{Injected, lay};
 use engine::device::{OpKind, PageImage, SECTOR_BYTES};
 
-use super::owner::{Blind, Land, Sight, Trespasses};
+use super::land::Land;
+use super::owner::{Blind, Sight, Trespasses};
 use crate::fault::oracle::happening;
 use crate::guest::SectorViolation;
 use crate::oracle::structure::{Layout, Mapping, Owner, layout, walk};
@@ -245,15 +246,13 @@ impl<'a> Film<'a> {
     fn doubt(&self, truth: &Land, place: u64, owner: Owner, between: Range<Tick>) -> Option<Blind> {
         let ticks = self.changes.iter().filter_map(|entry| entry.answered());
         let mut ticks = ticks.filter(|tick| between.contains(tick));
-        let was_low = truth.is_low(truth.there(place));
+        let was_low = truth.is_low(place);
         ticks.find_map(|tick| {
             let seen = [self.actual(tick), self.believed(tick)].map(|image| Land::of(&image));
-            if !was_low && seen.iter().any(|land| land.is_low(land.there(place))) {
+            if !was_low && seen.iter().any(|land| land.is_low(place)) {
                 return Some(Blind::Uncounted);
             }
-            let [held, asked] = seen
-                .each_ref()
-                .map(|land| land.references(land.there(place)));
+            let [held, asked] = seen.each_ref().map(|land| land.references(place));
             let mut seen = seen.iter();
             let is_named = seen.all(|land| land.owners_at(place).contains(&owner));
             (!is_named || held != asked).then_some(Blind::Misnamed)

@@ -11,7 +11,7 @@
 //! another. Data say it by their stamp, or by the operation for which they were written; compressed data may share a
 //! cluster, and are not seen over others that are compressed.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use blkdebug::class::Class;
@@ -21,7 +21,8 @@ use blkdebug::volatile::lay;
 use engine::device::{Event, OpKind, PageImage};
 use engine::qcow2::{OverlapChecks, Region};
 
-use crate::oracle::structure::{Layout, Mapped, Owner, layout, owners, walk};
+use super::land::Land;
+use crate::oracle::structure::{Layout, Owner};
 use crate::oracle::{Oracle, Violation};
 use crate::workload::stamp::{SectorValue, identify};
 
@@ -45,14 +46,6 @@ pub struct Trespasses {
     pub blind: BTreeMap<Blind, u64>,
     /// The first that it should have known.
     pub violation: Option<Violation>,
-}
-
-/// Who refers to the clusters of an image.
-pub(crate) struct Land {
-    image: PageImage,
-    layout: Option<Layout>,
-    owners: BTreeMap<u64, Vec<Owner>>,
-    references: BTreeMap<u64, u64>,
 }
 
 impl Blind {
@@ -84,121 +77,6 @@ impl Trespasses {
     }
 }
 
-impl Land {
-    pub(crate) fn of(image: &PageImage) -> Self {
-        let mut map: BTreeMap<u64, Vec<Owner>> = BTreeMap::new();
-        let mut references: BTreeMap<u64, u64> = BTreeMap::new();
-        for (cluster, owner, count) in owners(image) {
-            map.entry(cluster).or_default().push(owner);
-            let sum = references.entry(cluster).or_default();
-            *sum = sum.saturating_add(count);
-        }
-        let layout = layout(image);
-        if let Some(layout) = &layout {
-            share(&mut map, layout.l2_entries());
-        }
-        Self {
-            layout,
-            image: image.clone(),
-            owners: map,
-            references,
-        }
-    }
-
-    /// The sector where a cluster starts.
-    pub(crate) fn place(&self, cluster: u64) -> u64 {
-        cluster.saturating_mul(self.layout.map_or(1, |layout| layout.cluster_sectors()))
-    }
-
-    /// The cluster that a sector is in: damage can make clusters larger or smaller.
-    pub(crate) fn there(&self, sector: u64) -> u64 {
-        sector / self.layout.map_or(1, |layout| layout.cluster_sectors())
-    }
-
-    /// Who refers to a sector, with the guest's sector in the place of its cluster: what is said so means the same where
-    /// damage has made clusters larger or smaller.
-    pub(crate) fn owners_at(&self, sector: u64) -> Vec<Owner> {
-        let cluster = self.there(sector);
-        let within = sector - self.place(cluster);
-        let at = |owner: &Owner| {
-            if let Owner::Data(guest) = owner {
-                Owner::Data(self.place(*guest).saturating_add(within))
-            } else {
-                *owner
-            }
-        };
-        self.owners(cluster).iter().map(at).collect()
-    }
-
-    /// Who refers to a cluster; nobody to one that the file does not reach.
-    pub(crate) fn owners(&self, cluster: u64) -> &[Owner] {
-        let bytes = self.layout.map_or(512, |layout| layout.cluster_bytes());
-        if cluster.saturating_mul(bytes) >= self.image.len() {
-            return &[];
-        }
-        self.owners.get(&cluster).map_or(&[], Vec::as_slice)
-    }
-
-    /// Where it says that guest clusters stand.
-    pub(crate) fn mapped(&self) -> Vec<Mapped> {
-        walk(&self.image).mapped
-    }
-
-    pub(crate) fn layout(&self) -> Option<&Layout> {
-        self.layout.as_ref()
-    }
-
-    /// Whether the active L1 table names an L2 table that starts there.
-    fn is_active_l2(&self, cluster: u64) -> bool {
-        let Some(layout) = &self.layout else {
-            return false;
-        };
-        let entries = layout.l1_entries.min(1 << 16);
-        (0..entries).any(|index| {
-            let bytes = self.image.read_vec(layout.l1_offset + index * 8, 8);
-            let entry = u64::from_be_bytes(bytes.try_into().unwrap_or_default());
-            (entry & 0x00ff_ffff_ffff_fe00) / layout.cluster_bytes() == cluster
-        })
-    }
-
-    /// Whether less is counted for a cluster than refers to it.
-    pub(crate) fn is_low(&self, cluster: u64) -> bool {
-        self.refcount(cluster) < self.references(cluster)
-    }
-
-    /// How often a cluster is referred to.
-    pub(crate) fn references(&self, cluster: u64) -> u64 {
-        let references = self.references.get(&cluster).copied();
-        references.unwrap_or_default()
-    }
-
-    /// What is counted for a cluster.
-    fn refcount(&self, cluster: u64) -> u64 {
-        let Some(layout) = &self.layout else { return 0 };
-        let word = |at: u64| {
-            let bytes = self.image.read_vec(at, 8).try_into();
-            u64::from_be_bytes(bytes.unwrap_or_default())
-        };
-        let per_block = layout.counts_per_block();
-        let index = cluster / per_block;
-        if index >= layout.reftable_clusters * layout.cluster_bytes() / 8 {
-            return 0;
-        }
-        let block = word(layout.reftable_offset + index * 8) & !0x1ff;
-        if block == 0 {
-            return 0;
-        }
-        let bit = (cluster % per_block) << layout.refcount_order;
-        let width = 1 << layout.refcount_order;
-        if width >= 8 {
-            let count = word(block + bit / 8);
-            return count >> (64 - width);
-        }
-        let byte = word(block + bit / 8) >> 56;
-        (byte >> (bit % 8)) & ((1 << width) - 1)
-    }
-}
-
 /// What an engine knows of an image as it writes to it.
 pub(crate) struct Sight<'a> {
     /// The image before it was damaged.
@@ -227,11 +105,7 @@ pub(crate) fn trespasses(truth: &Land, recording: &Recording, checks: OverlapChe
             opened: Some(&opened),
             seen,
             checks,
-            past: &|place, _| {
-                opened
-                    .is_low(opened.there(place))
-                    .then_some(Blind::Uncounted)
-            },
+            past: &|place, _| opened.is_low(place).then_some(Blind::Uncounted),
         };
         found.add(sight.look_at(entry, None));
         if entry.succeeded().is_some() {
@@ -239,36 +113,6 @@ pub(crate) fn trespasses(truth: &Land, recording: &Recording, checks: OverlapChe
         }
     }
     found
-}
-
-/// Adds to the owners of data all that name them by one L2 table, which is walked but once.
-fn share(owners: &mut BTreeMap<u64, Vec<Owner>>, l2_entries: u64) {
-    let tables = owners.values().map(|owners| {
-        let mut tables = BTreeSet::new();
-        for owner in owners {
-            if let Owner::L2Table(index) = owner {
-                tables.insert(*index);
-            }
-        }
-        tables
-    });
-    let shared: Vec<BTreeSet<u64>> = tables.filter(|tables| tables.len() > 1).collect();
-    for tables in shared {
-        for owners in owners.values_mut() {
-            let others = owners.iter().flat_map(|owner| {
-                let Owner::Data(guest) = owner else {
-                    return Vec::new();
-                };
-                if !tables.contains(&(guest / l2_entries)) {
-                    return Vec::new();
-                }
-                let in_table = |index: &u64| index.saturating_mul(l2_entries) + guest % l2_entries;
-                tables.iter().map(in_table).map(Owner::Data).collect()
-            });
-            let others: Vec<Owner> = others.filter(|other| !owners.contains(other)).collect();
-            owners.extend(others);
-        }
-    }
 }
 
 impl Sight<'_> {
@@ -292,54 +136,62 @@ impl Sight<'_> {
         let mut seen: Option<Vec<Land>> = None;
         for cluster in sectors.start / per_cluster..sectors.end.div_ceil(per_cluster) {
             let what = What::of(entry, cluster, layout, guests);
-            let foreign = |owners: &[Owner]| {
-                !owners.is_empty() && !owners.iter().any(|owner| what.may_be_in(*owner))
-            };
-            let mine = self.truth.owners(cluster);
-            if !foreign(mine) {
+            if !what.is_foreign_to(self.truth.owners(cluster)) {
                 continue;
             }
             let seen = seen.get_or_insert_with(|| self.seen.iter().map(Land::of).collect());
-            let place = sectors.start.max(self.truth.place(cluster));
-            let owners_in = |land: &Land| land.owners(land.there(place)).to_vec();
-            let at_place: Vec<Vec<Owner>> = seen.iter().map(|land| land.owners_at(place)).collect();
-            let held =
-                |(_, at): &(&Owner, Owner)| at_place.iter().all(|owners| owners.contains(at));
-            let mut mine = mine.iter().zip(self.truth.owners_at(place));
-            let Some((owner, at)) = mine.find(held) else {
+            let place = sectors.start.max(self.truth.start_of(cluster));
+            let Some((owner, at)) = self.still_there(seen, place) else {
                 continue;
             };
-            let is_active = || seen.iter().all(|land| land.is_active_l2(land.there(place)));
-            let region = if matches!(owner, Owner::L2Table(_)) && !is_active() {
-                Some(Region::InactiveL2)
-            } else {
-                region(*owner)
-            };
-            let is_checked = region.is_some_and(|region| self.checks.has(region));
-            let uncounted = seen
-                .iter()
-                .any(|land| land.refcount(land.there(place)) == 0);
-            let as_opened = self.opened.map_or_else(Vec::new, owners_in);
-            let named_twice = seen.iter().any(|land| !foreign(&owners_in(land)))
-                || as_opened.iter().any(|owner| owner != &as_opened[0]);
-            // Data have nothing to be taken for, wherever an entry says that they stand.
-            let is_refused = is_checked && what.class == Class::Data;
-            let blind = if named_twice && !is_refused {
-                Some(Blind::NamedTwice)
-            } else if is_checked {
-                None
-            } else if uncounted {
-                Some(Blind::Uncounted)
-            } else {
-                let past = (self.past)(place, at);
-                past.or(region.map(|_| Blind::Unchecked))
-            };
-            match blind {
+            match self.excuse(seen, place, &what, (owner, at)) {
                 Some(blind) => *found.blind.entry(blind).or_default() += 1,
-                None => found.violation = Some(violation(entry, cluster, &what, *owner)),
+                None => found.violation = Some(violation(entry, cluster, &what, owner)),
             }
         }
         found
+    }
+
+    /// An owner of a sector who had it before the damage, and has it by all that is seen; and what it has there, as
+    /// [`Land::owners_at`] says it.
+    fn still_there(&self, seen: &[Land], place: u64) -> Option<(Owner, Owner)> {
+        let now: Vec<Vec<Owner>> = seen.iter().map(|land| land.owners_at(place)).collect();
+        let mine = self.truth.owners_of(place).iter().copied();
+        let mut mine = mine.zip(self.truth.owners_at(place));
+        mine.find(|(_, at)| now.iter().all(|owners| owners.contains(at)))
+    }
+
+    /// Why nobody can know that a sector is this owner's, and not there for what is put into it.
+    fn excuse(
+        &self,
+        seen: &[Land],
+        place: u64,
+        what: &What,
+        (owner, at): (Owner, Owner),
+    ) -> Option<Blind> {
+        let is_active = || seen.iter().all(|land| land.is_active_l2(place));
+        let region = if matches!(owner, Owner::L2Table(_)) && !is_active() {
+            Some(Region::InactiveL2)
+        } else {
+            region(owner)
+        };
+        let is_checked = region.is_some_and(|region| self.checks.has(region));
+        let as_opened = self.opened.map_or(&[][..], |land| land.owners_of(place));
+        let mut named = seen.iter().map(|land| land.owners_of(place));
+        let named_twice = named.any(|owners| !what.is_foreign_to(owners))
+            || as_opened.iter().any(|owner| owner != &as_opened[0]);
+        // Data have nothing to be taken for, wherever an entry says that they stand.
+        let is_refused = is_checked && what.class == Class::Data;
+        if named_twice && !is_refused {
+            Some(Blind::NamedTwice)
+        } else if is_checked {
+            None
+        } else if seen.iter().any(|land| land.refcount(place) == 0) {
+            Some(Blind::Uncounted)
+        } else {
+            let past = (self.past)(place, at);
+            past.or(region.map(|_| Blind::Unchecked))
+        }
     }
 }
 
@@ -393,6 +245,11 @@ impl What {
             guest,
             guests: guests.cloned(),
         }
+    }
+
+    /// Whether it belongs into no cluster of these owners, who are somebody.
+    fn is_foreign_to(&self, owners: &[Owner]) -> bool {
+        !owners.is_empty() && !owners.iter().any(|owner| self.may_be_in(*owner))
     }
 
     /// Whether it belongs into a cluster of this owner.
