@@ -54,6 +54,9 @@ pub struct Explored {
     pub spared: u64,
     /// Of those, states that others stood for and that were handed out all the same.
     pub audited: u64,
+    /// Requests behind the settled part of a cut, as often as they were looked at: once for each state, and some more for
+    /// each cut.
+    pub tails: u64,
 }
 
 /// An iterator of the distinct crash states of a recording.
@@ -63,6 +66,7 @@ pub struct Explorer<'a> {
     cuts: Plan<'a>,
     /// What is known of each cut that was opened: every level comes by.
     known: Vec<Option<Rc<Known>>>,
+    tails: u64,
     keys: Vec<Option<u128>>,
     visited: Visited,
     draw: Option<Box<Draw<'a>>>,
@@ -121,6 +125,17 @@ impl Known {
     }
 }
 
+/// What is known of a cut with a longer tail is found out anew by each pass: with as many cuts as that it would fill the
+/// memory, and to clear it takes longer.
+const MOST_KEPT: u64 = 256;
+
+/// To find out what is known of a cut is as much as to look at so many of its states.
+const LOOKS_AT_A_CUT: u64 = 16;
+
+fn tail_len(frontier: &Frontier<'_>) -> u64 {
+    u64::try_from(frontier.tail().len()).expect("requests can be counted")
+}
+
 const FIRST: &[Level] = &[Level::Prefix, Level::Single];
 const THEN: [&[Level]; 5] = [
     &[Level::Pair],
@@ -154,6 +169,7 @@ impl<'a> Explorer<'a> {
             contract,
             budget,
             known: vec![None; cuts.len()],
+            tails: 0,
             keys: vec![None; cuts.len()],
             cuts,
             visited: Visited::default(),
@@ -206,6 +222,7 @@ impl<'a> Explorer<'a> {
             distinct: self.visited.distinct(),
             spared: self.filter.as_ref().map_or(0, |filter| filter.spared),
             audited: self.filter.as_ref().map_or(0, |filter| filter.audited),
+            tails: self.tails,
         }
     }
 
@@ -223,19 +240,30 @@ impl<'a> Explorer<'a> {
         }
     }
 
+    /// What is known of a cut, for as long as it is worth its memory.
+    fn known(&mut self, index: usize) -> Rc<Known> {
+        if let Some(known) = &self.known[index] {
+            return Rc::clone(known);
+        }
+        let cut = self.cuts.at(index);
+        let known = Rc::new(Known {
+            kitchen: Kitchen::new(cut, self.contract),
+            forecast: Forecast::of(&cut.frontier),
+            place: Place::of(index, &cut.frontier).map(Rc::new),
+        });
+        self.tails += LOOKS_AT_A_CUT * tail_len(&cut.frontier);
+        if tail_len(&cut.frontier) <= MOST_KEPT {
+            self.known[index] = Some(Rc::clone(&known));
+        }
+        known
+    }
+
     /// Opens the next cut that has anything for a pass.
     fn open(&mut self, pass: &mut Pass) -> Option<Open> {
         while pass.next < self.cuts.len() {
             let index = pass.next;
             pass.next += 1;
-            let known = Rc::clone(self.known[index].get_or_insert_with(|| {
-                let cut = self.cuts.at(index);
-                Rc::new(Known {
-                    kitchen: Kitchen::new(cut, self.contract),
-                    forecast: Forecast::of(&cut.frontier),
-                    place: Place::of(index, &cut.frontier).map(Rc::new),
-                })
-            }));
+            let known = self.known(index);
             let recipes = |level: Level| {
                 let plan = known.kitchen.plan(level, &self.budget, self.draw.is_some());
                 plan.into_iter().map(move |recipe| (level, recipe))
@@ -272,6 +300,7 @@ impl<'a> Explorer<'a> {
             {
                 continue;
             }
+            self.tails += tail_len(frontier);
             let hash = open.known.forecast.hash(frontier, &open.survivors);
             if self.visited.first_visit(hash, key, cut) {
                 let lets_through = self.filter.as_mut().is_none_or(|filter| {

@@ -30,13 +30,17 @@ use crate::workload::shape::Scenario;
 use case::Small;
 
 /// How long a search for a smaller case may go on. Work is what judging the crash states of a case is, since a case may
-/// have a few of them or thousands, and so much for each case that is tried; this much is some seconds.
+/// have a few of them or thousands, what coming by them is, and so much for each case that is tried; this much is some
+/// seconds.
 const LIMITS: Limits = Limits {
     attempts: 400,
     work: 12_000_000,
 };
 /// What it is to live through a case, in the same unit.
 const A_LIFE: u64 = 2_000;
+/// So many looks at a request that may be lost are one: where nothing is flushed, there are as many such at a cut as there
+/// were cuts before.
+const LOOKS: u64 = 3;
 
 /// A case with more classes of states at a cut is not looked through.
 const MOST_CLASSES: u64 = 1 << 12;
@@ -269,7 +273,8 @@ impl Search {
                 schedule,
             };
             let outcome = self.explore(&case)?;
-            work.fetch_add(outcome.counts.work + A_LIFE, Ordering::Relaxed);
+            let exploring = outcome.tails / LOOKS;
+            work.fetch_add(outcome.counts.work + exploring + A_LIFE, Ordering::Relaxed);
             self.shows(&outcome)
                 .then(|| Small::new(case.scenario, outcome.choices))
         })

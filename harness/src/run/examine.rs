@@ -93,6 +93,7 @@ fn unprepared(error: &str) -> Outcome {
     let line = format!("the image of the scenario cannot be made: {error}");
     let violation = Violation::new(Oracle::Progress, "failed", "stage", vec![line]);
     Outcome {
+        tails: 0,
         counts: Counts {
             violations: 1,
             ..Counts::default()
@@ -611,7 +612,9 @@ impl Examination<'_> {
             distinct,
             spared,
             audited,
+            tails,
         } = explored;
+        self.outcome.tails += tails;
         let counts = &mut self.outcome.counts;
         counts.cuts += cuts;
         counts.states_generated += generated;

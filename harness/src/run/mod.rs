@@ -106,6 +106,8 @@ pub enum From {
 pub struct Outcome {
     /// What was done.
     pub counts: Counts,
+    /// The requests that may be lost, as often as they were looked at to come by the states.
+    pub tails: u64,
     /// What is wrong: the first violation of each class.
     pub findings: Vec<Finding>,
     /// Why some states could not be judged; the first few.
