@@ -249,7 +249,10 @@ impl<'a> Film<'a> {
         let was_low = truth.is_low(place);
         ticks.find_map(|tick| {
             let seen = [self.actual(tick), self.believed(tick)].map(|image| Land::of(&image));
-            if !was_low && seen.iter().any(|land| land.is_low(place)) {
+            // Postponed counts are low in what was asked for, too.
+            let [is_low, is_asked_low] = seen.each_ref().map(|land| land.is_low(place));
+            let is_lost = is_low && !is_asked_low;
+            if is_lost || !was_low && is_asked_low {
                 return Some(Blind::Uncounted);
             }
             let [held, asked] = seen.each_ref().map(|land| land.references(place));

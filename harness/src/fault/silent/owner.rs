@@ -4,8 +4,8 @@
 //! to it. Four things the format has no means to tell, and they are counted and not reported: that a cluster is in use
 //! whose refcount says that it is free, or that fewer use it; that the entries which name it are not those that were
 //! written; which of two entries that name one cluster is wrong; and that metadata stand where checks against overlaps
-//! are not to look.
-//! Everything else is a violation. Active metadata is protected by these checks whatever the refcounts say.
+//! are not to look. Everything else is a violation. Active metadata is protected by these checks whatever the refcounts
+//! say.
 //!
 //! Whose a table is, it does not say: an L2 table in place of another is not seen, nor a refcount block in place of
 //! another. Data say it by their stamp, or by the operation for which they were written; compressed data may share a
