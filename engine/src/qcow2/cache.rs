@@ -87,7 +87,7 @@ impl Cache {
 
     /// Puts the file's bytes in.
     pub(super) fn insert(&mut self, offset: HostOffset, bytes: Vec<u8>) {
-        debug_assert_eq!(byte_count(bytes.len()), self.slice_bytes);
+        assert_eq!(byte_count(bytes.len()), self.slice_bytes);
         self.clock += 1;
         let slice = Slice {
             bytes,

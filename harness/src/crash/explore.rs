@@ -111,7 +111,7 @@ impl Known {
         };
         let forecast = self.forecast.difference(frontier, survivors);
         // To build a state costs more than to leave it out, so one forecast in sixty-four is held to its word.
-        debug_assert!(
+        assert!(
             forecast
                 .as_ref()
                 .is_none_or(|it| !it.is_sample() || *it == built()),
@@ -312,7 +312,7 @@ impl<'a> Explorer<'a> {
                 });
                 if lets_through {
                     let state = CrashState::at(frontier, open.survivors.clone(), level);
-                    debug_assert_eq!(state.hash, hash, "the forecast is of this state");
+                    assert_eq!(state.hash, hash, "the forecast is of this state");
                     return Some(state);
                 }
                 let spared = self.filter.as_ref().map_or(0, |filter| filter.spared);

@@ -789,7 +789,7 @@ impl<'a> Checker<'a> {
     /// The segment that `sector` lies in, or the gap between segments.
     fn run_from(&mut self, sector: u64) -> (Range<u64>, Option<&'a Allowed>) {
         let segments = &self.expectation.ledger.segments;
-        debug_assert!(
+        assert!(
             self.next == 0 || segments[self.next - 1].sectors.end <= sector,
             "sectors are asked about in ascending order"
         );

@@ -134,7 +134,7 @@ impl NumberSet {
 
     /// Adds `number`, which is not 0; says whether it is new.
     pub fn insert(&mut self, number: u64) -> bool {
-        debug_assert_ne!(number, 0, "0 stands for an empty slot");
+        assert_ne!(number, 0, "0 stands for an empty slot");
         if self.len * 2 >= self.slots.len() {
             self.grow();
         }
