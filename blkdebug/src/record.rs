@@ -10,7 +10,7 @@ use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use engine::device::{Cause, Event, Op, OpKind, PageImage, SECTOR_BYTES, SectorHash, sector_hash};
+use engine::device::{Cause, Event, Op, OpKind, PageImage, SECTOR_BYTES, SectorHash, SectorRun};
 
 use crate::disks::{Disk, Disks};
 use crate::mask::SectorMask;
@@ -110,13 +110,6 @@ pub enum RecordedOp {
         /// The new length.
         len_bytes: u64,
     },
-}
-
-/// Consecutive sectors of data.
-pub struct SectorRun {
-    first: u64,
-    bytes: Vec<u8>,
-    hashes: Vec<SectorHash>,
 }
 
 /// What of a request really happens, whatever is answered.
@@ -353,7 +346,10 @@ impl RecordedOp {
     /// Where it has no such sector.
     pub fn content(&self, index: usize) -> SectorContent<'_> {
         match self {
-            Self::Write { run, .. } => SectorContent::Bytes(run.sector(index), run.hash(index)),
+            Self::Write { run, .. } => {
+                let (bytes, hash) = run.at(index);
+                SectorContent::Bytes(bytes, hash)
+            }
             Self::WriteZeroes { .. } | Self::Discard { .. } => {
                 assert!(
                     index < self.sector_count(),
@@ -382,46 +378,6 @@ impl RecordedOp {
             | Self::Flush
             | Self::SetLen { .. } => false,
         }
-    }
-}
-
-impl SectorRun {
-    /// The sectors that `bytes` fill from sector `first` on; a rest of less than a sector is not kept.
-    pub fn new(first: u64, bytes: Vec<u8>) -> Self {
-        let (sectors, _) = bytes.as_chunks::<SECTOR>();
-        let hashes = sectors
-            .iter()
-            .zip(first..)
-            .map(|(sector, index)| sector_hash(index, sector))
-            .collect();
-        Self {
-            first,
-            bytes,
-            hashes,
-        }
-    }
-
-    /// The sectors' numbers on the device.
-    pub fn sectors(&self) -> Range<u64> {
-        self.first..self.first + to_u64(self.hashes.len())
-    }
-
-    /// The bytes of sector number `index` of the run, from 0.
-    pub fn sector(&self, index: usize) -> &[u8; SECTOR] {
-        &self.bytes.as_chunks().0[index]
-    }
-
-    /// The hash of sector number `index` of the run, from 0.
-    pub fn hash(&self, index: usize) -> SectorHash {
-        self.hashes[index]
-    }
-}
-
-impl fmt::Debug for SectorRun {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SectorRun")
-            .field("sectors", &self.sectors())
-            .finish_non_exhaustive()
     }
 }
 

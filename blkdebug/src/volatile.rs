@@ -499,6 +499,7 @@ pub fn lay(image: &mut PageImage, entry: &Entry) {
             let len_bytes = (sectors.end - sectors.start) * SECTOR_BYTES;
             image.write_zeroes(entry.op.offset(), len_bytes);
         }
+        (RecordedOp::Write { run, .. }, Effect::Whole) => image.put_run(run),
         _ => lay_sectors(image, entry, sectors),
     }
     image.set_len(before.max(entry.op.grows_to().unwrap_or(0)));

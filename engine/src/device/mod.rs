@@ -26,7 +26,9 @@ pub use completion::{Completer, Completion, Outcome, Reply, drive};
 pub use error::{Cause, DeviceError};
 pub use event::Event;
 pub use file::FileDevice;
-pub use page_image::{ContentHash, PageImage, RunningHash, SectorHash, sector_hash};
+pub use page_image::{
+    ContentHash, PageImage, RunningHash, SectorHash, SectorRun, StoredSectors, sector_hash,
+};
 pub use port::{At, Port};
 pub use ram::RamDevice;
 pub use request::{Extent, ExtentKind, Limits, Op, OpKind, Request, Unmapped};

@@ -494,6 +494,13 @@ impl Medium {
     }
 
     fn lay_content(&mut self, entry: &Entry, content: &Fate) {
+        if let RecordedOp::Write { run, .. } = &entry.op
+            && *content == Fate::Whole
+            && entry.effect == Effect::Whole
+        {
+            self.image.put_run(run);
+            return;
+        }
         let sectors = entry.op.sectors();
         let zeroes = matches!(
             entry.op,

@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use blkdebug::disks::{Disk, Disks};
 use blkdebug::log_writes::{BadLog, Flags, Log, Logged, Place, Source};
-use blkdebug::record::{Effect, Entry, RecordedOp, Recording, RequestId, SectorRun, Tick};
-use engine::device::{Event, PageImage, SECTOR_BYTES};
+use blkdebug::record::{Effect, Entry, RecordedOp, Recording, RequestId, Tick};
+use engine::device::{Event, PageImage, SECTOR_BYTES, SectorRun};
 
 use super::export::length_of;
 
@@ -243,11 +243,7 @@ impl<S: Source> Import<'_, S> {
 pub(super) fn apply(image: &mut PageImage, op: &RecordedOp) {
     let sectors = op.sectors();
     match op {
-        RecordedOp::Write { run, .. } => {
-            for (index, sector) in sectors.enumerate() {
-                image.put_sector(sector, run.sector(index), run.hash(index));
-            }
-        }
+        RecordedOp::Write { run, .. } => image.put_run(run),
         RecordedOp::WriteZeroes { .. } | RecordedOp::Discard { .. } => {
             // The last sector of a file may be less than one.
             let end = (sectors.end * SECTOR_BYTES).min(image.len().next_multiple_of(SECTOR_BYTES));

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use blkdebug::contract::Contract;
 use blkdebug::disks::{Disk, Disks};
 use blkdebug::log_writes::{Flags, Log, Logged, SectorSize, SuperBlock, write_entry, write_super};
-use blkdebug::record::{Effect, Entry, RecordedOp, Recording, RequestId, SectorRun, Tick};
-use engine::device::{Cause, Event, PageImage, Port, RamDevice, drive};
+use blkdebug::record::{Effect, Entry, RecordedOp, Recording, RequestId, Tick};
+use engine::device::{Cause, Event, PageImage, Port, RamDevice, SectorRun, drive};
 use engine::qcow2::create::{CreateOptions, create};
 
 use super::explore::{Explored, Unexplorable};

@@ -19,10 +19,10 @@ use std::ops::Range;
 
 use blkdebug::class::Class;
 use blkdebug::disks::Disk;
-use blkdebug::record::{Entry, RecordedOp, Recording, SectorRun, Tick};
+use blkdebug::record::{Entry, RecordedOp, Recording, Tick};
 use blkdebug::rule::Fault;
 use blkdebug::volatile::{Injected, lay};
-use engine::device::{OpKind, PageImage, SECTOR_BYTES};
+use engine::device::{OpKind, PageImage, SECTOR_BYTES, SectorRun};
 
 use super::land::Land;
 use super::owner::{Blind, Sight, Trespasses};

@@ -1,9 +1,9 @@
 use std::sync::Arc;
 
-use blkdebug::record::{Effect, Entry, RecordedOp, RequestId, SectorRun, Tick};
+use blkdebug::record::{Effect, Entry, RecordedOp, RequestId, Tick};
 #[cfg(feature = "defects")]
 use engine::defect::Defect;
-use engine::device::{Event, SECTOR_BYTES};
+use engine::device::{Event, SECTOR_BYTES, SectorRun};
 use engine::qcow2::OverlapChecks;
 
 use super::*;

@@ -240,12 +240,11 @@ fn read_table(
 
 /// The bits of one cluster: bit 0 of the first byte stands for the first granule.
 fn read_bits(scan: &mut Scan<'_>, offset: u64, first: u64, dirty: &mut Dirty) {
-    let sectors = scan.spend(scan.layout.cluster_sectors());
-    for sector in 0..sectors {
-        let Some(bytes) = scan.image.sector(offset / 512 + sector) else {
-            continue;
-        };
-        for (byte, at) in bytes.iter().zip((first + sector * 4096..).step_by(8)) {
+    let start = offset / 512;
+    let sectors = start..start + scan.spend(scan.layout.cluster_sectors());
+    for (sector, bytes) in scan.image.stored_sectors(sectors) {
+        let first = first + (sector - start) * 4096;
+        for (byte, at) in bytes.iter().zip((first..).step_by(8)) {
             for bit in (0..8).filter(|bit| byte >> bit & 1 != 0) {
                 dirty.add(at + bit..at + bit + 1);
             }

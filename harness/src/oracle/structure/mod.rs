@@ -21,7 +21,7 @@ mod snapshots;
 
 use std::ops::Range;
 
-use engine::device::PageImage;
+use engine::device::{PageImage, StoredSectors};
 
 pub use bitmaps::StoredBitmap;
 pub use finding::{Finding, Owner, Table};
@@ -244,20 +244,27 @@ impl<'a> Scan<'a> {
     /// The words of a table that are not zero: index, host offset and value.
     fn words(&mut self, offset: u64, count: u64) -> Words<'a> {
         let sectors = self.spend((count * 8).div_ceil(512));
+        let first = offset / 512;
         Words {
-            image: self.image,
+            sectors: self.image.stored_sectors(first..first + sectors),
             base: offset,
-            next: 0,
-            end: count.min(sectors * 64),
+            at: 0,
+            here: &[],
+            end: count.min(sectors * WORDS_PER_SECTOR),
         }
     }
 }
 
+const WORDS_PER_SECTOR: u64 = 64;
+
 /// Iterates over the nonzero words of a table that starts at a sector.
 struct Words<'a> {
-    image: &'a PageImage,
+    sectors: StoredSectors<'a>,
     base: u64,
-    next: u64,
+    /// The index of the next word.
+    at: u64,
+    /// The words of its sector from there on.
+    here: &'a [[u8; 8]],
     end: u64,
 }
 
@@ -273,32 +280,22 @@ impl Iterator for Words<'_> {
     type Item = Word;
 
     fn next(&mut self) -> Option<Word> {
-        while self.next < self.end {
-            let sector = self.base / 512 + self.next / 64;
-            let within = usize::try_from(self.next % 64).expect("a sector has 64 words");
-            let found = self.image.sector(sector).and_then(|bytes| {
-                let words = bytes.as_chunks::<8>().0;
-                words[within..]
-                    .iter()
-                    .position(|word| *word != [0; 8])
-                    .map(|skipped| (skipped, u64::from_be_bytes(words[within + skipped])))
-            });
-            let Some((skipped, value)) = found else {
-                self.next = (self.next / 64 + 1) * 64;
-                continue;
-            };
-            let index = self.next + u64::try_from(skipped).expect("a sector has 64 words");
-            self.next = index + 1;
-            if index >= self.end {
-                return None;
+        loop {
+            if let Some(skipped) = self.here.iter().position(|word| *word != [0; 8]) {
+                let value = u64::from_be_bytes(self.here[skipped]);
+                let index = self.at + u64::try_from(skipped).expect("a sector has 64 words");
+                self.here = &self.here[skipped + 1..];
+                self.at = index + 1;
+                return (index < self.end).then_some(Word {
+                    index,
+                    at: self.base + index * 8,
+                    value,
+                });
             }
-            return Some(Word {
-                index,
-                at: self.base + index * 8,
-                value,
-            });
+            let (sector, bytes) = self.sectors.next()?;
+            self.at = (sector - self.base / 512) * WORDS_PER_SECTOR;
+            self.here = bytes.as_chunks().0;
         }
-        None
     }
 }
 

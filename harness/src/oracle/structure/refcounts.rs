@@ -10,12 +10,10 @@ pub(super) fn compare(scan: &mut Scan<'_>, references: &[Reference]) {
     let order = scan.layout.refcount_order;
     let block_sectors = scan.layout.cluster_sectors();
     for (index, offset) in std::mem::take(&mut scan.blocks) {
-        let sectors = scan.spend(block_sectors);
-        for sector in 0..sectors {
-            let Some(bytes) = scan.image.sector(offset / 512 + sector) else {
-                continue;
-            };
-            let first = index * per_block + ((sector * 4096) >> order);
+        let start = offset / 512;
+        let sectors = start..start + scan.spend(block_sectors);
+        for (sector, bytes) in scan.image.stored_sectors(sectors) {
+            let first = index * per_block + (((sector - start) * 4096) >> order);
             for (word, position) in bytes.as_chunks::<8>().0.iter().zip(0u64..) {
                 if *word == [0; 8] {
                     continue;

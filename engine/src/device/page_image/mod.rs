@@ -4,14 +4,22 @@
 //! differ from one base in a few sectors each. The content hash is kept up to date sector by sector:
 //! two images with the same bytes and length have the same hash, however they came to be.
 
+mod chunk;
+mod hash;
+mod run;
+mod stored;
+
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use xxhash_rust::xxh3::xxh3_128_with_seed;
+pub use hash::{ContentHash, RunningHash, SectorHash, sector_hash};
+pub use run::SectorRun;
+pub use stored::StoredSectors;
 
 use super::SECTOR_BYTES;
 use crate::zeroes::leading_zeroes;
+use chunk::{Chunk, Page};
 
 const SECTOR: usize = 512;
 const PAGE: usize = 4096;
@@ -21,47 +29,6 @@ const PAGE_BYTES: u64 = 4096;
 const CHUNK_BYTES: u64 = PAGE_BYTES * 64;
 const SECTORS_PER_CHUNK: u64 = CHUNK_BYTES / SECTOR_BYTES;
 
-/// The contribution of one sector to a [`ContentHash`]; zero for a sector of zeroes.
-pub type SectorHash = u128;
-
-/// A hash of the whole content and the length.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ContentHash(pub u128);
-
-/// A [`ContentHash`] in the making: it follows changes without the content.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct RunningHash {
-    sum: u128,
-    len: u64,
-}
-
-impl RunningHash {
-    /// A sector's contribution changes from `old` to `new`.
-    pub fn replace(&mut self, old: SectorHash, new: SectorHash) {
-        self.sum = self.sum.wrapping_sub(old).wrapping_add(new);
-    }
-
-    /// The length becomes `len` bytes.
-    pub fn set_len(&mut self, len: u64) {
-        self.len = len;
-    }
-
-    /// The hash of what the content is now.
-    pub fn finish(self) -> ContentHash {
-        let len = u128::from(self.len);
-        ContentHash(self.sum ^ len.wrapping_mul(0x9E37_79B9_7F4A_7C15_F39C_C060_5CED_C835))
-    }
-}
-
-/// The hash contribution of `bytes` standing at sector number `index`.
-pub fn sector_hash(index: u64, bytes: &[u8; SECTOR]) -> SectorHash {
-    if is_zero(bytes) {
-        0
-    } else {
-        xxh3_128_with_seed(bytes, index)
-    }
-}
-
 /// A sparse image of bytes with cheap clones and an incremental content hash.
 #[derive(Clone, Debug, Default)]
 pub struct PageImage {
@@ -69,17 +36,6 @@ pub struct PageImage {
     hash: u128,
     /// Shared as a whole until one side writes: most clones never do.
     chunks: Arc<BTreeMap<u64, Arc<Chunk>>>,
-}
-
-#[derive(Clone, Debug)]
-struct Chunk {
-    pages: [Option<Arc<Page>>; PAGES_PER_CHUNK],
-}
-
-#[derive(Clone, Debug)]
-struct Page {
-    bytes: [u8; PAGE],
-    hashes: [SectorHash; SECTORS_PER_PAGE],
 }
 
 impl PageImage {
@@ -127,10 +83,7 @@ impl PageImage {
     /// What sector `index` contributes to the hash.
     pub fn stored_hash(&self, index: u64) -> SectorHash {
         let (chunk, page, slot) = locate(index);
-        self.chunks
-            .get(&chunk)
-            .and_then(|chunk| chunk.pages[page].as_ref())
-            .map_or(0, |page| page.hashes[slot])
+        self.page(chunk, page).map_or(0, |page| page.hashes[slot])
     }
 
     /// What these sectors together contribute to the hash.
@@ -182,13 +135,7 @@ impl PageImage {
     /// Beyond the end of the image there are only zeroes.
     pub fn sector(&self, index: u64) -> Option<&[u8; SECTOR]> {
         let (chunk, page, slot) = locate(index);
-        let page = self.chunks.get(&chunk)?.pages[page].as_ref()?;
-        let start = slot * SECTOR;
-        Some(
-            page.bytes[start..start + SECTOR]
-                .try_into()
-                .expect("a sector is 512 bytes"),
-        )
+        Some(self.page(chunk, page)?.sector(slot).0)
     }
 
     /// Copies bytes out; what lies beyond the end reads zero.
@@ -346,17 +293,23 @@ impl PageImage {
         })
     }
 
+    fn page(&self, chunk: u64, index: usize) -> Option<&Page> {
+        self.chunks.get(&chunk)?.pages[index].as_deref()
+    }
+
+    fn chunk_mut(&mut self, number: u64) -> &mut Chunk {
+        let chunks = Arc::make_mut(&mut self.chunks);
+        Arc::make_mut(chunks.entry(number).or_insert_with(Chunk::empty))
+    }
+
     fn store(&mut self, index: u64, bytes: &[u8; SECTOR], hash: SectorHash) {
         let (chunk, page, slot) = locate(index);
-        if hash == 0 && self.sector(index).is_none() {
+        if hash == 0 && self.page(chunk, page).is_none() {
             return;
         }
-        let chunks = Arc::make_mut(&mut self.chunks);
-        let chunk = Arc::make_mut(chunks.entry(chunk).or_insert_with(Chunk::empty));
-        let page = Arc::make_mut(chunk.pages[page].get_or_insert_with(Page::empty));
-        page.bytes[slot * SECTOR..(slot + 1) * SECTOR].copy_from_slice(bytes);
-        self.hash = self.hash.wrapping_sub(page.hashes[slot]).wrapping_add(hash);
-        page.hashes[slot] = hash;
+        let page = self.chunk_mut(chunk).pages[page].get_or_insert_with(Page::empty);
+        let growth = Arc::make_mut(page).put(slot, bytes, &[hash]);
+        self.hash = self.hash.wrapping_add(growth);
     }
 
     /// Zeroes `start..end`, visiting only what is stored.
@@ -408,76 +361,6 @@ impl PartialEq for PageImage {
 
 impl Eq for PageImage {}
 
-impl Chunk {
-    fn empty() -> Arc<Self> {
-        Arc::new(Self {
-            pages: [const { None }; PAGES_PER_CHUNK],
-        })
-    }
-
-    /// The pages that these sectors, which are all of the chunk, lie in: each with the slots in question.
-    fn pages_of(sectors: Range<u64>) -> impl Iterator<Item = (usize, Range<usize>)> {
-        let mut from = sectors.start;
-        std::iter::from_fn(move || {
-            let (_, page, slot) = locate(from);
-            let left = sectors.end.checked_sub(from).filter(|left| *left > 0)?;
-            let len = (SECTORS_PER_PAGE - slot).min(usize::try_from(left).unwrap_or(usize::MAX));
-            from += wide(len);
-            Some((page, slot..slot + len))
-        })
-    }
-
-    fn is_same_within(&self, other: &Self, sectors: Range<u64>) -> bool {
-        Self::pages_of(sectors).all(
-            |(page, slots)| match (&self.pages[page], &other.pages[page]) {
-                (None, None) => true,
-                (Some(here), Some(there)) => {
-                    Arc::ptr_eq(here, there) || here.hashes[slots.clone()] == there.hashes[slots]
-                }
-                (Some(one), None) | (None, Some(one)) => {
-                    one.hashes[slots].iter().all(|hash| *hash == 0)
-                }
-            },
-        )
-    }
-
-    fn is_zero_within(&self, sectors: Range<u64>) -> bool {
-        let is_zero =
-            |page: &Page, slots: Range<usize>| page.hashes[slots].iter().all(|hash| *hash == 0);
-        Self::pages_of(sectors).all(|(page, slots)| {
-            self.pages[page]
-                .as_ref()
-                .is_none_or(|page| is_zero(page, slots))
-        })
-    }
-}
-
-impl Page {
-    fn empty() -> Arc<Self> {
-        Arc::new(Self {
-            bytes: [0; PAGE],
-            hashes: [0; SECTORS_PER_PAGE],
-        })
-    }
-
-    /// What it contributes to the hash.
-    fn sum(&self) -> SectorHash {
-        let hashes = self.hashes.iter();
-        hashes.fold(0, |sum, hash| sum.wrapping_add(*hash))
-    }
-
-    /// Zeroes these bytes; the first sector has this number.
-    fn clear(&mut self, first: u64, bytes: Range<usize>) {
-        self.bytes[bytes.clone()].fill(0);
-        let slots = bytes.start / SECTOR..bytes.end.div_ceil(SECTOR);
-        for (slot, index) in slots.clone().zip(first + wide(slots.start)..) {
-            let sector = &self.bytes[slot * SECTOR..(slot + 1) * SECTOR];
-            let sector = sector.try_into().expect("a sector is 512 bytes");
-            self.hashes[slot] = sector_hash(index, sector);
-        }
-    }
-}
-
 fn wide(count: usize) -> u64 {
     u64::try_from(count).expect("a count fits 64 bits")
 }
@@ -490,10 +373,6 @@ fn locate(sector: u64) -> (u64, usize, usize) {
         small(sector % SECTORS_PER_CHUNK / per_page),
         small(sector % per_page),
     )
-}
-
-fn is_zero(bytes: &[u8; SECTOR]) -> bool {
-    bytes.iter().fold(0, |all, byte| all | byte) == 0
 }
 
 /// Calls `visit(sector index, byte range within it, position within the whole range)`.
@@ -509,127 +388,4 @@ fn for_each_sector(offset: u64, len: usize, mut visit: impl FnMut(u64, Range<usi
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    #[test]
-    fn equal_content_hashes_alike_however_it_came_to_be() {
-        let mut one = PageImage::default();
-        one.write(5000, &[7; 9000]);
-        one.write(0, &[1; 100]);
-        one.write_zeroes(6000, 100);
-        let other = PageImage::from_bytes(&one.read_vec(0, 14000));
-        assert_eq!(one.content_hash(), other.content_hash());
-        let mut longer = other.clone();
-        longer.set_len(14001);
-        assert_ne!(longer.content_hash(), other.content_hash());
-    }
-
-    #[test]
-    fn a_running_hash_follows_what_is_done_to_an_image() {
-        let mut image = PageImage::from_bytes(&[1; 2048]);
-        let mut hash = image.running_hash();
-        let bytes = [9; SECTOR];
-        hash.replace(image.stored_hash(2), sector_hash(2, &bytes));
-        hash.replace(image.stored_hash(7), sector_hash(7, &bytes));
-        hash.set_len(4096);
-        image.put_sector(2, &bytes, sector_hash(2, &bytes));
-        image.put_sector(7, &bytes, sector_hash(7, &bytes));
-        assert_eq!(hash.finish(), image.content_hash());
-        assert_eq!(image.stored_hash(100), 0);
-    }
-
-    #[test]
-    fn a_clone_does_not_see_later_writes() {
-        let mut one = PageImage::from_bytes(&[1; 4096]);
-        let clone = one.clone();
-        one.write(0, &[2; 10]);
-        assert_eq!(clone.read_vec(0, 10), [1; 10]);
-        assert_eq!(one.read_vec(0, 10), [2; 10]);
-    }
-
-    #[derive(Clone, Debug)]
-    enum Step {
-        Write(u64, Vec<u8>),
-        Zero(u64, u64),
-        SetLen(u64),
-    }
-
-    fn step() -> impl Strategy<Value = Step> {
-        prop_oneof![
-            (0u64..600_000, prop::collection::vec(any::<u8>(), 1..3000))
-                .prop_map(|(offset, data)| Step::Write(offset, data)),
-            (0u64..600_000, 0u64..300_000).prop_map(|(offset, len)| Step::Zero(offset, len)),
-            (0u64..700_000).prop_map(Step::SetLen),
-        ]
-    }
-
-    proptest! {
-        #[test]
-        fn behaves_as_a_plain_vector(
-            steps in prop::collection::vec(step(), 1..20),
-            reads in prop::collection::vec((0usize..800_000, 0usize..300_000), 4),
-            changed in 0u64..800_000,
-        ) {
-            let mut image = PageImage::default();
-            let mut model: Vec<u8> = Vec::new();
-            for step in steps {
-                match step {
-                    Step::Write(offset, data) => {
-                        image.write(offset, &data);
-                        let start = usize::try_from(offset).unwrap();
-                        model.resize(model.len().max(start + data.len()), 0);
-                        model[start..start + data.len()].copy_from_slice(&data);
-                    }
-                    Step::Zero(offset, len) => {
-                        image.write_zeroes(offset, len);
-                        let start = usize::try_from(offset).unwrap();
-                        let end = start + usize::try_from(len).unwrap();
-                        model.resize(model.len().max(end), 0);
-                        model[start..end].fill(0);
-                    }
-                    Step::SetLen(len) => {
-                        image.set_len(len);
-                        model.resize(usize::try_from(len).unwrap(), 0);
-                    }
-                }
-                prop_assert_eq!(image.len(), u64::try_from(model.len()).unwrap());
-            }
-            prop_assert!(image.read_vec(0, model.len()) == model);
-            let len = model.len();
-            model.resize(1_200_000, 0);
-            for (start, count) in reads {
-                let offset = u64::try_from(start).unwrap();
-                let mut read = image.read_vec(offset, count);
-                prop_assert!(read == model[start..start + count]);
-                prop_assert_eq!(image.difference(offset, &read), None);
-                if count > 0 {
-                    // Somewhere in it, now in a hole and now in what is stored.
-                    let at = start % count;
-                    read[at] ^= 1;
-                    prop_assert_eq!(image.difference(offset, &read), Some(at));
-                }
-            }
-            model.truncate(len);
-            prop_assert_eq!(image.content_hash(), PageImage::from_bytes(&model).content_hash());
-            let mut other = image.clone();
-            prop_assert!(image.is_same_within(&other, 0..5000));
-            let changed = changed / 512;
-            let mut bytes = *image.sector(changed).unwrap_or(&[0; SECTOR]);
-            bytes[7] ^= 1;
-            other.write(changed * SECTOR_BYTES, &bytes);
-            for (one, two) in [(&image, &other), (&other, &image)] {
-                prop_assert!(!one.is_same_within(two, 0..5000));
-                prop_assert!(!one.is_same_within(two, changed..changed + 1));
-                prop_assert!(one.is_same_within(two, 0..changed));
-                prop_assert!(one.is_same_within(two, changed + 1..5000));
-            }
-            for sectors in [0..0, 3..4, 100..700, 0..4096] {
-                let each = sectors.clone().map(|sector| image.stored_hash(sector));
-                prop_assert_eq!(image.hash_of(sectors), each.fold(0, SectorHash::wrapping_add));
-            }
-        }
-    }
-}
+mod tests;

@@ -1,0 +1,117 @@
+//! Pages, and chunks of them: what clones of an image share.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::hash::{SectorHash, sector_hash};
+use super::{PAGE, PAGES_PER_CHUNK, SECTOR, SECTORS_PER_PAGE, locate, wide};
+
+#[derive(Clone, Debug)]
+pub(super) struct Chunk {
+    pub(super) pages: [Option<Arc<Page>>; PAGES_PER_CHUNK],
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Page {
+    pub(super) bytes: [u8; PAGE],
+    pub(super) hashes: [SectorHash; SECTORS_PER_PAGE],
+}
+
+impl Chunk {
+    pub(super) fn empty() -> Arc<Self> {
+        Arc::new(Self {
+            pages: [const { None }; PAGES_PER_CHUNK],
+        })
+    }
+
+    /// The pages that these sectors, which are all of the chunk, lie in: each with the slots in question.
+    pub(super) fn pages_of(sectors: Range<u64>) -> impl Iterator<Item = (usize, Range<usize>)> {
+        let mut from = sectors.start;
+        std::iter::from_fn(move || {
+            let (_, page, slot) = locate(from);
+            let left = sectors.end.checked_sub(from).filter(|left| *left > 0)?;
+            let len = (SECTORS_PER_PAGE - slot).min(usize::try_from(left).unwrap_or(usize::MAX));
+            from += wide(len);
+            Some((page, slot..slot + len))
+        })
+    }
+
+    pub(super) fn is_same_within(&self, other: &Self, sectors: Range<u64>) -> bool {
+        Self::pages_of(sectors).all(
+            |(page, slots)| match (&self.pages[page], &other.pages[page]) {
+                (None, None) => true,
+                (Some(here), Some(there)) => {
+                    Arc::ptr_eq(here, there) || here.hashes[slots.clone()] == there.hashes[slots]
+                }
+                (Some(one), None) | (None, Some(one)) => {
+                    one.hashes[slots].iter().all(|hash| *hash == 0)
+                }
+            },
+        )
+    }
+
+    pub(super) fn is_zero_within(&self, sectors: Range<u64>) -> bool {
+        let is_zero =
+            |page: &Page, slots: Range<usize>| page.hashes[slots].iter().all(|hash| *hash == 0);
+        Self::pages_of(sectors).all(|(page, slots)| {
+            self.pages[page]
+                .as_ref()
+                .is_none_or(|page| is_zero(page, slots))
+        })
+    }
+}
+
+impl Page {
+    pub(super) fn empty() -> Arc<Self> {
+        Arc::new(Self {
+            bytes: [0; PAGE],
+            hashes: [0; SECTORS_PER_PAGE],
+        })
+    }
+
+    /// The page with these bytes, whose first sector has this number.
+    pub(super) fn of(first: u64, bytes: &[u8; PAGE]) -> Arc<Self> {
+        let mut hashes = [0; SECTORS_PER_PAGE];
+        let sectors = bytes.as_chunks().0.iter().zip(first..);
+        for (hash, (sector, index)) in hashes.iter_mut().zip(sectors) {
+            *hash = sector_hash(index, sector);
+        }
+        Arc::new(Self {
+            bytes: *bytes,
+            hashes,
+        })
+    }
+
+    /// The bytes and the hash of one of its sectors.
+    pub(super) fn sector(&self, slot: usize) -> (&[u8; SECTOR], SectorHash) {
+        (&self.bytes.as_chunks().0[slot], self.hashes[slot])
+    }
+
+    /// Puts sectors with these hashes from a slot on, and says by how much the page's contribution grows.
+    pub(super) fn put(&mut self, slot: usize, bytes: &[u8], hashes: &[SectorHash]) -> SectorHash {
+        self.bytes[slot * SECTOR..slot * SECTOR + bytes.len()].copy_from_slice(bytes);
+        let mut growth: SectorHash = 0;
+        for (old, new) in self.hashes[slot..].iter_mut().zip(hashes) {
+            growth = growth.wrapping_add(*new).wrapping_sub(*old);
+            *old = *new;
+        }
+        growth
+    }
+
+    /// What it contributes to the hash.
+    pub(super) fn sum(&self) -> SectorHash {
+        let hashes = self.hashes.iter();
+        hashes.fold(0, |sum, hash| sum.wrapping_add(*hash))
+    }
+
+    /// Zeroes these bytes; the first sector has this number.
+    pub(super) fn clear(&mut self, first: u64, bytes: Range<usize>) {
+        self.bytes[bytes.clone()].fill(0);
+        let slots = bytes.start / SECTOR..bytes.end.div_ceil(SECTOR);
+        for (slot, index) in slots.clone().zip(first + wide(slots.start)..) {
+            let sector = &self.bytes[slot * SECTOR..(slot + 1) * SECTOR];
+            let sector = sector.try_into().expect("a sector is 512 bytes");
+            self.hashes[slot] = sector_hash(index, sector);
+        }
+    }
+}
