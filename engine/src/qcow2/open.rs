@@ -165,8 +165,10 @@ impl Qcow2 {
         header.must_fit(data.as_ref(), backing.as_ref())?;
         let crypto = Crypto::open(&file, &header, unlock).await?;
         if options.access == Access::ReadWrite {
-            prepare_for_writing(&file, &header, options).await?;
-            (header, sector0) = header::load(&file).await?;
+            let repaired = prepare_for_writing(&file, &header, options).await?;
+            if repaired {
+                (header, sector0) = header::load(&file).await?;
+            }
         }
         let order = Rc::new(Order::new(file, data, options.planted));
         if options.access == Access::ReadWrite {
@@ -226,11 +228,12 @@ impl Header {
     }
 }
 
+/// Repairs what says that it needs it; whether it did.
 async fn prepare_for_writing(
     file: &Port,
     header: &Header,
     options: &OpenOptions,
-) -> Result<(), Error> {
+) -> Result<bool, Error> {
     if header.is_corrupt() {
         let (structure, problem) = (Structure::Header, Problem::MarkedCorrupt);
         return Err(BadImage {
@@ -241,30 +244,31 @@ async fn prepare_for_writing(
         }
         .into());
     }
-    if header.is_dirty() {
-        // What lazy refcounts promise: the dirty bit is gone when this returns.
-        let check_options = CheckOptions {
-            planted: options.planted,
-        };
-        // Few openings repair, and this is most of what an opening would have to hold.
-        let report = Box::pin(check(file, Repair::All, &check_options)).await?;
-        let errors = report.errors_remaining();
-        if let Some(error) = report.unreadable {
-            // The device failed, which says nothing of the image.
-            return Err(error.into());
-        }
-        if errors > 0 {
-            let (structure, problem) = (Structure::Header, Problem::Unrepaired { errors });
-            return Err(BadImage {
-                structure,
-                offset: 0,
-                index: None,
-                problem,
-            }
-            .into());
-        }
+    if !header.is_dirty() {
+        return Ok(false);
     }
-    Ok(())
+    // What lazy refcounts promise: the dirty bit is gone when this returns.
+    let check_options = CheckOptions {
+        planted: options.planted,
+    };
+    // Few openings repair, and this is most of what an opening would have to hold.
+    let report = Box::pin(check(file, Repair::All, &check_options)).await?;
+    let errors = report.errors_remaining();
+    if let Some(error) = report.unreadable {
+        // The device failed, which says nothing of the image.
+        return Err(error.into());
+    }
+    if errors > 0 {
+        let (structure, problem) = (Structure::Header, Problem::Unrepaired { errors });
+        return Err(BadImage {
+            structure,
+            offset: 0,
+            index: None,
+            problem,
+        }
+        .into());
+    }
+    Ok(true)
 }
 
 /// The tables of an image with these snapshots.
@@ -354,43 +358,69 @@ fn owners(
     geometry: Geometry,
     metadata: &Metadata,
 ) -> Result<BTreeMap<HostCluster, Structure>, BadImage> {
-    let mut owners = BTreeMap::new();
+    let mut claims = Vec::new();
     let mut own = |offset: HostOffset, len_bytes: u64, owner: Structure| {
         let first = geometry.cluster_of(offset).0;
-        for cluster in first..first + geometry.clusters_for(len_bytes) {
-            let before = owners.insert(HostCluster(cluster), owner);
-            let shared = before == Some(Structure::L2Table) && owner == Structure::L2Table;
-            if let Some(before) = before.filter(|_| !shared) {
-                return Err(overlap(owner, offset, before, len_bytes));
-            }
-        }
-        Ok(())
+        let clusters = first..first + geometry.clusters_for(len_bytes);
+        claims.extend(clusters.map(|cluster| Claim {
+            cluster: HostCluster(cluster),
+            owner,
+            offset,
+            len_bytes,
+        }));
     };
-    own(HostOffset(0), 1, Structure::Header)?;
+    own(HostOffset(0), 1, Structure::Header);
     let len_bytes = byte_count(metadata.reftable.len()) * 8;
-    own(header.reftable_offset, len_bytes, Structure::RefcountTable)?;
-    own(header.l1_offset, header.l1_entries * 8, Structure::L1Table)?;
+    own(header.reftable_offset, len_bytes, Structure::RefcountTable);
+    own(header.l1_offset, header.l1_entries * 8, Structure::L1Table);
     if let Some((offset, len_bytes)) = header.luks_range() {
-        own(offset, len_bytes, Structure::EncryptionHeader)?;
+        own(offset, len_bytes, Structure::EncryptionHeader);
     }
     if header.snapshot_count > 0 {
         let (offset, len_bytes) = metadata.snapshots.table();
-        own(offset, len_bytes, Structure::SnapshotTable)?;
+        own(offset, len_bytes, Structure::SnapshotTable);
     }
     for word in metadata.l1.iter().filter(|word| word.0 != 0) {
         if let Ok(L1Entry::Table { offset, .. }) = word.decode(geometry) {
-            own(offset, 1, Structure::L2Table)?;
+            own(offset, 1, Structure::L2Table);
         }
     }
     for word in metadata.reftable.iter().filter(|word| word.0 != 0) {
         if let Ok(Some(offset)) = word.decode(geometry) {
-            own(offset, 1, Structure::RefcountBlock)?;
+            own(offset, 1, Structure::RefcountBlock);
         }
     }
     for (structure, offset, len_bytes) in metadata.bitmaps.metadata() {
-        own(offset, len_bytes, structure)?;
+        own(offset, len_bytes, structure);
     }
-    Ok(owners)
+    // A map is made faster from what is in order; who came first stays first.
+    claims.sort_by_key(|claim| claim.cluster);
+    let meet = |pair: &&[Claim]| {
+        let shared = pair.iter().all(|it| it.owner == Structure::L2Table);
+        pair[0].cluster == pair[1].cluster && !shared
+    };
+    match claims.windows(2).find(meet) {
+        None => Ok(claims.iter().map(|it| (it.cluster, it.owner)).collect()),
+        Some(pair) => {
+            let (one, other) = (pair[0], pair[1]);
+            Err(overlap(
+                other.owner,
+                other.offset,
+                one.owner,
+                other.len_bytes,
+            ))
+        }
+    }
+}
+
+/// A structure's claim to one of its clusters.
+#[derive(Clone, Copy)]
+struct Claim {
+    cluster: HostCluster,
+    owner: Structure,
+    /// Where the structure starts.
+    offset: HostOffset,
+    len_bytes: u64,
 }
 
 fn overlap(structure: Structure, offset: HostOffset, owner: Structure, len_bytes: u64) -> BadImage {

@@ -21,7 +21,7 @@ use engine::device::PageImage;
 
 use super::import::apply;
 use crate::guest::{Content, Level};
-use crate::oracle::structure::{Mapping, StructureReport, walk};
+use crate::oracle::structure::{Mapping, StructureReport};
 use crate::oracle::view::{Backing, GuestView, merge};
 use crate::oracle::{Oracle, Violation, Witness};
 use crate::workload::stamp::{SectorValue, identify};
@@ -120,7 +120,7 @@ impl<'a> Versions<'a> {
         let Version { image, report, .. } = &self.all[version];
         Witness {
             image: image.clone(),
-            report: (**report).clone(),
+            report: Rc::clone(report),
         }
     }
 
@@ -402,13 +402,12 @@ impl<'a> Versions<'a> {
 
 impl Version {
     fn new(image: PageImage, backing: Option<&Backing>) -> Self {
-        let report = walk(&image);
-        let witness = Witness { image, report };
+        let witness = Witness::new(image);
         let snapshots = snapshots(&witness, backing);
         let Witness { image, report } = witness;
         Self {
             image,
-            report: Rc::new(report),
+            report,
             snapshots: Rc::new(snapshots),
         }
     }

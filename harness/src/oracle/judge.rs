@@ -11,6 +11,7 @@
 //! without the dirty bit and with refcounts too low is a finding.
 
 use std::ops::Range;
+use std::rc::Rc;
 
 use blkdebug::disks::Disk;
 use blkdebug::record::{RecordedOp, Recording};
@@ -19,10 +20,11 @@ use engine::device::PageImage;
 use super::damage::{Readings, Standing};
 use super::explain;
 use super::snapshots::{check_alternatives, check_snapshots, compare_snapshots};
-use super::structure::{StructureReport, walk};
+use super::structure::StructureReport;
 use super::sweep::check_guest;
 use super::verdict::{Oracle, Verdict, Violation};
 use super::view::{self, Backing, GuestView, merge};
+use super::walked::walked;
 use crate::crash::durability::volatile_at_end;
 use crate::crash::footprint::Footprint;
 use crate::guest::{BitmapViolation, Expectation, Level};
@@ -55,7 +57,7 @@ pub struct Witness {
     /// The bytes.
     pub image: PageImage,
     /// The walk.
-    pub report: StructureReport,
+    pub report: Rc<StructureReport>,
 }
 
 /// What came of judging a state.
@@ -81,7 +83,7 @@ impl Witness {
     /// Walks `image`.
     pub fn new(image: PageImage) -> Self {
         Self {
-            report: walk(&image),
+            report: walked(&image),
             image,
         }
     }

@@ -19,6 +19,7 @@ mod succession;
 mod sweep;
 pub mod verdict;
 pub mod view;
+mod walked;
 
 pub use damage::{Damage, Readings, Standing};
 pub use judge::{Judge, Judgement, Witness};

@@ -8,6 +8,7 @@ use super::*;
 use crate::caught::Panic;
 use crate::guest::{Content as Start, Ledger};
 use crate::oracle::sample::{COPIED, Sample};
+use crate::oracle::structure::walk;
 use crate::oracle::view::Content;
 use crate::subject::{Failure, Tally};
 use crate::workload::ops::{Answer, Happening, Moment, Operation, OperationId};

@@ -33,6 +33,13 @@ pub enum Owner {
     Compressed,
 }
 
+impl Owner {
+    /// Whether the cluster says something of the image, and holds no guest data.
+    pub fn is_metadata(self) -> bool {
+        !matches!(self, Self::Data(_) | Self::Compressed)
+    }
+}
+
 /// A table, by which an entry is named.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Table {

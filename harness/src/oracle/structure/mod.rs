@@ -81,7 +81,7 @@ pub struct Miscount {
 }
 
 /// What the walk found.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StructureReport {
     /// What the header says; `None` where it is illegible, and then nothing else was looked at.
     pub layout: Option<Layout>,
@@ -110,6 +110,9 @@ pub struct StructureReport {
     /// The sectors of every cluster that anything refers to, ascending and disjoint: the walk reads no others, and
     /// whoever reads the disk or a snapshot by what it found reads no others either.
     pub referred: Vec<Range<u64>>,
+    /// Of these, the sectors of the clusters that hold no guest data: all that the walk hangs on but the file's length,
+    /// where it found nothing that must not be.
+    pub metadata: Vec<Range<u64>>,
 }
 
 impl StructureReport {
@@ -184,7 +187,10 @@ pub fn walk(image: &PageImage) -> StructureReport {
             let mut scan = Scan::new(image, layout, &mut report);
             let references = references::collect(&mut scan);
             refcounts::compare(&mut scan, &references);
-            scan.report.referred = references::sectors(&references, layout.cluster_sectors());
+            let cluster_sectors = layout.cluster_sectors();
+            scan.report.referred = references::sectors(&references, cluster_sectors);
+            let metadata = references.iter().filter(|it| it.owner.is_metadata());
+            scan.report.metadata = references::sectors(metadata, cluster_sectors);
             if scan.sectors_left == 0 {
                 report.not_measured = Some("an image with more metadata than the oracle reads");
             }

@@ -88,7 +88,10 @@ pub(super) fn of_table(scan: &mut Scan<'_>, offset: u64, entries: u64) -> Vec<Re
 }
 
 /// The sectors of the clusters that are referred to, as ascending disjoint ranges. `references` ascend by cluster.
-pub(super) fn sectors(references: &[Reference], cluster_sectors: u64) -> Vec<Range<u64>> {
+pub(super) fn sectors<'a>(
+    references: impl IntoIterator<Item = &'a Reference>,
+    cluster_sectors: u64,
+) -> Vec<Range<u64>> {
     let mut ranges: Vec<Range<u64>> = Vec::new();
     for reference in references {
         let start = reference.cluster.saturating_mul(cluster_sectors);
