@@ -5,7 +5,6 @@
 //! of the disk: that follows from the recording, and whoever asks chooses the moment.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
 use std::ops::Range;
 
 use engine::device::{
@@ -78,7 +77,8 @@ pub struct Injected {
 struct State {
     current: PageImage,
     recording: Recording,
-    ordinals: BTreeMap<(Event, OpKind), u64>,
+    /// How many requests there were of each event and kind: a few dozen at most.
+    ordinals: Vec<((Event, OpKind), u64)>,
     waiting: Vec<Waiting>,
     rules: Rules,
     injected: Vec<Injected>,
@@ -110,7 +110,7 @@ impl VolatileDisk {
                     bases: Disks::one(base),
                     entries: Vec::new(),
                 },
-                ordinals: BTreeMap::new(),
+                ordinals: Vec::new(),
                 waiting: Vec::new(),
                 rules: Rules::default(),
                 injected: Vec::new(),
@@ -343,28 +343,37 @@ impl State {
             event: request.event,
             kind: request.op.kind(),
         };
-        let ordinal = self
-            .ordinals
-            .entry((pending.event, pending.kind))
-            .or_default();
+        let count = self.count_of(pending.event, pending.kind);
+        let ordinal = *count;
+        *count += 1;
         self.recording.entries.push(Entry {
             id: pending.id,
             disk: Disk::Image,
             event: pending.event,
-            ordinal: *ordinal,
+            ordinal,
             op: RecordedOp::keep(request.op, self.current.len()),
             submitted: clock.next(),
             completed: None,
             effect: ruling.effect,
             repeats: None,
         });
-        *ordinal += 1;
         Waiting {
             pending,
             answer: ruling.answer,
             twist: ruling.twist,
             completer: None,
         }
+    }
+
+    /// How many requests of this event and kind there were.
+    fn count_of(&mut self, event: Event, kind: OpKind) -> &mut u64 {
+        let place = (event, kind);
+        let known = self.ordinals.iter().position(|(of, _)| *of == place);
+        let at = known.unwrap_or_else(|| {
+            self.ordinals.push((place, 0));
+            self.ordinals.len() - 1
+        });
+        &mut self.ordinals[at].1
     }
 
     /// Carries a request out and records its completion.
@@ -401,14 +410,11 @@ impl State {
     /// Lets a request happen once more, as another that nobody waits for.
     fn repeat(&mut self, id: RequestId, clock: &Clock) {
         let mut entry = self.recording.entries[id.0].clone();
-        let key = (entry.event, entry.op.kind());
-        let ordinal = self.ordinals.entry(key).or_default();
         entry.id = RequestId(self.recording.entries.len());
-        entry.ordinal = *ordinal;
+        entry.ordinal = *self.count_of(entry.event, entry.op.kind());
         entry.repeats = Some(id);
         entry.submitted = clock.next();
         entry.completed = Some((clock.next(), Ok(())));
-        *ordinal += 1;
         lay(&mut self.current, &entry);
         self.recording.entries.push(entry);
         self.operations.push(self.operations[id.0]);

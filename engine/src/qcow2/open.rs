@@ -26,7 +26,7 @@ use crate::error::{BadImage, Error, Problem, Refused, Structure};
 use crate::image::{Access, Image};
 use crate::luks::Secret;
 use crate::sync::{Mutex, RangeLock};
-use crate::zeroes::DetectZeroes;
+use crate::zeroes::{DetectZeroes, trailing_zeroes};
 
 /// How an image is opened.
 #[derive(Clone, Debug)]
@@ -380,12 +380,12 @@ fn owners(
         let (offset, len_bytes) = metadata.snapshots.table();
         own(offset, len_bytes, Structure::SnapshotTable);
     }
-    for word in metadata.l1.iter().filter(|word| word.0 != 0) {
+    for word in used(&metadata.l1, |word| word.0) {
         if let Ok(L1Entry::Table { offset, .. }) = word.decode(geometry) {
             own(offset, 1, Structure::L2Table);
         }
     }
-    for word in metadata.reftable.iter().filter(|word| word.0 != 0) {
+    for word in used(&metadata.reftable, |word| word.0) {
         if let Ok(Some(offset)) = word.decode(geometry) {
             own(offset, 1, Structure::RefcountBlock);
         }
@@ -433,9 +433,22 @@ fn overlap(structure: Structure, offset: HostOffset, owner: Structure, len_bytes
     }
 }
 
-fn words<T>(bytes: &[u8], word: impl Fn(u64) -> T) -> Vec<T> {
-    let words = bytes.as_chunks().0.iter();
+/// The words of a table. Most of a large one is zero.
+fn words<T: Clone>(bytes: &[u8], word: impl Fn(u64) -> T) -> Vec<T> {
+    let all = bytes.as_chunks().0;
+    let used = (bytes.len() - trailing_zeroes(bytes)).div_ceil(8);
+    let mut words = Vec::with_capacity(all.len());
+    let values = all.iter().take(used);
+    words.extend(values.map(|bytes| word(u64::from_be_bytes(*bytes))));
+    words.resize(all.len(), word(0));
     words
-        .map(|bytes| word(u64::from_be_bytes(*bytes)))
-        .collect()
+}
+
+/// The words of a table that are not zero.
+fn used<T>(words: &[T], value: impl Fn(&T) -> u64 + Copy) -> impl Iterator<Item = &T> {
+    /// Most of a large table is zero, and told to be so many words at a time.
+    const AT_ONCE: usize = 64;
+    let pieces = words.chunks(AT_ONCE);
+    let stored = pieces.filter(move |words| words.iter().fold(0, |all, it| all | value(it)) != 0);
+    stored.flat_map(move |words| words.iter().filter(move |word| value(word) != 0))
 }

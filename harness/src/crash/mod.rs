@@ -32,6 +32,7 @@ pub mod explore;
 mod filter;
 pub mod footprint;
 mod forecast;
+pub(crate) mod recall;
 mod recipe;
 #[cfg(test)]
 mod reference;

@@ -109,7 +109,7 @@ impl Backing {
 #[derive(Clone, Copy, Debug)]
 pub struct GuestView<'a> {
     image: &'a PageImage,
-    layout: Layout,
+    layout: &'a Layout,
     mapped: &'a [Mapped],
     backing: Option<&'a Backing>,
     /// The file that data clusters stand in: the image's own, or another.
@@ -194,7 +194,7 @@ impl<'a> GuestView<'a> {
     ) -> Option<Self> {
         Some(Self {
             image,
-            layout: report.layout?,
+            layout: report.layout.as_ref()?,
             mapped: &report.mapped,
             backing,
             data: image,
@@ -220,7 +220,7 @@ impl<'a> GuestView<'a> {
     ) -> Self {
         Self {
             image,
-            layout: disk.layout,
+            layout: &disk.layout,
             mapped: &disk.mapped,
             backing,
             data: image,
@@ -271,11 +271,12 @@ impl<'a> GuestView<'a> {
     pub fn runs(&self, sectors: Range<u64>) -> impl Iterator<Item = Run<'a>> {
         let view = *self;
         let mut at = sectors.start;
+        let mut near = 0;
         std::iter::from_fn(move || {
             if at >= sectors.end {
                 return None;
             }
-            let mut run = view.run_from(at, sectors.end);
+            let mut run = view.run_near(&mut near, at, sectors.end);
             run.sectors.end = run.sectors.end.min(sectors.end);
             at = run.sectors.end;
             Some(run)
@@ -295,9 +296,11 @@ impl<'a> GuestView<'a> {
     /// both images share their pages.
     pub fn difference(&self, other: &GuestView<'_>, sectors: Range<u64>) -> Option<Difference> {
         let mut at = sectors.start;
+        let (mut here, mut there) = (0, 0);
         while at < sectors.end {
             let until = sectors.end;
-            let (mut one, mut two) = (self.run_from(at, until), other.run_from(at, until));
+            let mut one = self.run_near(&mut here, at, until);
+            let mut two = other.run_near(&mut there, at, until);
             let end = one.sectors.end.min(two.sectors.end).min(sectors.end);
             (one.sectors.end, two.sectors.end) = (end, end);
             if let Some(sector) = one.difference(&two, at..end) {
@@ -326,11 +329,21 @@ impl<'a> GuestView<'a> {
 
     /// What the disk shows at `sector`, and from there on as far as that goes on. Beyond `until` nobody looks.
     fn run_from(&self, sector: u64, until: u64) -> Run<'a> {
+        self.run_near(&mut 0, sector, until)
+    }
+
+    /// The same for whoever goes through the disk in order: `near` starts at 0, and is where the last one was found.
+    fn run_near(&self, near: &mut usize, sector: u64, until: u64) -> Run<'a> {
         let cluster_sectors = self.layout.cluster_sectors();
         let cluster = sector / cluster_sectors;
-        let index = self
-            .mapped
-            .partition_point(|mapped| mapped.guest_cluster < cluster);
+        let before = |mapped: &Mapped| mapped.guest_cluster < cluster;
+        let rest = &self.mapped[*near..];
+        let index = *near
+            + match rest.first() {
+                Some(first) if before(first) => 1 + rest[1..].partition_point(before),
+                Some(_) | None => 0,
+            };
+        *near = index;
         let next = self.mapped.get(index);
         if let Some(mapped) = next
             && mapped.guest_cluster == cluster

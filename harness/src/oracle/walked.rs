@@ -5,33 +5,24 @@
 //! these bytes and of the file's length. One walk in [`AUDITED`] is made all the same, and compared.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use engine::device::{ContentHash, PageImage};
+use engine::device::PageImage;
 
 use super::structure::{StructureReport, walk};
 use crate::crash::footprint::Footprint;
+use crate::crash::recall::Recall;
 
 /// Reports of so many bytes are remembered, on each thread.
 const MOST_BYTES: usize = 16 << 20;
-/// In so many ways metadata are placed that are told apart: to look for one more costs what is won.
-const MOST_PLACES: usize = 8;
 /// One in so many that were remembered is held to its word.
 const AUDITED: u64 = 256;
 
 #[derive(Default)]
 struct Known {
-    /// The one that served last comes first.
-    places: Vec<Place>,
+    reports: Recall<Rc<StructureReport>>,
     bytes: usize,
     recalled: u64,
-}
-
-/// Images whose metadata stand in the same sectors.
-struct Place {
-    metadata: Footprint,
-    reports: BTreeMap<ContentHash, Rc<StructureReport>>,
 }
 
 thread_local! {
@@ -40,8 +31,8 @@ thread_local! {
 
 /// What a walk over `image` finds.
 pub(super) fn walked(image: &PageImage) -> Rc<StructureReport> {
-    KNOWN.with_borrow_mut(|known| match known.recall(image) {
-        Some(report) => {
+    KNOWN.with_borrow_mut(|known| match known.reports.of(image) {
+        Some((_, report)) => {
             known.recalled += 1;
             assert!(
                 !known.recalled.is_multiple_of(AUDITED) || *report == walk(image),
@@ -54,16 +45,6 @@ pub(super) fn walked(image: &PageImage) -> Rc<StructureReport> {
 }
 
 impl Known {
-    fn recall(&mut self, image: &PageImage) -> Option<Rc<StructureReport>> {
-        let found = self.places.iter().enumerate().find_map(|(at, place)| {
-            let report = place.reports.get(&place.metadata.tag(image))?;
-            Some((at, Rc::clone(report)))
-        });
-        let (at, report) = found?;
-        self.places[..=at].rotate_right(1);
-        Some(report)
-    }
-
     fn learn(&mut self, image: &PageImage) -> Rc<StructureReport> {
         let report = Rc::new(walk(image));
         // Where something is wrong, the walk may have looked at what it does not list.
@@ -71,29 +52,14 @@ impl Known {
             return report;
         }
         if self.bytes >= MOST_BYTES {
-            *self = Self {
-                recalled: self.recalled,
-                ..Self::default()
-            };
+            (self.reports, self.bytes) = (Recall::default(), 0);
         }
         self.bytes += size_of_val(&*report)
             + size_of_val(&*report.mapped)
             + size_of_val(&*report.referred)
             + size_of_val(&*report.metadata);
         let metadata = Footprint::of(report.metadata.clone());
-        let tag = metadata.tag(image);
-        let known = self
-            .places
-            .iter()
-            .position(|place| place.metadata == metadata);
-        let at = known.unwrap_or_else(|| {
-            self.places.truncate(MOST_PLACES - 1);
-            let reports = BTreeMap::new();
-            self.places.push(Place { metadata, reports });
-            self.places.len() - 1
-        });
-        self.places[at].reports.insert(tag, Rc::clone(&report));
-        self.places[..=at].rotate_right(1);
+        self.reports.learn(image, metadata, Rc::clone(&report));
         report
     }
 }
@@ -101,7 +67,7 @@ impl Known {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::oracle::sample::{COPIED, Sample};
+    use crate::oracle::sample::Sample;
 
     /// What is remembered of an image is what a walk finds, and how often it was remembered.
     fn recalled(sample: &Sample) -> u64 {
@@ -138,20 +104,5 @@ mod tests {
         let data = sample.map(3, 7);
         sample.count(data, 0);
         assert_eq!((recalled(&sample), recalled(&sample)), (0, 0));
-    }
-
-    #[test]
-    fn metadata_in_many_places_are_not_taken_for_each_other() {
-        for _ in 0..2 {
-            for leaks in 0..3 * MOST_PLACES {
-                let mut sample = Sample::new();
-                (0..leaks).for_each(|_| drop(sample.cluster()));
-                let table = sample.cluster();
-                let at = sample.offset(Sample::L1);
-                sample.long(at, sample.offset(table) | COPIED);
-                recalled(&sample);
-            }
-        }
-        assert_eq!(KNOWN.with_borrow(|known| known.places.len()), MOST_PLACES);
     }
 }

@@ -1,13 +1,13 @@
 //! The project's own engine as a subject.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::rc::Rc;
 
 use blkdebug::disks::{Disk, Disks};
 use blkdebug::record::Recording;
-use engine::device::{ContentHash, PageImage, Port, RamDevice, drive};
+use engine::device::{PageImage, Port, RamDevice, drive};
 use engine::error::{Error, Refused};
 use engine::image::{Access, Image};
 use engine::luks::VolumeKey;
@@ -18,6 +18,7 @@ use super::metered::Metered;
 use super::{Answers, Attempt, Failure, Repair, Subject, Tally};
 use crate::caught::catch;
 use crate::crash::footprint::Footprint;
+use crate::crash::recall::Recall;
 use crate::guide::rare::Hits;
 use crate::oracle::fingerprint;
 use crate::oracle::structure::encryption_header;
@@ -37,32 +38,9 @@ pub struct EngineSubject {
     /// material yields the same key, after thousands of hashes. Whatever differs is derived anew.
     keys: RefCell<BTreeMap<u128, VolumeKey>>,
     data: Option<PageImage>,
-    settled: RefCell<Settled>,
+    /// The images that recovery and repair leave as they are, by what they read of them.
+    settled: RefCell<Recall<()>>,
     hits: Rc<Hits>,
-}
-
-/// The images that recovery and repair leave as they are, by what they read of them.
-#[derive(Clone, Debug, Default)]
-struct Settled(Vec<(Rc<Footprint>, BTreeSet<ContentHash>)>);
-
-impl Settled {
-    /// So many footprints are told apart: to hold an image against more of them would cost more than to try it.
-    const MOST: usize = 24;
-
-    fn of(&self, image: &PageImage) -> Option<Rc<Footprint>> {
-        let mut known = self.0.iter();
-        let same = known.find(|(footprint, tags)| tags.contains(&footprint.tag(image)));
-        same.map(|(footprint, _)| Rc::clone(footprint))
-    }
-
-    fn insert(&mut self, image: &PageImage, read: Footprint) {
-        let tag = read.tag(image);
-        if let Some((_, tags)) = self.0.iter_mut().find(|(known, _)| **known == read) {
-            tags.insert(tag);
-        } else if self.0.len() < Self::MOST {
-            self.0.push((Rc::new(read), BTreeSet::from([tag])));
-        }
-    }
 }
 
 /// The disks of one attempt, on one clock.
@@ -224,11 +202,12 @@ impl Subject for EngineSubject {
     }
 
     fn is_settled(&self, image: &PageImage) -> Option<Rc<Footprint>> {
-        self.settled.borrow().of(image)
+        let (read, ()) = self.settled.borrow_mut().of(image)?;
+        Some(read)
     }
 
     fn settle(&self, image: &PageImage, read: Footprint) {
-        self.settled.borrow_mut().insert(image, read);
+        self.settled.borrow_mut().learn(image, read, ());
     }
 
     fn serve(

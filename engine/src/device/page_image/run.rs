@@ -67,7 +67,11 @@ impl SectorRun {
         Self {
             first,
             head: Loose::new(first, head.to_vec()),
-            pages: pages.iter().zip(numbers).map(|(page, first)| Page::of(first, page)).collect(),
+            pages: pages
+                .iter()
+                .zip(numbers)
+                .map(|(page, first)| Page::of(first, page))
+                .collect(),
             tail: Loose::new(behind, tail.to_vec()),
         }
     }
@@ -111,7 +115,9 @@ impl SectorRun {
         let index = index - head;
         match self.pages.get(index / SECTORS_PER_PAGE) {
             Some(page) => page.sector(index % SECTORS_PER_PAGE),
-            None => self.tail.sector(index - self.pages.len() * SECTORS_PER_PAGE),
+            None => self
+                .tail
+                .sector(index - self.pages.len() * SECTORS_PER_PAGE),
         }
     }
 }

@@ -54,7 +54,9 @@ impl PageImage {
     pub fn stored_sectors(&self, sectors: Range<u64>) -> StoredSectors<'_> {
         let numbers = sectors.start / SECTORS_PER_CHUNK..sectors.end.div_ceil(SECTORS_PER_CHUNK);
         StoredSectors {
-            chunks: self.chunks.range(numbers.start.min(numbers.end)..numbers.end),
+            chunks: self
+                .chunks
+                .range(numbers.start.min(numbers.end)..numbers.end),
             chunk: None,
             next: sectors.start,
             end: sectors.end,

@@ -51,7 +51,8 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         (0u64..600_000, prop::collection::vec(any::<u8>(), 1..3000))
             .prop_map(|(offset, data)| Step::Write(offset, data)),
-        (0u64..1200, 0usize..80, 1usize..12).prop_map(|(at, count, zero)| Step::Run(at, count, zero)),
+        (0u64..1200, 0usize..80, 1usize..12)
+            .prop_map(|(at, count, zero)| Step::Run(at, count, zero)),
         (0u64..600_000, 0u64..300_000).prop_map(|(offset, len)| Step::Zero(offset, len)),
         (0u64..700_000).prop_map(Step::SetLen),
     ]
