@@ -4,7 +4,6 @@
 //! only for earlier ones, they cannot deadlock among themselves.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::ops::Range;
 use std::task::{Poll, Waker};
@@ -22,11 +21,13 @@ pub enum Mode {
 #[derive(Debug, Default)]
 pub struct RangeLock {
     next: Cell<u64>,
-    claims: RefCell<BTreeMap<u64, Claim>>,
+    /// In order of arrival.
+    claims: RefCell<Vec<Claim>>,
 }
 
 #[derive(Debug)]
 struct Claim {
+    turn: u64,
     range: Range<u64>,
     mode: Mode,
     waker: Option<Waker>,
@@ -52,24 +53,20 @@ impl RangeLock {
     pub async fn lock(&self, range: Range<u64>, mode: Mode) -> RangeGuard<'_> {
         let turn = self.next.get();
         self.next.set(turn + 1);
-        self.claims.borrow_mut().insert(
+        self.claims.borrow_mut().push(Claim {
             turn,
-            Claim {
-                range,
-                mode,
-                waker: None,
-            },
-        );
+            range,
+            mode,
+            waker: None,
+        });
         let mut waited = false;
         poll_fn(|context| {
             let mut claims = self.claims.borrow_mut();
-            if is_free(&claims, turn) {
+            let place = place_of(&claims, turn);
+            if is_free(&claims, place) {
                 return Poll::Ready(());
             }
-            let claim = claims
-                .get_mut(&turn)
-                .expect("a claim stands until its guard is dropped");
-            claim.waker = Some(context.waker().clone());
+            claims[place].waker = Some(context.waker().clone());
             waited = true;
             Poll::Pending
         })
@@ -85,19 +82,14 @@ impl RangeLock {
 impl Drop for RangeGuard<'_> {
     fn drop(&mut self) {
         let mut claims = self.lock.claims.borrow_mut();
-        claims.remove(&self.turn);
-        let waiting: Vec<u64> = claims
-            .iter()
-            .filter(|(_, claim)| claim.waker.is_some())
-            .map(|(turn, _)| *turn)
-            .collect();
-        let freed: Vec<u64> = waiting
-            .into_iter()
-            .filter(|turn| is_free(&claims, *turn))
+        let place = place_of(&claims, self.turn);
+        claims.remove(place);
+        let freed: Vec<usize> = (0..claims.len())
+            .filter(|place| claims[*place].waker.is_some() && is_free(&claims, *place))
             .collect();
         let wakers: Vec<Waker> = freed
             .into_iter()
-            .filter_map(|turn| claims.get_mut(&turn).and_then(|claim| claim.waker.take()))
+            .filter_map(|place| claims[place].waker.take())
             .collect();
         drop(claims);
         for waker in wakers {
@@ -106,9 +98,16 @@ impl Drop for RangeGuard<'_> {
     }
 }
 
-fn is_free(claims: &BTreeMap<u64, Claim>, turn: u64) -> bool {
-    let own = &claims[&turn];
-    claims.range(..turn).all(|(_, earlier)| {
+/// Where a claim stands among all.
+fn place_of(claims: &[Claim], turn: u64) -> usize {
+    claims
+        .binary_search_by_key(&turn, |claim| claim.turn)
+        .expect("a claim stands until its guard is dropped")
+}
+
+fn is_free(claims: &[Claim], place: usize) -> bool {
+    let own = &claims[place];
+    claims[..place].iter().all(|earlier| {
         let apart = earlier.range.end <= own.range.start || own.range.end <= earlier.range.start;
         apart || (earlier.mode == Mode::Shared && own.mode == Mode::Shared)
     })

@@ -416,14 +416,14 @@ impl Expectation<'_> {
     }
 }
 
-struct Case<'a> {
-    expectation: &'a Expectation<'a>,
+struct Case<'a, 'l> {
+    expectation: &'a Expectation<'l>,
     history: &'a History,
     disk_sectors: u64,
     value: &'a dyn Fn(u64) -> SectorValue,
 }
 
-impl Case<'_> {
+impl Case<'_, '_> {
     fn check(&self, list: &List, found: &[StoredBitmap]) -> Option<BitmapViolation> {
         let same = list.len() == found.len()
             && list.iter().zip(found).all(|(known, found)| {

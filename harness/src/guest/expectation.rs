@@ -1,6 +1,7 @@
 //! What is legal after a power loss at one moment, and by how much a sector misses it.
 
-use std::cell::OnceCell;
+use std::cell::{OnceCell, RefCell};
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::rc::Rc;
 
@@ -72,6 +73,9 @@ pub struct Expectation<'a> {
     key: u128,
     /// A hash of what is legal in all segments.
     legal_hash: OnceCell<u128>,
+    /// What [`Self::alternatives`] and [`Self::snapshot`] found out before: every state of a cut asks.
+    alternatives: OnceCell<Option<Box<Alternatives<'a>>>>,
+    snapshots: RefCell<BTreeMap<Origin, Rc<Self>>>,
     subject: Whose,
 }
 
@@ -173,19 +177,29 @@ impl<'a> Expectation<'a> {
         Self::build(ledger, Settled::new(settled, cut))
     }
 
-    fn build(ledger: &'a Ledger, settled: Settled) -> Self {
-        let cut = settled.cut;
-        let mut expectation = Self {
+    /// Nothing is known yet of what is legal.
+    fn blank(ledger: &'a Ledger, cut: Moment) -> Self {
+        Self {
             ledger,
             cut,
             allowed: Vec::with_capacity(ledger.segments.len()),
-            writers: Vec::with_capacity(ledger.entries.len()),
+            writers: Vec::new(),
             pasts: Vec::new(),
             sizes: Vec::new(),
             facts: Vec::new(),
             key: 0,
             legal_hash: OnceCell::new(),
+            alternatives: OnceCell::new(),
+            snapshots: RefCell::default(),
             subject: Whose::Disk,
+        }
+    }
+
+    fn build(ledger: &'a Ledger, settled: Settled) -> Self {
+        let cut = settled.cut;
+        let mut expectation = Self {
+            writers: Vec::with_capacity(ledger.entries.len()),
+            ..Self::blank(ledger, cut)
         };
         for segment in &ledger.segments {
             let entries = &ledger.entries[segment.entries.clone()];
@@ -204,16 +218,8 @@ impl<'a> Expectation<'a> {
     /// What a snapshot of this history holds.
     pub fn of_snapshot(ledger: &'a Ledger, origin: Origin, cut: Moment) -> Self {
         let mut expectation = Self {
-            ledger,
-            cut,
-            allowed: Vec::with_capacity(ledger.segments.len()),
-            writers: Vec::new(),
-            pasts: Vec::new(),
             sizes: ledger.sizes_of(origin),
-            facts: Vec::new(),
-            key: 0,
-            legal_hash: OnceCell::new(),
-            subject: Whose::Disk,
+            ..Self::blank(ledger, cut)
         };
         for segment in &ledger.segments {
             let entries = &ledger.entries[segment.entries.clone()];
@@ -231,16 +237,10 @@ impl<'a> Expectation<'a> {
         let ledger = self.ledger;
         let found = ledger.chain.worlds(disk, self.cut)?;
         let mut expectation = Self {
-            ledger,
-            cut: self.cut,
-            allowed: Vec::with_capacity(ledger.segments.len()),
-            writers: Vec::new(),
-            pasts: Vec::new(),
             sizes: found.sizes.clone(),
-            facts: Vec::new(),
             key: self.key,
-            legal_hash: OnceCell::new(),
             subject: Whose::File,
+            ..Self::blank(ledger, self.cut)
         };
         for segment in &ledger.segments {
             let sector = segment.sectors.start;
@@ -260,7 +260,12 @@ impl<'a> Expectation<'a> {
     /// The two worlds of a disk that was going back to a snapshot at the cut, becoming smaller, or being put
     /// over another file: it had not, or it had. The whole disk must be of one of them. None of this happens to
     /// a file beneath it.
-    pub fn alternatives(&self) -> Option<Alternatives<'a>> {
+    pub fn alternatives(&self) -> Option<&Alternatives<'a>> {
+        let found = || self.find_alternatives().map(Box::new);
+        self.alternatives.get_or_init(found).as_deref()
+    }
+
+    fn find_alternatives(&self) -> Option<Alternatives<'a>> {
         if !self.is_of_disk() {
             return None;
         }
@@ -295,8 +300,10 @@ impl<'a> Expectation<'a> {
 
     /// What a listed snapshot must hold.
     #[must_use]
-    pub fn snapshot(&self, listed: &Listed) -> Self {
-        Self::of_snapshot(self.ledger, listed.origin, self.cut)
+    pub fn snapshot(&self, listed: &Listed) -> Rc<Self> {
+        let mut known = self.snapshots.borrow_mut();
+        let found = || Rc::new(Self::of_snapshot(self.ledger, listed.origin, self.cut));
+        Rc::clone(known.entry(listed.origin).or_insert_with(found))
     }
 
     /// Where something but zeroes may stand that no operation wrote, in ranges of sectors.
@@ -382,7 +389,7 @@ impl<'a> Expectation<'a> {
     }
 
     /// A checker that is to be asked about sectors in ascending order.
-    pub fn checker(&self) -> Checker<'_> {
+    pub fn checker(&self) -> Checker<'_, 'a> {
         Checker {
             expectation: self,
             next: 0,
@@ -677,13 +684,13 @@ fn restored(ledger: &Ledger, sector: u64, entries: &[Entry], origin: Origin) -> 
 
 /// Compares sectors with an [`Expectation`], in ascending order of sectors.
 #[derive(Clone, Debug)]
-pub struct Checker<'a> {
-    expectation: &'a Expectation<'a>,
+pub struct Checker<'a, 'l> {
+    expectation: &'a Expectation<'l>,
     /// The first segment that does not end before the last sector asked about.
     next: usize,
 }
 
-impl<'a> Checker<'a> {
+impl<'a> Checker<'a, '_> {
     /// What is wrong with `sector` if it contains `bytes`; nothing stored means zeroes.
     pub fn check_bytes(
         &mut self,

@@ -62,17 +62,17 @@ pub(super) fn check_guest(
 }
 
 /// One walk over the guest's sectors.
-struct Sweep<'a> {
+struct Sweep<'a, 'l> {
     view: &'a GuestView<'a>,
     base: Option<&'a GuestView<'a>>,
-    expectation: &'a Expectation<'a>,
-    checker: Checker<'a>,
+    expectation: &'a Expectation<'l>,
+    checker: Checker<'a, 'l>,
     misses: Misses,
     /// What is not zero, without what is untouched and as in `base`.
     written: Vec<Range<u64>>,
 }
 
-impl Sweep<'_> {
+impl Sweep<'_, '_> {
     /// Shorter runs are looked at as quickly as they are recognised.
     const SHORT: u64 = 4;
 
@@ -166,7 +166,7 @@ impl Misses {
         }
     }
 
-    fn zeroes(&mut self, checker: &mut Checker<'_>, sectors: Range<u64>) {
+    fn zeroes(&mut self, checker: &mut Checker<'_, '_>, sectors: Range<u64>) {
         let mut at = sectors.start;
         while let Some(miss) = checker.check_zeroes(at..sectors.end) {
             at = miss.sector + 1;

@@ -111,11 +111,13 @@ fn unprepared(error: &str) -> Outcome {
 struct Expectations<'a>(Rc<RefCell<BTreeMap<Tick, Rc<Expectation<'a>>>>>);
 
 impl<'a> Expectations<'a> {
-    fn at(&self, life: &'a Life, cut: Tick) -> Rc<Expectation<'a>> {
+    fn of_life(&self, life: &'a Life, cut: Tick) -> Rc<Expectation<'a>> {
+        self.at(cut, || life.expect(cut))
+    }
+
+    fn at(&self, cut: Tick, expect: impl FnOnce() -> Expectation<'a>) -> Rc<Expectation<'a>> {
         let mut known = self.0.borrow_mut();
-        let expectation = known
-            .entry(cut)
-            .or_insert_with(|| Rc::new(life.expect(cut)));
+        let expectation = known.entry(cut).or_insert_with(|| Rc::new(expect()));
         Rc::clone(expectation)
     }
 }
@@ -193,7 +195,7 @@ impl Examination<'_> {
     fn examine_closed(&mut self) {
         let life = self.life;
         let end = life.recording().end();
-        let expectation = self.expectations.at(life, end);
+        let expectation = self.expectations.of_life(life, end);
         let judged = self.bench.judge_closed(life.last.clone(), &expectation);
         self.settle_closed(judged);
         let hashes = |disks: &Disks<PageImage>| disks.map(|_, image| image.content_hash());
@@ -229,7 +231,7 @@ impl Examination<'_> {
         let mut allowance = Allowance::new(self.effort.work, FEWEST_STATES);
         let mut explorer = Explorer::new(life.recording(), contract, budget, &promises)
             .with_draw(move |bound| sampling.below(bound))
-            .with_expectation(move |cut| expectations.at(life, cut).key());
+            .with_expectation(move |cut| expectations.of_life(life, cut).key());
         if self.effort.spares && !contract.destroys() {
             explorer = explorer.with_filter();
         }
@@ -301,7 +303,7 @@ impl Examination<'_> {
             .filter(|_| from == From::LastOperation);
         let from = last.map_or_else(Tick::default, |last| last.submitted);
         let expectations = Expectations(Rc::clone(&self.expectations.0));
-        let key = move |cut| expectations.at(life, cut).key();
+        let key = move |cut| expectations.of_life(life, cut).key();
         let (recording, contract) = (life.recording(), self.case.scenario.contract);
         let promises = life.promises();
         let mut classes = Classes::new(recording, contract, &promises, from, most, key);
@@ -354,7 +356,7 @@ impl Examination<'_> {
     /// Judges a state, and says what its verdict hangs on, where that is known.
     fn visit(&mut self, state: CrashState) -> Option<Footprint> {
         let life = self.life;
-        let expectation = self.expectations.at(life, state.cut);
+        let expectation = self.expectations.of_life(life, state.cut);
         let judged = self.bench.judge(state.disks, &expectation);
         self.outcome.counts.work += judged.work();
         let crash = || Crash::of(life.recording(), state.cut, &state.survivors);
@@ -447,7 +449,7 @@ impl Examination<'_> {
     /// Loses power inside an attempt to repair what the earlier ones left, which `way` tells.
     fn nest(
         &mut self,
-        nest: &Nest<'_>,
+        nest: &Nest<'_, '_>,
         way: &[(usize, Crash)],
         attempt: usize,
         recording: &Recording,
@@ -502,7 +504,7 @@ impl Examination<'_> {
     /// hangs on.
     fn judge_nested(
         &mut self,
-        nest: &Nest<'_>,
+        nest: &Nest<'_, '_>,
         way: &[(usize, Crash)],
         attempt: usize,
         recording: &Recording,
@@ -561,15 +563,14 @@ impl Examination<'_> {
         let Some(ledger) = ledger.filter(|_| survived && !self.stopped) else {
             return;
         };
-        let judge = |disks, cut: Tick| {
-            let expectation = ledger.expect(Moment(cut.0));
-            bench.judge_in_service(&passed.judged, disks, &expectation)
-        };
+        let expectations = Expectations::default();
+        let expect = |cut: Tick| expectations.at(cut, || ledger.expect(Moment(cut.0)));
+        let judge = |disks, cut: Tick| bench.judge_in_service(&passed.judged, disks, &expect(cut));
         let crash = |crash| passed.then(Then::Service { crash: Some(crash) });
         self.explore_inner(&Inner {
             recording: &recording,
             promises: &promises(&ledger),
-            key: &|cut| ledger.expect(Moment(cut.0)).key(),
+            key: &|cut| expect(cut).key(),
             judge: &judge,
             crash: &crash,
         });
@@ -715,14 +716,14 @@ impl Passed<'_> {
 }
 
 /// Power losses inside the repairs of one image of one state.
-struct Nest<'a> {
-    passed: &'a Passed<'a>,
+struct Nest<'a, 'l> {
+    passed: &'a Passed<'l>,
     disk: Disk,
     /// What they left, whichever way, and what the verdict of each hangs on.
     seen: RefCell<BTreeMap<ContentHash, Option<Footprint>>>,
 }
 
-impl Nest<'_> {
+impl Nest<'_, '_> {
     /// The first power loss, and those inside the repairs, each in an attempt.
     fn crash(&self, way: &[(usize, Crash)]) -> Option<Crash> {
         let then = in_repairs(self.disk, way.to_vec());

@@ -111,7 +111,8 @@ impl EngineSubject {
             data: devices.data.as_ref().map(Metered::port),
             backing,
         };
-        let open = Qcow2::open_unlocked(files, &self.options, unlock).await?;
+        // What opening holds would be most of what every attempt moves about.
+        let open = Box::pin(Qcow2::open_unlocked(files, &self.options, unlock)).await?;
         if let (Some(fingerprint), None, Some(key)) = (fingerprint, key, open.volume_key()) {
             let mut keys = self.keys.borrow_mut();
             if keys.len() >= KEPT {

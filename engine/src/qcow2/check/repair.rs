@@ -49,36 +49,38 @@ const MAX_ROUNDS: u32 = 8;
 /// stays that cannot be repaired, a file that grows may reach what was beyond its end; and tables that
 /// overlap may have no content that is right for both.
 pub(super) async fn repair_all(file: &Port, planted: Planted) -> Result<CheckReport, Error> {
-    let mut first = None;
-    let mut latest = None;
+    let mut rounds: Vec<CheckReport> = Vec::new();
     let mut remaining = Tally::default();
-    let (mut check_errors, mut unreadable) = (0, None);
     for _ in 0..MAX_ROUNDS {
         let (header, mut sector) = header::load(file).await?;
         let mut survey = Survey::take(file, &header, planted).await;
         let work = survey.work();
-        check_errors = survey.report.check_errors;
-        unreadable.clone_from(&survey.report.unreadable);
         remaining = survey.report.found;
         if work == Work::Counts {
             survey.note_work();
         }
         // Structures that overlap undo each other's repair for ever.
-        let before = latest.replace((survey.report.findings.clone(), remaining));
-        let in_vain = latest == before;
-        first.get_or_insert_with(|| survey.report.clone());
+        let in_vain = rounds.last().is_some_and(|before| {
+            before.findings == survey.report.findings && before.found == remaining
+        });
         if work != Work::Nothing {
             forget_unknown(file, &header, &mut sector).await?;
         }
-        match work {
-            Work::Nothing => break,
-            Work::Entries | Work::Counts | Work::Snapshots if in_vain => break,
-            Work::Entries => survey.drop_unaligned_reserves().await?,
+        let ends = match work {
+            Work::Nothing => true,
+            Work::Entries | Work::Counts | Work::Snapshots if in_vain => true,
+            Work::Entries => {
+                survey.drop_unaligned_reserves().await?;
+                false
+            }
             Work::Snapshots => {
                 match Box::pin(rewrite_table(file, &header, sector, planted)).await {
-                    Ok(()) => file.note(Probe::RepairSnapshots),
+                    Ok(()) => {
+                        file.note(Probe::RepairSnapshots);
+                        false
+                    }
                     // Nothing was written on an image that is not to be written on.
-                    Err(Error::BadImage(_) | Error::Unsupported(_) | Error::Refused(_)) => break,
+                    Err(Error::BadImage(_) | Error::Unsupported(_) | Error::Refused(_)) => true,
                     Err(Error::Device(error)) => return Err(error.into()),
                 }
             }
@@ -86,13 +88,22 @@ pub(super) async fn repair_all(file: &Port, planted: Planted) -> Result<CheckRep
                 survey.repair(&mut sector).await?;
                 let may_overlap = survey.copied_in_doubt && survey.most_references > 1
                     || !survey.shared_tables.is_empty();
-                if survey.stuck == 0 && survey.ill_said == 0 && !may_overlap {
+                let ends = survey.stuck == 0 && survey.ill_said == 0 && !may_overlap;
+                if ends {
                     remaining = Tally::default();
-                    break;
                 }
+                ends
             }
+        };
+        rounds.push(survey.report);
+        if ends {
+            break;
         }
     }
+    let latest = rounds.last();
+    let check_errors = latest.map_or(0, |report| report.check_errors);
+    let unreadable = latest.and_then(|report| report.unreadable.clone());
+    let first = rounds.into_iter().next();
     let mut report = first.unwrap_or_default().repaired_to(remaining);
     report.check_errors = check_errors;
     report.unreadable = unreadable;
