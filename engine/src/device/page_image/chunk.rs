@@ -104,6 +104,12 @@ impl Page {
         hashes.fold(0, |sum, hash| sum.wrapping_add(*hash))
     }
 
+    /// Whether each sector that these bytes touch is zero.
+    pub(super) fn is_zero_within(&self, bytes: Range<usize>) -> bool {
+        let slots = bytes.start / SECTOR..bytes.end.div_ceil(SECTOR);
+        self.hashes[slots].iter().all(|hash| *hash == 0)
+    }
+
     /// Zeroes these bytes; the first sector has this number.
     pub(super) fn clear(&mut self, first: u64, bytes: Range<usize>) {
         self.bytes[bytes.clone()].fill(0);

@@ -338,6 +338,9 @@ impl PageImage {
                     within.start.max(at * PAGE) - at * PAGE,
                     within.end.min((at + 1) * PAGE) - at * PAGE,
                 );
+                if page.is_zero_within(from..to) {
+                    continue;
+                }
                 let before = page.sum();
                 if to - from == PAGE {
                     chunk.pages[at] = None;
