@@ -40,6 +40,7 @@ mod pace;
 mod replay;
 mod source;
 mod terminal;
+mod tune;
 mod violation;
 mod zoo;
 
@@ -81,6 +82,7 @@ enum Command {
     Mutants(mutants::Mutants),
     Zoo(zoo::Zoo),
     Pace(pace::Pace),
+    Tune(tune::Tune),
     Malformed(malformed::Malformed),
     Bench(bench::Bench),
     Differential(differential::Differential),
@@ -172,6 +174,7 @@ fn main() -> ExitCode {
         Command::Mutants(mutants) => mutants.run(),
         Command::Zoo(zoo) => zoo.run(),
         Command::Pace(pace) => pace.run(),
+        Command::Tune(tune) => tune.run(),
         Command::Malformed(malformed) => malformed.run(),
         Command::Bench(bench) => bench.run(),
         Command::Differential(differential) => differential.run(),

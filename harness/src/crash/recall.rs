@@ -84,9 +84,9 @@ mod tests {
 
     #[test]
     fn what_served_last_is_forgotten_last() {
-        let image = PageImage::from_bytes(&[7; 64 * 512]);
+        let image = PageImage::from_bytes(&vec![7; 64 * 512]);
         let mut recall = Recall::default();
-        let place = |at: u64| Footprint::of(vec![at..at + 1]);
+        let place = |at: u64| Footprint::of(std::iter::once(at..at + 1).collect());
         let mut marked = image.clone();
         marked.write(0, &[8]);
         recall.learn(&marked, place(0), 0);
