@@ -165,10 +165,8 @@ impl Qcow2 {
         header.must_fit(data.as_ref(), backing.as_ref())?;
         let crypto = Crypto::open(&file, &header, unlock).await?;
         if options.access == Access::ReadWrite {
-            let repaired = prepare_for_writing(&file, &header, options).await?;
-            if repaired {
-                (header, sector0) = header::load(&file).await?;
-            }
+            prepare_for_writing(&file, &header, options).await?;
+            (header, sector0) = header::load(&file).await?;
         }
         let order = Rc::new(Order::new(file, data, options.planted));
         if options.access == Access::ReadWrite {
@@ -228,12 +226,12 @@ impl Header {
     }
 }
 
-/// Repairs what says that it needs it; whether it did.
+/// Repairs what says that it needs it.
 async fn prepare_for_writing(
     file: &Port,
     header: &Header,
     options: &OpenOptions,
-) -> Result<bool, Error> {
+) -> Result<(), Error> {
     if header.is_corrupt() {
         let (structure, problem) = (Structure::Header, Problem::MarkedCorrupt);
         return Err(BadImage {
@@ -245,7 +243,7 @@ async fn prepare_for_writing(
         .into());
     }
     if !header.is_dirty() {
-        return Ok(false);
+        return Ok(());
     }
     // What lazy refcounts promise: the dirty bit is gone when this returns.
     let check_options = CheckOptions {
@@ -268,7 +266,7 @@ async fn prepare_for_writing(
         }
         .into());
     }
-    Ok(true)
+    Ok(())
 }
 
 /// The tables of an image with these snapshots.
