@@ -232,15 +232,14 @@ async fn prepare_for_writing(
     header: &Header,
     options: &OpenOptions,
 ) -> Result<(), Error> {
+    let refuse = |problem: Problem| BadImage {
+        structure: Structure::Header,
+        offset: 0,
+        index: None,
+        problem,
+    };
     if header.is_corrupt() {
-        let (structure, problem) = (Structure::Header, Problem::MarkedCorrupt);
-        return Err(BadImage {
-            structure,
-            offset: 0,
-            index: None,
-            problem,
-        }
-        .into());
+        return Err(refuse(Problem::MarkedCorrupt).into());
     }
     if !header.is_dirty() {
         return Ok(());
@@ -257,14 +256,7 @@ async fn prepare_for_writing(
         return Err(error.into());
     }
     if errors > 0 {
-        let (structure, problem) = (Structure::Header, Problem::Unrepaired { errors });
-        return Err(BadImage {
-            structure,
-            offset: 0,
-            index: None,
-            problem,
-        }
-        .into());
+        return Err(refuse(Problem::Unrepaired { errors }).into());
     }
     Ok(())
 }

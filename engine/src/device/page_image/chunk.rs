@@ -43,20 +43,15 @@ impl Chunk {
                 (Some(here), Some(there)) => {
                     Arc::ptr_eq(here, there) || here.hashes[slots.clone()] == there.hashes[slots]
                 }
-                (Some(one), None) | (None, Some(one)) => {
-                    one.hashes[slots].iter().all(|hash| *hash == 0)
-                }
+                (Some(one), None) | (None, Some(one)) => one.is_zero_within(slots),
             },
         )
     }
 
     pub(super) fn is_zero_within(&self, sectors: Range<u64>) -> bool {
-        let is_zero =
-            |page: &Page, slots: Range<usize>| page.hashes[slots].iter().all(|hash| *hash == 0);
         Self::pages_of(sectors).all(|(page, slots)| {
-            self.pages[page]
-                .as_ref()
-                .is_none_or(|page| is_zero(page, slots))
+            let page = self.pages[page].as_ref();
+            page.is_none_or(|page| page.is_zero_within(slots))
         })
     }
 }
@@ -104,9 +99,8 @@ impl Page {
         hashes.fold(0, |sum, hash| sum.wrapping_add(*hash))
     }
 
-    /// Whether each sector that these bytes touch is zero.
-    pub(super) fn is_zero_within(&self, bytes: Range<usize>) -> bool {
-        let slots = bytes.start / SECTOR..bytes.end.div_ceil(SECTOR);
+    /// Whether each of these sectors is zero.
+    pub(super) fn is_zero_within(&self, slots: Range<usize>) -> bool {
         self.hashes[slots].iter().all(|hash| *hash == 0)
     }
 

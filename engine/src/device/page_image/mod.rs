@@ -338,7 +338,7 @@ impl PageImage {
                     within.start.max(at * PAGE) - at * PAGE,
                     within.end.min((at + 1) * PAGE) - at * PAGE,
                 );
-                if page.is_zero_within(from..to) {
+                if page.is_zero_within(from / SECTOR..to.div_ceil(SECTOR)) {
                     continue;
                 }
                 let before = page.sum();
