@@ -343,9 +343,7 @@ impl State {
             event: request.event,
             kind: request.op.kind(),
         };
-        let count = self.count_of(pending.event, pending.kind);
-        let ordinal = *count;
-        *count += 1;
+        let ordinal = self.next_ordinal(pending.event, pending.kind);
         self.recording.entries.push(Entry {
             id: pending.id,
             disk: Disk::Image,
@@ -365,15 +363,16 @@ impl State {
         }
     }
 
-    /// How many requests of this event and kind there were.
-    fn count_of(&mut self, event: Event, kind: OpKind) -> &mut u64 {
+    /// How many requests of this event and kind came before the one that comes now.
+    fn next_ordinal(&mut self, event: Event, kind: OpKind) -> u64 {
         let place = (event, kind);
-        let known = self.ordinals.iter().position(|(of, _)| *of == place);
-        let at = known.unwrap_or_else(|| {
-            self.ordinals.push((place, 0));
-            self.ordinals.len() - 1
-        });
-        &mut self.ordinals[at].1
+        let mut counts = self.ordinals.iter_mut();
+        if let Some((_, count)) = counts.find(|(of, _)| *of == place) {
+            *count += 1;
+            return *count - 1;
+        }
+        self.ordinals.push((place, 1));
+        0
     }
 
     /// Carries a request out and records its completion.
@@ -411,7 +410,7 @@ impl State {
     fn repeat(&mut self, id: RequestId, clock: &Clock) {
         let mut entry = self.recording.entries[id.0].clone();
         entry.id = RequestId(self.recording.entries.len());
-        entry.ordinal = *self.count_of(entry.event, entry.op.kind());
+        entry.ordinal = self.next_ordinal(entry.event, entry.op.kind());
         entry.repeats = Some(id);
         entry.submitted = clock.next();
         entry.completed = Some((clock.next(), Ok(())));
@@ -926,6 +925,17 @@ mod tests {
             assert_eq!(entry.repeats.is_some(), entry.ordinal == 3);
             assert!(repeated.is_none_or(|it| place(it) == place(entry)));
         }
+    }
+
+    #[test]
+    fn what_comes_after_a_duplicate_has_another_name() {
+        let disk = torn(Fault::Duplicate(0));
+        answer(&disk, write(0, 1, 1));
+        answer(&disk, write(1, 2, 1));
+        let entries = disk.recording().entries;
+        let ordinals: Vec<u64> = entries.iter().map(|entry| entry.ordinal).collect();
+        assert_eq!(ordinals, [0, 1, 2]);
+        assert_eq!(entries[1].repeats, Some(RequestId(0)));
     }
 
     #[test]
