@@ -153,34 +153,42 @@ fn moments(recording: &Recording, promises: &[Tick]) -> BTreeMap<Tick, Scope> {
             add(Tick(flushed.0.saturating_sub(1)), Scope::Shallow);
             add(flushed, Scope::Full);
         }
-        if let Some(answered) = entry.answered()
-            && reorders(recording, entry, answered)
-        {
-            add(answered, Scope::Full);
-        }
+    }
+    for answered in reordering(recording) {
+        add(answered, Scope::Full);
     }
     add(recording.end(), Scope::Shallow);
     moments
 }
 
-/// Whether the completion of a request changes which states are possible otherwise than by being
-/// durable: by its place in the order among those still in flight, or because nothing may lose it.
-fn reorders(recording: &Recording, entry: &Entry, answered: Tick) -> bool {
-    if !entry.changes_content() {
-        return false;
-    }
-    let sets_length = |entry: &Entry| matches!(entry.op, RecordedOp::SetLen { .. });
-    let sectors = entry.op.sectors();
-    let disturbs = |other: &Entry| {
-        // What is cheap to tell comes first: every request is held against every other.
-        let in_flight =
-            other.submitted < answered && other.answered().is_none_or(|tick| tick > answered);
-        if !in_flight || other.id == entry.id || other.disk != entry.disk {
-            return false;
+/// The completions that change which states are possible otherwise than by being durable: by the request's place in the
+/// order among those still in flight, or because nothing may lose it.
+fn reordering(recording: &Recording) -> impl Iterator<Item = Tick> {
+    let changes = recording
+        .entries
+        .iter()
+        .filter(|entry| entry.changes_content());
+    let mut answers: Vec<(Tick, &Entry)> = changes
+        .clone()
+        .filter_map(|entry| Some((entry.answered()?, entry)))
+        .collect();
+    answers.sort_by_key(|(answered, _)| *answered);
+    let mut submissions = changes.peekable();
+    let mut in_flight: Vec<&Entry> = Vec::new();
+    answers.into_iter().filter_map(move |(answered, entry)| {
+        while let Some(next) = submissions.next_if(|entry| entry.submitted < answered) {
+            in_flight.push(next);
         }
-        let others = other.op.sectors();
-        let overlap = others.start < sectors.end && sectors.start < others.end;
-        other.changes_content() && (overlap || sets_length(other) || sets_length(entry))
-    };
-    entry.op.is_fua() || recording.entries.iter().any(disturbs)
+        in_flight.retain(|other| other.answered().is_none_or(|tick| tick > answered));
+        let reorders = entry.op.is_fua() || in_flight.iter().any(|other| disturb(entry, other));
+        reorders.then_some(answered)
+    })
+}
+
+/// Whether it matters which of two requests comes first.
+fn disturb(one: &Entry, other: &Entry) -> bool {
+    let sets_length = |entry: &Entry| matches!(entry.op, RecordedOp::SetLen { .. });
+    let (here, there) = (one.op.sectors(), other.op.sectors());
+    let overlap = here.start < there.end && there.start < here.end;
+    one.disk == other.disk && (overlap || sets_length(one) || sets_length(other))
 }
