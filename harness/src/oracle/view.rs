@@ -2,10 +2,11 @@
 
 use std::cell::OnceCell;
 use std::ops::Range;
+use std::rc::Rc;
 
 use aes::Aes128;
 use cbc::cipher::{Array, BlockModeDecrypt, InnerIvInit, KeyInit};
-use engine::device::PageImage;
+use engine::device::{ContentHash, PageImage};
 use engine::zeroes::leading_zeroes;
 use xts_mode::Xts128;
 use xxhash_rust::xxh3::xxh3_128;
@@ -15,7 +16,8 @@ use crate::workload::shape::{TEST_KEY, TEST_SECRET};
 use crate::workload::stamp::{SectorValue, identify};
 
 use super::inflated::{Cluster, Method, inflated};
-use super::structure::{Layout, Mapped, Mapping, SnapshotDisk, StructureReport, walk};
+use super::structure::{Layout, Mapped, Mapping, SnapshotDisk, StructureReport};
+use super::walked::walked;
 
 /// An image below the one that is judged. It never changes.
 #[derive(Clone, Debug)]
@@ -28,7 +30,7 @@ pub struct Backing {
 enum Format {
     Raw,
     Qcow2 {
-        report: Box<StructureReport>,
+        report: Rc<StructureReport>,
         below: Option<Box<Backing>>,
     },
 }
@@ -46,7 +48,7 @@ impl Backing {
     pub fn qcow2(image: PageImage, below: Option<Self>) -> Self {
         Self {
             format: Format::Qcow2 {
-                report: Box::new(walk(&image)),
+                report: walked(&image),
                 below: below.map(Box::new),
             },
             image,
@@ -56,6 +58,15 @@ impl Backing {
     /// The bytes of the file.
     pub fn image(&self) -> &PageImage {
         &self.image
+    }
+
+    /// Names what this file and those below it hold, and how they are read.
+    pub fn content_hash(&self) -> ContentHash {
+        let own = self.image.content_hash().0;
+        let below = self.below().map_or(0, |below| below.content_hash().0);
+        let format = u128::from(self.is_raw());
+        let words = [own, below, format].map(u128::to_le_bytes);
+        ContentHash(xxh3_128(&words.concat()))
     }
 
     /// Whether the bytes of the file are those of the disk.

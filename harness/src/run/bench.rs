@@ -12,7 +12,6 @@ use blkdebug::contract::Contract;
 use blkdebug::disks::{Disk, Disks};
 use blkdebug::record::{Recording, Tick};
 use engine::device::{ContentHash, PageImage};
-use engine::qcow2::OpenOptions;
 use engine::qcow2::create::BackingFormat;
 
 use super::Case;
@@ -30,7 +29,8 @@ use crate::workload::ops::Moment;
 /// Judges the crash states of one life.
 pub struct Bench<'a> {
     stage: &'a Stage,
-    options: OpenOptions,
+    /// The engine, beside no other file yet.
+    engine: EngineSubject,
     observer: &'a dyn Observer,
     /// The image before the workload.
     base: Witness,
@@ -143,9 +143,10 @@ impl<'a> Bench<'a> {
     pub fn timed(case: &Case, life: &'a Life, observer: &'a dyn Observer) -> Self {
         let stage = &life.stage;
         let options = open_options(&case.scenario, planted(&case.scenario));
+        let hits = Rc::default();
         let mut bench = Self {
             stage,
-            options,
+            engine: EngineSubject::new(options, None).counting(&hits),
             observer,
             base: Witness::new(stage.image.clone()),
             found: life.later.iter().map(|process| &process.found).collect(),
@@ -156,7 +157,7 @@ impl<'a> Bench<'a> {
             lies: case.scenario.contract == Contract::Liar,
             behind_faults: life.fails_honestly(),
             accept: None,
-            hits: Rc::default(),
+            hits,
         };
         if !stage.is_chain() && stage.data.is_none() {
             let disks = Disks::one(stage.image.clone());
@@ -184,9 +185,8 @@ impl<'a> Bench<'a> {
             Disk::Image => disks.get(Disk::Data).or(self.stage.data.as_ref()),
             Disk::Backing | Disk::Base | Disk::Other | Disk::Data => None,
         };
-        let subject = EngineSubject::new(self.options.clone(), backing.clone());
         Rc::new(Tools {
-            subject: subject.with_data(data.cloned()).counting(&self.hits),
+            subject: self.engine.beside(backing.clone(), data.cloned()),
             data: data.cloned(),
             backing,
         })

@@ -1,13 +1,13 @@
 //! The project's own engine as a subject.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::rc::Rc;
 
 use blkdebug::disks::{Disk, Disks};
 use blkdebug::record::Recording;
-use engine::device::{PageImage, Port, RamDevice, drive};
+use engine::device::{ContentHash, PageImage, Port, RamDevice, drive};
 use engine::error::{Error, Refused};
 use engine::image::{Access, Image};
 use engine::luks::VolumeKey;
@@ -34,14 +34,25 @@ use crate::workload::perform::perform;
 pub struct EngineSubject {
     options: OpenOptions,
     backing: Option<Backing>,
-    /// The keys of LUKS volumes that secrets opened, by [`fingerprint`]: the same header with the same key
-    /// material yields the same key, after thousands of hashes. Whatever differs is derived anew.
-    keys: RefCell<BTreeMap<u128, VolumeKey>>,
     data: Option<PageImage>,
-    /// The images that recovery and repair leave as they are, by what they read of them.
-    settled: RefCell<Recall<()>>,
+    /// Whether the data file was read although no guest data were asked for.
+    looked_at_data: Cell<bool>,
+    memory: Rc<RefCell<Memory>>,
     hits: Rc<Hits>,
 }
+
+/// What an engine with these options knows of images by now, whatever lies beside them.
+#[derive(Clone, Debug, Default)]
+struct Memory {
+    /// The keys of LUKS volumes that secrets opened, by [`fingerprint`]: the same header with the same key
+    /// material yields the same key, after thousands of hashes. Whatever differs is derived anew.
+    keys: BTreeMap<u128, VolumeKey>,
+    /// The images that recovery and repair leave as they are, by what they read of them.
+    settled: BTreeMap<Beside, Recall<()>>,
+}
+
+/// What opening and repairing an image may see of other files: what the files below it hold, and how long the data file is.
+type Beside = (Option<ContentHash>, Option<u64>);
 
 /// The disks of one attempt, on one clock.
 struct Devices {
@@ -64,7 +75,7 @@ impl Devices {
     }
 }
 
-/// So many keys are remembered.
+/// So many keys are remembered, and images beside so many different files.
 const KEPT: usize = 256;
 
 impl EngineSubject {
@@ -73,17 +84,26 @@ impl EngineSubject {
         Self {
             options,
             backing,
-            keys: RefCell::default(),
             data: None,
-            settled: RefCell::default(),
+            looked_at_data: Cell::new(false),
+            memory: Rc::default(),
             hits: Rc::default(),
         }
     }
 
-    /// The same for images whose guest data stand in this file.
+    /// The same over this file and with its guest data in that one. It goes on with what it knows of images.
     #[must_use]
-    pub fn with_data(self, data: Option<PageImage>) -> Self {
-        Self { data, ..self }
+    pub fn beside(&self, backing: Option<Backing>, data: Option<PageImage>) -> Self {
+        Self {
+            backing,
+            data,
+            ..self.clone()
+        }
+    }
+
+    fn beside_what(&self) -> Beside {
+        let backing = self.backing.as_ref().map(Backing::content_hash);
+        (backing, self.data.as_ref().map(PageImage::len))
     }
 
     /// The same, counting rare situations there.
@@ -100,7 +120,7 @@ impl EngineSubject {
         };
         let image = devices.image.current();
         let fingerprint = encryption_header(&image).and_then(|area| fingerprint(&image, area));
-        let key = fingerprint.and_then(|print| self.keys.borrow().get(&print).cloned());
+        let key = fingerprint.and_then(|print| self.memory.borrow().keys.get(&print).cloned());
         let secrets = secrets();
         let unlock = match &key {
             Some(key) => Unlock::Key(key),
@@ -114,7 +134,7 @@ impl EngineSubject {
         // What opening holds would be most of what every attempt moves about.
         let open = Box::pin(Qcow2::open_unlocked(files, &self.options, unlock)).await?;
         if let (Some(fingerprint), None, Some(key)) = (fingerprint, key, open.volume_key()) {
-            let mut keys = self.keys.borrow_mut();
+            let keys = &mut self.memory.borrow_mut().keys;
             if keys.len() >= KEPT {
                 keys.clear();
             }
@@ -165,6 +185,9 @@ impl Subject for EngineSubject {
                 data.push(open.read(range.start, len).await?);
             }
             open.close().await?;
+            if reads.is_empty() && devices.data.as_ref().is_some_and(|data| data.was_read()) {
+                self.looked_at_data.set(true);
+            }
             Ok(data)
         })
     }
@@ -203,12 +226,22 @@ impl Subject for EngineSubject {
     }
 
     fn is_settled(&self, image: &PageImage) -> Option<Rc<Footprint>> {
-        let (read, ()) = self.settled.borrow_mut().of(image)?;
+        let settled = &mut self.memory.borrow_mut().settled;
+        let (read, ()) = settled.get_mut(&self.beside_what())?.of(image)?;
         Some(read)
     }
 
     fn settle(&self, image: &PageImage, read: Footprint) {
-        self.settled.borrow_mut().learn(image, read, ());
+        // It may hang on more than the image then.
+        if self.looked_at_data.get() {
+            return;
+        }
+        let settled = &mut self.memory.borrow_mut().settled;
+        if settled.len() >= KEPT {
+            settled.clear();
+        }
+        let settled = settled.entry(self.beside_what()).or_default();
+        settled.learn(image, read, ());
     }
 
     fn serve(

@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use blkdebug::record::{Clock, Recording};
 use blkdebug::volatile::{Answering, VolatileDisk};
-use engine::device::{Completion, Device, Event, Limits, PageImage, Port, Request};
+use engine::device::{Completion, Device, Event, Limits, OpKind, PageImage, Port, Request};
 
 /// Answers so many requests, and no more: whoever waits for the next one waits for ever.
 #[derive(Debug)]
@@ -43,6 +43,13 @@ impl Metered {
 
     pub(crate) fn current(&self) -> PageImage {
         self.disk.current()
+    }
+
+    /// Whether anybody has read of it.
+    pub(crate) fn was_read(&self) -> bool {
+        let recording = self.recording();
+        let mut entries = recording.entries.iter();
+        entries.any(|entry| entry.op.kind() == OpKind::Read)
     }
 
     /// What happened so far.

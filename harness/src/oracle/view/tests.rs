@@ -3,6 +3,7 @@ use std::io::Write as _;
 use flate2::Compression;
 use flate2::write::DeflateEncoder;
 
+use super::super::structure::walk;
 use super::*;
 use crate::oracle::sample::{COMPRESSED, COPIED, Sample};
 

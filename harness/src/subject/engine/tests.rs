@@ -255,3 +255,24 @@ fn an_image_is_settled_that_is_another_only_where_nobody_read() {
         assert_eq!(subject.is_settled(&other).is_some(), is_settled, "{sector}");
     }
 }
+
+#[test]
+fn what_is_settled_is_known_beside_the_same_files_alone() {
+    let backing = |fill| Some(Backing::raw(PageImage::from_bytes(&[fill; 1024])));
+    let data = |fill, len| Some(PageImage::from_bytes(&vec![fill; len]));
+    let image = fresh(9, true);
+    let subject = subject(LazyRefcounts::On, None);
+    let first = subject.beside(backing(1), data(1, 512));
+    first.settle(&image, Footprint::of(std::iter::once(0..2).collect()));
+    for (other, known) in [
+        (subject.beside(backing(1), data(1, 512)), true),
+        (subject.beside(backing(2), data(1, 512)), false),
+        (subject.beside(None, data(1, 512)), false),
+        // What a data file holds is looked at by nobody who is asked for nothing of it.
+        (subject.beside(backing(1), data(2, 512)), true),
+        (subject.beside(backing(1), data(1, 1024)), false),
+        (subject.beside(backing(1), None), false),
+    ] {
+        assert_eq!(other.is_settled(&image).is_some(), known, "{other:?}");
+    }
+}
