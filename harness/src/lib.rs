@@ -17,6 +17,7 @@ pub mod prng;
 pub mod reduce;
 pub mod report;
 pub mod run;
+pub mod sectors;
 pub mod sim;
 pub mod subject;
 pub mod trace;

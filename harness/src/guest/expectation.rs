@@ -13,6 +13,7 @@ use super::chain::{FileWorlds, Source, World};
 use super::{
     Answer, Effect, Entry, Facts, Ledger, Listed, Moment, OperationId, Origin, Sizing, Stretch,
 };
+use crate::sectors::merge;
 use crate::workload::stamp::{SectorValue, Writer};
 
 /// By how much a sector misses what is legal, mildest first.
@@ -73,6 +74,8 @@ pub struct Expectation<'a> {
     key: u128,
     /// A hash of what is legal in all segments.
     legal_hash: OnceCell<u128>,
+    /// What [`Self::sectors`] found out before: every state of a cut asks.
+    sectors: OnceCell<Vec<Range<u64>>>,
     /// What [`Self::alternatives`] and [`Self::snapshot`] found out before: every state of a cut asks.
     alternatives: OnceCell<Option<Box<Alternatives<'a>>>>,
     snapshots: RefCell<BTreeMap<Origin, Rc<Self>>>,
@@ -189,6 +192,7 @@ impl<'a> Expectation<'a> {
             facts: Vec::new(),
             key: 0,
             legal_hash: OnceCell::new(),
+            sectors: OnceCell::new(),
             alternatives: OnceCell::new(),
             snapshots: RefCell::default(),
             subject: Whose::Disk,
@@ -304,6 +308,13 @@ impl<'a> Expectation<'a> {
         let mut known = self.snapshots.borrow_mut();
         let found = || Rc::new(Self::of_snapshot(self.ledger, listed.origin, self.cut));
         Rc::clone(known.entry(listed.origin).or_insert_with(found))
+    }
+
+    /// Where something but zeroes may stand: what the workload touched, and what no operation wrote. In ascending ranges
+    /// that do not touch.
+    pub fn sectors(&self) -> &[Range<u64>] {
+        let all = || merge(self.touched().chain(self.given()).collect(), u64::MAX);
+        self.sectors.get_or_init(all)
     }
 
     /// Where something but zeroes may stand that no operation wrote, in ranges of sectors.

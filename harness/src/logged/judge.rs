@@ -6,8 +6,9 @@ use engine::qcow2::OpenOptions;
 
 use super::versions::{Versions, Window};
 use crate::guest::{Content, Expectation, Ledger, Level};
-use crate::oracle::view::{Backing, GuestView, merge};
+use crate::oracle::view::{Backing, GuestView};
 use crate::oracle::{Judge, Judgement, Verdict, Witness};
+use crate::sectors::merge;
 use crate::subject::EngineSubject;
 use crate::workload::ops::Moment;
 

@@ -22,8 +22,9 @@ use engine::device::PageImage;
 use super::import::apply;
 use crate::guest::{Content, Level};
 use crate::oracle::structure::{Mapping, StructureReport};
-use crate::oracle::view::{Backing, GuestView, merge};
+use crate::oracle::view::{Backing, GuestView};
 use crate::oracle::{Oracle, Violation, Witness};
+use crate::sectors::merge;
 use crate::workload::stamp::{SectorValue, identify};
 
 /// So many sectors that are wrong are told of.

@@ -24,10 +24,10 @@ use super::service::{Service, work};
 use super::structure::{Layout, Mapping, StoredBitmap, StructureReport};
 use super::sweep::shows_the_same;
 use super::verdict::{Oracle, Verdict};
-use super::view::merge;
 use crate::crash::destroyed::{Destroyed, Ruin};
 use crate::guest::{Expectation, SectorViolation};
 use crate::pace::Stage;
+use crate::sectors::merge;
 use crate::subject::{Attempt, Failure, Repair};
 use crate::workload::stamp::identify;
 

@@ -23,12 +23,13 @@ use super::snapshots::{check_alternatives, check_snapshots, compare_snapshots};
 use super::structure::StructureReport;
 use super::sweep::check_guest;
 use super::verdict::{Oracle, Verdict, Violation};
-use super::view::{self, Backing, GuestView, merge};
+use super::view::{self, Backing, GuestView};
 use super::walked::walked;
 use crate::crash::durability::volatile_at_end;
 use crate::crash::footprint::Footprint;
 use crate::guest::{BitmapViolation, Expectation, Level};
 use crate::pace::{Observer, Stage};
+use crate::sectors::union;
 use crate::subject::{Attempt, Repair, Subject};
 use crate::workload::stamp::SectorValue;
 
@@ -516,11 +517,13 @@ fn structure(report: &StructureReport, when: &str, oracle: Oracle) -> Result<(),
 pub(super) fn interest(view: &GuestView<'_>, expectation: &Expectation<'_>) -> Vec<Range<u64>> {
     let end = view.virtual_bytes() / 512;
     let ledger = expectation.ledger();
-    let mut sectors: Vec<Range<u64>> = view.mapped_sectors().collect();
-    sectors.extend(expectation.touched());
-    sectors.extend(expectation.given());
-    sectors.push(ledger.initial_bytes() / 512..end);
-    merge(sectors, end)
+    let known = expectation.sectors().iter().cloned();
+    let sectors = union(view.mapped_sectors(), known, end);
+    let grown = ledger.initial_bytes() / 512..end;
+    if grown.is_empty() {
+        return sectors;
+    }
+    union(sectors, std::iter::once(grown), end)
 }
 
 /// Holds the bitmaps against the history.
@@ -577,8 +580,8 @@ pub(super) fn compare_views(
         );
         return Err(Violation::new(Oracle::Repair, "size-changed", "header", vec![line]).into());
     }
-    let sectors = before.mapped_sectors().chain(after.mapped_sectors());
-    for range in merge(sectors.collect(), before.virtual_bytes() / 512) {
+    let end = before.virtual_bytes() / 512;
+    for range in union(before.mapped_sectors(), after.mapped_sectors(), end) {
         if let Some(difference) = before.difference(after, range) {
             return Err(explain::changed(before, after, difference, doing).into());
         }
@@ -594,15 +597,15 @@ fn read_plan(
     written: Vec<Range<u64>>,
 ) -> Vec<Range<u64>> {
     const AT_ONCE: u64 = 2048;
-    let mut plan = written;
-    for range in &mut plan {
-        *range = range.start.saturating_sub(1)..range.end + 1;
-    }
-    for run in sectors.iter().flat_map(|range| view.runs(range.clone())) {
-        plan.push(run.sectors.start..run.sectors.start + 1);
-        plan.push(run.sectors.end - 1..run.sectors.end);
-    }
-    merge(plan, view.virtual_bytes() / 512)
+    let written = written
+        .into_iter()
+        .map(|range| range.start.saturating_sub(1)..range.end + 1);
+    let runs = sectors.iter().flat_map(|range| view.runs(range.clone()));
+    let ends = runs.flat_map(|run| {
+        let Range { start, end } = run.sectors;
+        [start..start + 1, end - 1..end]
+    });
+    union(written, ends, view.virtual_bytes() / 512)
         .into_iter()
         .flat_map(|range| {
             let end = range.end;

@@ -6,8 +6,9 @@ use super::judge::{Ended, Witness, compare_views, interest};
 use super::structure::SnapshotDisk;
 use super::sweep::check_guest;
 use super::verdict::{Oracle, Verdict, Violation};
-use super::view::{Backing, GuestView, merge};
+use super::view::{Backing, GuestView};
 use crate::guest::{Alternatives, Expectation, Past};
+use crate::sectors::merge;
 
 impl Witness {
     /// The disks of the snapshots, in the order of the table, with their names.

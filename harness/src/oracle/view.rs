@@ -684,23 +684,5 @@ impl<'a> Run<'a> {
 /// The tables, or the compressed bytes, cannot be right.
 struct Unreadable;
 
-/// The ranges of `sectors`, which come in any order, merged where they touch, clipped to `end`.
-pub fn merge(mut sectors: Vec<Range<u64>>, end: u64) -> Vec<Range<u64>> {
-    // Mostly a few ascending sequences, one behind the other, which the stable sort merges.
-    sectors.sort_by_key(|range| range.start);
-    let mut merged: Vec<Range<u64>> = Vec::with_capacity(sectors.len());
-    for range in sectors {
-        let range = range.start..range.end.min(end);
-        if range.is_empty() {
-            continue;
-        }
-        match merged.last_mut() {
-            Some(last) if last.end >= range.start => last.end = last.end.max(range.end),
-            _ => merged.push(range),
-        }
-    }
-    merged
-}
-
 #[cfg(test)]
 mod tests;

@@ -22,7 +22,8 @@ use super::files::{File, Files, Follow};
 use crate::guest::{Content, Past, name_of};
 use crate::oracle::Witness;
 use crate::oracle::structure::{layout, walk};
-use crate::oracle::view::{self, Content as SectorContent, GuestView, merge};
+use crate::oracle::view::{self, Content as SectorContent, GuestView};
+use crate::sectors::merge;
 use crate::workload::ops::{
     BitmapChange, BitmapOperation, Operation, OperationId, SnapshotChange, SnapshotOperation,
 };

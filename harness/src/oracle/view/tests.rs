@@ -163,14 +163,6 @@ fn data_that_somebody_read_are_compared_sector_by_sector() {
 }
 
 #[test]
-fn ranges_merge_where_they_touch() {
-    assert_eq!(
-        merge(vec![5..7, 0..2, 2..3, 6..20, 9..9], 10),
-        [0..3, 5..10]
-    );
-}
-
-#[test]
 fn an_image_beneath_hides_what_lies_behind_its_end() {
     let mut middle = Sample::new();
     middle.long(24, 9 * 512);
