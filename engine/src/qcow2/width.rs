@@ -153,8 +153,8 @@ impl Metadata {
         for (index, offset) in old_blocks {
             let at = self.order.file().at(Event::RefblockLoad);
             let bytes = at.read(offset.0, geometry.cluster_len()).await?;
-            for within in 0..per_block {
-                let order = self.geometry.refcount_order();
+            let order = self.geometry.refcount_order();
+            for within in 0..byte_count(refblock::counts_end(&bytes, order)) {
                 let count = refblock::refcount(&bytes, mem_len(within), order);
                 if count > geometry.max_refcount() {
                     return Err(Refused::RefcountOverflow.into());
@@ -210,7 +210,7 @@ impl Metadata {
             let len = mem_len((piece << order) / 8);
             let at = self.order.file().at(Event::RefblockLoad);
             let bytes = at.read(offset.0 + within, len).await?;
-            for at in 0..mem_len(piece) {
+            for at in 0..refblock::counts_end(&bytes, order) {
                 let count = refblock::refcount(&bytes, at, order);
                 // Each of them did fit when they were looked at; a disk may say something else by now.
                 if count > new.max_refcount() {
