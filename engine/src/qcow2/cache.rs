@@ -4,6 +4,7 @@
 //! knows no I/O and no order: who evicts or writes back does that under the rules of
 //! [`crate::qcow2`].
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 
 use super::entry::L2Entry;
@@ -21,7 +22,7 @@ pub(super) struct Slice {
     pub(super) dirty: bool,
     /// The youngest write that must be durable before these bytes may be written.
     pub(super) needs: Stamp,
-    used: u64,
+    used: Cell<u64>,
 }
 
 impl Slice {
@@ -43,7 +44,7 @@ pub(super) struct Cache {
     slice_bytes: u64,
     capacity: usize,
     slices: BTreeMap<HostOffset, Slice>,
-    clock: u64,
+    clock: Cell<u64>,
     /// What the clock said when idle slices were last dropped.
     dropped: u64,
 }
@@ -59,7 +60,7 @@ impl Cache {
             slice_bytes,
             capacity: capacity.max(1),
             slices: BTreeMap::new(),
-            clock: 0,
+            clock: Cell::new(0),
             dropped: 0,
         }
     }
@@ -76,24 +77,34 @@ impl Cache {
 
     /// The slice at `offset`, which the caller has loaded.
     pub(super) fn slice(&mut self, offset: HostOffset) -> &mut Slice {
-        self.clock += 1;
-        let slice = self
-            .slices
-            .get_mut(&offset)
-            .expect("a slice is loaded before it is used");
-        slice.used = self.clock;
+        let now = self.tick();
+        let slice = self.slices.get_mut(&offset);
+        let slice = slice.expect("a slice is loaded before it is used");
+        slice.used.set(now);
         slice
+    }
+
+    /// The bytes of the slice at `offset`, which the caller has loaded and means to look at only.
+    pub(super) fn bytes(&self, offset: HostOffset) -> &[u8] {
+        let slice = self.slices.get(&offset);
+        let slice = slice.expect("a slice is loaded before it is looked at");
+        slice.used.set(self.tick());
+        &slice.bytes
+    }
+
+    fn tick(&self) -> u64 {
+        self.clock.set(self.clock.get() + 1);
+        self.clock.get()
     }
 
     /// Puts the file's bytes in.
     pub(super) fn insert(&mut self, offset: HostOffset, bytes: Vec<u8>) {
         assert_eq!(byte_count(bytes.len()), self.slice_bytes);
-        self.clock += 1;
         let slice = Slice {
             bytes,
             dirty: false,
             needs: Stamp::default(),
-            used: self.clock,
+            used: Cell::new(self.tick()),
         };
         self.slices.insert(offset, slice);
     }
@@ -105,15 +116,15 @@ impl Cache {
         }
         self.slices
             .iter()
-            .min_by_key(|(_, slice)| slice.used)
+            .min_by_key(|(_, slice)| slice.used.get())
             .map(|(offset, _)| *offset)
     }
 
     /// Drops the slices that were not used since the last call and need not be written.
     pub(super) fn drop_idle(&mut self) {
-        let since = std::mem::replace(&mut self.dropped, self.clock);
+        let since = std::mem::replace(&mut self.dropped, self.clock.get());
         self.slices
-            .retain(|_, slice| slice.used > since || slice.dirty);
+            .retain(|_, slice| slice.used.get() > since || slice.dirty);
     }
 
     /// Whether the slice at `offset` must be written before it may go.

@@ -42,9 +42,13 @@ impl Metadata {
         };
         let slice = HostOffset(offset.0 + spot.slice);
         self.load_l2(slice).await?;
+        // To find the slice costs more than to decode one of its entries.
+        let bytes = self.l2.bytes(slice);
+        let places = (spot.index..spot.index + mem_len(count)).zip(first.0..);
         let mut mappings = Vec::with_capacity(mem_len(count));
-        for (index, cluster) in (spot.index..spot.index + mem_len(count)).zip(first.0..) {
-            mappings.push(self.mapping(slice, index, GuestCluster(cluster))?);
+        for (index, cluster) in places {
+            let entry = L2Entry::read(bytes, index, self.geometry);
+            mappings.push(self.mapping(entry, (slice, index), GuestCluster(cluster))?);
         }
         Ok(mappings)
     }
@@ -91,11 +95,11 @@ impl Metadata {
         self.load_l2(slice).await?;
         let guest = |at: usize| GuestCluster(first.0 + byte_count(at));
         for at in 0..new.len() {
-            self.mapping(slice, spot.index + at, guest(at))?;
+            self.mapping_at(slice, spot.index + at, guest(at))?;
         }
         for (at, mapping) in new.iter().enumerate() {
             let index = spot.index + at;
-            let old = self.mapping(slice, index, guest(at))?;
+            let old = self.mapping_at(slice, index, guest(at))?;
             if old == *mapping {
                 continue;
             }
@@ -178,13 +182,23 @@ impl Metadata {
     }
 
     /// The mapping of a guest cluster, which stands at `index` in a slice.
-    fn mapping(
+    fn mapping_at(
         &mut self,
         slice: HostOffset,
         index: usize,
         cluster: GuestCluster,
     ) -> Result<Mapping, Error> {
         let entry = self.l2.slice(slice).entry(index, self.geometry);
+        self.mapping(entry, (slice, index), cluster)
+    }
+
+    /// The mapping that an entry says a guest cluster has, where the entry stands in a slice at an index.
+    fn mapping(
+        &self,
+        entry: L2Entry,
+        (slice, index): (HostOffset, usize),
+        cluster: GuestCluster,
+    ) -> Result<Mapping, Error> {
         let bad = |problem| {
             Error::from(BadImage {
                 structure: Structure::L2Table,
