@@ -255,8 +255,10 @@ impl Header {
 }
 
 /// The first 512 bytes of an image file, kept in memory and patched field by field.
+///
+/// They are apart from the tables that they are kept with, which move about while an image is opened.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HeaderSector([u8; 512]);
+pub struct HeaderSector(Box<[u8]>);
 
 /// Where a table's pointer stands in the header.
 #[derive(Clone, Copy)]
@@ -278,10 +280,9 @@ impl HeaderSector {
     /// The sector that `bytes`, the first of a file, start with; a shorter file is padded with
     /// zeroes.
     pub fn new(bytes: &[u8]) -> Self {
-        let mut sector = [0; 512];
-        let len = bytes.len().min(512);
-        sector[..len].copy_from_slice(&bytes[..len]);
-        Self(sector)
+        let mut sector = bytes[..bytes.len().min(512)].to_vec();
+        sector.resize(512, 0);
+        Self(sector.into_boxed_slice())
     }
 
     /// The bytes to write at offset 0.

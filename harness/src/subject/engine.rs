@@ -10,7 +10,7 @@ use blkdebug::record::Recording;
 use engine::device::{ContentHash, PageImage, Port, RamDevice, drive};
 use engine::error::{Error, Refused};
 use engine::image::{Access, Image};
-use engine::luks::VolumeKey;
+use engine::luks::{Secret, VolumeKey};
 use engine::qcow2::{Files, OpenOptions, Qcow2, Unlock, check};
 use engine::raw::Raw;
 
@@ -38,6 +38,7 @@ pub struct EngineSubject {
     /// Whether the data file was read although no guest data were asked for.
     looked_at_data: Cell<bool>,
     memory: Rc<RefCell<Memory>>,
+    secrets: Rc<[Secret]>,
     hits: Rc<Hits>,
 }
 
@@ -87,6 +88,7 @@ impl EngineSubject {
             data: None,
             looked_at_data: Cell::new(false),
             memory: Rc::default(),
+            secrets: Rc::new(secrets()),
             hits: Rc::default(),
         }
     }
@@ -115,23 +117,22 @@ impl EngineSubject {
 
     async fn open(&self, devices: &Devices) -> Result<Qcow2, Error> {
         let backing = match &self.backing {
-            Some(backing) => Some(open_backing(backing).await?),
+            // What opening holds would be most of what every attempt moves about.
+            Some(backing) => Some(Box::pin(open_backing(backing)).await?),
             None => None,
         };
         let image = devices.image.current();
         let fingerprint = encryption_header(&image).and_then(|area| fingerprint(&image, area));
         let key = fingerprint.and_then(|print| self.memory.borrow().keys.get(&print).cloned());
-        let secrets = secrets();
         let unlock = match &key {
             Some(key) => Unlock::Key(key),
-            None => Unlock::Secrets(&secrets),
+            None => Unlock::Secrets(&self.secrets),
         };
         let files = Files {
             image: self.hits.counting(&devices.image.port()),
             data: devices.data.as_ref().map(Metered::port),
             backing,
         };
-        // What opening holds would be most of what every attempt moves about.
         let open = Box::pin(Qcow2::open_unlocked(files, &self.options, unlock)).await?;
         if let (Some(fingerprint), None, Some(key)) = (fingerprint, key, open.volume_key()) {
             let keys = &mut self.memory.borrow_mut().keys;
