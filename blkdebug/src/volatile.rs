@@ -99,6 +99,8 @@ struct Waiting {
 impl VolatileDisk {
     /// A disk that starts with the content of `base`, all of it durable.
     pub fn new(base: PageImage, clock: Clock, answering: Answering) -> Self {
+        /// A recovery of a small image makes hardly more requests.
+        const ROOM: usize = 16;
         Self {
             clock,
             answering,
@@ -108,13 +110,13 @@ impl VolatileDisk {
                 current: base.clone(),
                 recording: Recording {
                     bases: Disks::one(base),
-                    entries: Vec::new(),
+                    entries: Vec::with_capacity(ROOM),
                 },
                 ordinals: Vec::new(),
                 waiting: Vec::new(),
                 rules: Rules::default(),
                 injected: Vec::new(),
-                operations: Vec::new(),
+                operations: Vec::with_capacity(ROOM),
                 again: Vec::new(),
             }),
         }
@@ -250,7 +252,7 @@ impl VolatileDisk {
 }
 
 impl Device for VolatileDisk {
-    fn submit(&self, request: Request) -> Completion {
+    fn submit(&self, mut request: Request) -> Completion {
         let refused = if self.powered.get() {
             refusal(&request.op)
         } else {
@@ -261,15 +263,14 @@ impl Device for VolatileDisk {
             return Completion::ready(Err(error));
         }
         let mut state = self.state.borrow_mut();
-        let mut asked = request;
-        let error = DeviceError::new(asked.event, &asked.op, Cause::PowerOff);
-        let ruling = state.rule_on(&mut asked, self.operation.get(), self.clock.now());
+        let error = DeviceError::new(request.event, &request.op, Cause::PowerOff);
+        let ruling = state.rule_on(&mut request, self.operation.get(), self.clock.now());
         if ruling.twist == Twist::PowerCut(When::Before) {
             drop(state);
             return self.cut(error);
         }
         state.operations.push(self.operation.get());
-        let mut waiting = state.admit(asked, ruling, &self.clock);
+        let mut waiting = state.admit(request, ruling, &self.clock);
         if waiting.twist == Twist::PowerCut(When::During) {
             drop(state);
             return self.cut(error);
