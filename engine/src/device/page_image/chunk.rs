@@ -109,9 +109,13 @@ impl Page {
         self.bytes[bytes.clone()].fill(0);
         let slots = bytes.start / SECTOR..bytes.end.div_ceil(SECTOR);
         for (slot, index) in slots.clone().zip(first + wide(slots.start)..) {
-            let sector = &self.bytes[slot * SECTOR..(slot + 1) * SECTOR];
-            let sector = sector.try_into().expect("a sector is 512 bytes");
-            self.hashes[slot] = sector_hash(index, sector);
+            let (start, end) = (slot * SECTOR, (slot + 1) * SECTOR);
+            if bytes.start <= start && end <= bytes.end {
+                self.hashes[slot] = 0;
+                continue;
+            }
+            let sector = self.bytes[start..end].try_into();
+            self.hashes[slot] = sector_hash(index, sector.expect("a sector is 512 bytes"));
         }
     }
 }
