@@ -56,7 +56,7 @@ impl Visited {
     /// The slot that holds `tag`, or the empty one where it belongs.
     fn find(&self, tag: u128) -> usize {
         let mask = self.slots.len() - 1;
-        let start = tag % u128::from(count(self.slots.len()));
+        let start = tag & u128::from(count(mask));
         let mut index = usize::try_from(start).expect("less than a length");
         while self.slots[index].tag != 0 && self.slots[index].tag != tag {
             index = (index + 1) & mask;
@@ -65,7 +65,7 @@ impl Visited {
     }
 
     fn grow(&mut self) {
-        let len = (self.slots.len() * 2).max(1024);
+        let len = (self.slots.len() * 2).max(64);
         let old = std::mem::replace(&mut self.slots, vec![Slot::default(); len]);
         for slot in old.into_iter().filter(|slot| slot.tag != 0) {
             let index = self.find(slot.tag);

@@ -5,11 +5,11 @@
 //! a duplicate costs a few additions. Where lengths are cut off in the middle of the tail there is
 //! no shortcut, and the image is built.
 
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::ops::Range;
 
 use blkdebug::disks::{Disk, Disks};
-use blkdebug::record::SectorContent;
+use blkdebug::record::{RequestId, SectorContent};
 use engine::device::{ContentHash, RunningHash, SECTOR_BYTES, SectorHash, sector_hash};
 use xxhash_rust::xxh3::xxh3_128;
 
@@ -63,6 +63,8 @@ struct Line {
     changes: Vec<SectorHash>,
     /// The sum of these.
     change: SectorHash,
+    /// What the garbage hashes to that it leaves in each of its sectors, where any state has some.
+    garbage: OnceCell<Vec<SectorHash>>,
     /// Whether another request touches one of its sectors.
     shared: bool,
     /// The bytes up to which it needs the file to reach.
@@ -225,6 +227,7 @@ impl Table {
             first,
             change: changes.iter().fold(0, sum),
             changes,
+            garbage: OnceCell::new(),
             shared: false,
             end: tail.sectors.end * SECTOR_BYTES,
             grows: entry.op.grows_to().is_some(),
@@ -328,7 +331,7 @@ impl Table {
                 continue;
             }
             let new = match outcome {
-                Outcome::Garbage => sector_hash(sector, &garbage(entry.id, sector)),
+                Outcome::Garbage => line.garbage(entry.id, &tail.sectors)[index],
                 Outcome::Asked | Outcome::Old => content_hash(entry.op.content(index)),
             };
             tell(slot, new);
@@ -340,6 +343,13 @@ impl Line {
     /// The places of its sectors in the table.
     fn sectors(&self) -> Range<usize> {
         self.first..self.first + self.changes.len()
+    }
+
+    fn garbage(&self, request: RequestId, sectors: &Range<u64>) -> &[SectorHash] {
+        self.garbage.get_or_init(|| {
+            let hash = |sector| sector_hash(sector, &garbage(request, sector));
+            sectors.clone().map(hash).collect()
+        })
     }
 
     /// What became of the request.

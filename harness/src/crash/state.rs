@@ -289,29 +289,16 @@ impl Survivors {
     pub(super) fn along<'s>(
         &'s self,
         frontier: &'s Frontier<'_>,
-    ) -> impl DoubleEndedIterator<Item = (&'s Tail, (&'s Fate, Length))> {
-        let mut first = 0;
-        let positions: Vec<Option<usize>> = frontier
-            .tail()
-            .iter()
-            .map(|tail| {
-                (tail.standing != Standing::Durable).then(|| {
-                    first += 1;
-                    first - 1
-                })
-            })
-            .collect();
-        frontier
-            .tail()
-            .iter()
-            .zip(positions)
-            .map(|(tail, position)| match position {
-                None => (tail, (&Fate::Whole, Length::Kept)),
-                Some(position) => {
-                    let part = &self.parts[position];
-                    (tail, (&part.content, part.length))
-                }
-            })
+    ) -> impl Iterator<Item = (&'s Tail, (&'s Fate, Length))> {
+        let mut parts = self.parts.iter();
+        frontier.tail().iter().map(move |tail| {
+            if tail.standing == Standing::Durable {
+                return (tail, (&Fate::Whole, Length::Kept));
+            }
+            let part = parts.next();
+            let part = part.expect("survivors name each volatile request, in order");
+            (tail, (&part.content, part.length))
+        })
     }
 
     /// What became of each request, by name, one line each.
