@@ -374,7 +374,7 @@ impl Examination<'_> {
         if !survived {
             return None;
         }
-        let footprint = judged.image.footprint();
+        let footprint = self.footprint(&judged.image);
         self.outcome.counts.survived += 1;
         match judged.standing() {
             Standing::Right => {}
@@ -400,10 +400,11 @@ impl Examination<'_> {
 
     /// What a verdict hangs on, where somebody wants to know.
     fn footprint(&self, judgement: &Judgement) -> Option<Footprint> {
-        match self.effort.reach {
-            Reach::Classes { .. } => judgement.footprint(),
-            Reach::Levels => None,
-        }
+        let asked = match self.effort.reach {
+            Reach::Classes { .. } => true,
+            Reach::Levels => self.effort.spares,
+        };
+        if asked { judgement.footprint() } else { None }
     }
 
     /// What may come after the first power loss, once all states of the first are judged: whatever is
