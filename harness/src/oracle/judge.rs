@@ -21,7 +21,7 @@ use super::damage::{Readings, Standing};
 use super::explain;
 use super::snapshots::{check_alternatives, check_snapshots, compare_snapshots};
 use super::structure::StructureReport;
-use super::sweep::check_guest;
+use super::sweep::{Seen, check_guest};
 use super::verdict::{Oracle, Verdict, Violation};
 use super::view::{self, Backing, GuestView};
 use super::walked::walked;
@@ -289,7 +289,7 @@ impl Case<'_> {
             .base
             .and_then(|base| base.view(self.judge.backing, self.judge.data));
         let accept = self.judge.accept;
-        let written = check_guest(&view, base.as_ref(), expectation, &interest, accept)?;
+        let seen = check_guest(&view, base.as_ref(), expectation, &interest, accept)?;
         check_alternatives(&view, expectation)?;
         check_raw_data(&view, self.judge.data)?;
         check_snapshots(&self.state, self.judge.backing, expectation)?;
@@ -301,7 +301,7 @@ impl Case<'_> {
             compare_snapshots(before, &self.state, self.judge.backing, doing)?;
         }
         self.judge.observer.begin(Stage::Recover);
-        let reads = read_plan(&view, &interest, written);
+        let reads = read_plan(&view, seen);
         let attempt = self.judge.subject.recover(&self.state.image, &reads);
         let data = self.succeed(attempt, "opening the image for writing")?;
         self.judge.observer.begin(Stage::GuestAfter);
@@ -591,21 +591,11 @@ pub(super) fn compare_views(
 
 /// The byte ranges that the subject is asked to read: all that is not zero, with a sector on either
 /// side, and both ends of every run in between.
-fn read_plan(
-    view: &GuestView<'_>,
-    sectors: &[Range<u64>],
-    written: Vec<Range<u64>>,
-) -> Vec<Range<u64>> {
+fn read_plan(view: &GuestView<'_>, seen: Seen) -> Vec<Range<u64>> {
     const AT_ONCE: u64 = 2048;
-    let written = written
-        .into_iter()
-        .map(|range| range.start.saturating_sub(1)..range.end + 1);
-    let runs = sectors.iter().flat_map(|range| view.runs(range.clone()));
-    let ends = runs.flat_map(|run| {
-        let Range { start, end } = run.sectors;
-        [start..start + 1, end - 1..end]
-    });
-    union(written, ends, view.virtual_bytes() / 512)
+    let written = seen.written.into_iter();
+    let written = written.map(|range| range.start.saturating_sub(1)..range.end + 1);
+    union(written, seen.ends, view.virtual_bytes() / 512)
         .into_iter()
         .flat_map(|range| {
             let end = range.end;

@@ -11,15 +11,23 @@ use super::verdict::Verdict;
 use super::view::{self, GuestView, Run};
 use crate::guest::{Checker, Expectation, Level, SectorViolation, Stretch};
 
-/// Holds the guest's sectors against what is legal, and yields the ranges that are not zero, without
-/// those that are untouched and as in `base`.
+/// What there is to read of a disk.
+#[derive(Debug, Default)]
+pub(super) struct Seen {
+    /// What is not zero, without what is untouched and as in the base, in order.
+    pub(super) written: Vec<Range<u64>>,
+    /// The first and the last sector of every stretch with a common source, in order.
+    pub(super) ends: Vec<Range<u64>>,
+}
+
+/// Holds the guest's sectors against what is legal.
 pub(super) fn check_guest(
     view: &GuestView<'_>,
     base: Option<&GuestView<'_>>,
     expectation: &Expectation<'_>,
     sectors: &[Range<u64>],
     accept: Option<Level>,
-) -> Result<Vec<Range<u64>>, Ended> {
+) -> Result<Seen, Ended> {
     if !expectation.virtual_sizes().contains(&view.virtual_bytes()) {
         return Err(explain::size(view.virtual_bytes(), expectation).into());
     }
@@ -29,7 +37,7 @@ pub(super) fn check_guest(
         expectation,
         checker: expectation.checker(),
         misses: Misses::default(),
-        written: Vec::new(),
+        seen: Seen::default(),
     };
     for range in sectors {
         for run in view.runs(range.clone()) {
@@ -40,13 +48,11 @@ pub(super) fn check_guest(
         }
     }
     let Sweep {
-        mut misses,
-        written,
-        ..
+        mut misses, seen, ..
     } = sweep;
     misses.retain(accept);
     let Some(worst) = misses.worst else {
-        return Ok(written);
+        return Ok(seen);
     };
     if let Some(miss) = misses
         .kept
@@ -68,8 +74,7 @@ struct Sweep<'a, 'l> {
     expectation: &'a Expectation<'l>,
     checker: Checker<'a, 'l>,
     misses: Misses,
-    /// What is not zero, without what is untouched and as in `base`.
-    written: Vec<Range<u64>>,
+    seen: Seen,
 }
 
 impl Sweep<'_, '_> {
@@ -77,6 +82,8 @@ impl Sweep<'_, '_> {
     const SHORT: u64 = 4;
 
     fn look_at(&mut self, run: &Run<'_>) {
+        let Range { start, end } = run.sectors;
+        self.seen.ends.extend([start..start + 1, end - 1..end]);
         if run.is_zeroes() {
             self.misses.zeroes(&mut self.checker, run.sectors.clone());
             return;
@@ -142,7 +149,7 @@ impl Sweep<'_, '_> {
 
     fn append(&mut self, written: &[Range<u64>]) {
         for range in written {
-            append(&mut self.written, range.clone());
+            append(&mut self.seen.written, range.clone());
         }
     }
 }
