@@ -264,7 +264,7 @@ fn what_is_settled_is_known_beside_the_same_files_alone() {
     let subject = subject(LazyRefcounts::On, None);
     let first = subject.beside(backing(1), data(1, 512));
     first.settle(&image, Footprint::of(std::iter::once(0..2).collect()));
-    for (other, known) in [
+    let cases = [
         (subject.beside(backing(1), data(1, 512)), true),
         (subject.beside(backing(2), data(1, 512)), false),
         (subject.beside(None, data(1, 512)), false),
@@ -272,7 +272,8 @@ fn what_is_settled_is_known_beside_the_same_files_alone() {
         (subject.beside(backing(1), data(2, 512)), true),
         (subject.beside(backing(1), data(1, 1024)), false),
         (subject.beside(backing(1), None), false),
-    ] {
-        assert_eq!(other.is_settled(&image).is_some(), known, "{other:?}");
+    ];
+    for (case, (other, known)) in cases.iter().enumerate() {
+        assert_eq!(other.is_settled(&image).is_some(), *known, "{case}");
     }
 }
