@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use std::fmt;
 use std::ops::Range;
 use std::rc::Rc;
 
@@ -43,13 +44,27 @@ pub struct EngineSubject {
 }
 
 /// What an engine with these options knows of images by now, whatever lies beside them.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 struct Memory {
     /// The keys of LUKS volumes that secrets opened, by [`fingerprint`]: the same header with the same key
     /// material yields the same key, after thousands of hashes. Whatever differs is derived anew.
     keys: BTreeMap<u128, VolumeKey>,
     /// The images that recovery and repair leave as they are, by what they read of them.
     settled: BTreeMap<Beside, Recall<()>>,
+    /// What lay below last: nobody writes to it, so that it stays open until something fails.
+    below: Option<Below>,
+}
+
+/// An open chain of images, and what names its content.
+struct Below {
+    content: ContentHash,
+    image: Rc<dyn Image>,
+}
+
+impl fmt::Debug for Below {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Below").field(&self.content).finish()
+    }
 }
 
 /// What opening and repairing an image may see of other files: what the files below it hold, and how long the data file is.
@@ -117,8 +132,7 @@ impl EngineSubject {
 
     async fn open(&self, devices: &Devices) -> Result<Qcow2, Error> {
         let backing = match &self.backing {
-            // What opening holds would be most of what every attempt moves about.
-            Some(backing) => Some(Box::pin(open_backing(backing)).await?),
+            Some(backing) => Some(self.open_below(backing).await?),
             None => None,
         };
         let image = devices.image.current();
@@ -144,6 +158,25 @@ impl EngineSubject {
         Ok(open)
     }
 
+    async fn open_below(&self, backing: &Backing) -> Result<Rc<dyn Image>, Error> {
+        let content = backing.content_hash();
+        let known = |memory: &Memory| {
+            let below = memory.below.as_ref().filter(|it| it.content == content)?;
+            Some(Rc::clone(&below.image))
+        };
+        if let Some(image) = known(&self.memory.borrow()) {
+            return Ok(image);
+        }
+        // What opening holds would be most of what every attempt moves about.
+        let image = Box::pin(open_backing(backing)).await?;
+        let below = Below {
+            content,
+            image: Rc::clone(&image),
+        };
+        self.memory.borrow_mut().below = Some(below);
+        Ok(image)
+    }
+
     /// Lets `work` loose on a disk with the content of `image`, beside one with the data.
     fn attempt<T, F: Future<Output = Result<T, Error>>>(
         &self,
@@ -167,6 +200,9 @@ impl EngineSubject {
             }),
             Err(panic) => Err(Failure::Panic(panic)),
         };
+        if result.is_err() {
+            self.memory.borrow_mut().below = None;
+        }
         Attempt {
             result,
             recording,

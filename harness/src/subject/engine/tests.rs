@@ -277,3 +277,30 @@ fn what_is_settled_is_known_beside_the_same_files_alone() {
         assert_eq!(other.is_settled(&image).is_some(), *known, "{case}");
     }
 }
+
+#[test]
+fn what_lies_below_stays_open_until_it_is_another_or_something_fails() {
+    let backing = |fill| Some(Backing::raw(PageImage::from_bytes(&[fill; 1024])));
+    let image = fresh(9, true);
+    let subject = subject(LazyRefcounts::Off, backing(1));
+    let below = || {
+        let memory = subject.memory.borrow();
+        memory.below.as_ref().map(|below| Rc::clone(&below.image))
+    };
+    let shown = |subject: &EngineSubject| {
+        let attempt = subject.recover(&image, &[0..512, 512..1024]);
+        let first = below().expect("it stays open");
+        (attempt.result.unwrap()[1][0], first)
+    };
+    let (one, first) = shown(&subject);
+    let (again, second) = shown(&subject);
+    assert!(Rc::ptr_eq(&first, &second));
+    let (other, third) = shown(&subject.beside(backing(2), None));
+    assert!(!Rc::ptr_eq(&first, &third));
+    assert_eq!((one, again, other), (1, 1, 2));
+    subject
+        .recover(&PageImage::default(), &[])
+        .result
+        .unwrap_err();
+    assert!(below().is_none());
+}
