@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use super::bitmap::Bitmaps;
 use super::cache::Cache;
-use super::check::{CheckOptions, Repair, check};
+use super::check::repair_all;
 use super::crypto::{Area, Crypto, Unlock};
 use super::discards::Discards;
 use super::entry::{L1Entry, L1Word, ReftableWord};
@@ -161,13 +161,13 @@ impl Qcow2 {
         if options.snapshot.is_some() {
             options.access.must_be_read_only()?;
         }
-        let (mut header, mut sector0) = header::load(&file).await?;
+        let (header, sector0) = header::load(&file).await?;
         header.must_fit(data.as_ref(), backing.as_ref())?;
         let crypto = Crypto::open(&file, &header, unlock).await?;
-        if options.access == Access::ReadWrite {
-            prepare_for_writing(&file, &header, options).await?;
-            (header, sector0) = header::load(&file).await?;
-        }
+        let (header, sector0) = match options.access {
+            Access::ReadOnly => (header, sector0),
+            Access::ReadWrite => prepare_for_writing(&file, (header, sector0), options).await?,
+        };
         let order = Rc::new(Order::new(file, data, options.planted));
         if options.access == Access::ReadWrite {
             order.barrier(Barrier::BeforeUse, order.latest()).await?;
@@ -226,12 +226,12 @@ impl Header {
     }
 }
 
-/// Repairs what says that it needs it.
+/// Repairs what says that it needs it, and yields what its header says then.
 async fn prepare_for_writing(
     file: &Port,
-    header: &Header,
+    (header, sector0): (Header, HeaderSector),
     options: &OpenOptions,
-) -> Result<(), Error> {
+) -> Result<(Header, HeaderSector), Error> {
     let refuse = |problem: Problem| BadImage {
         structure: Structure::Header,
         offset: 0,
@@ -242,14 +242,11 @@ async fn prepare_for_writing(
         return Err(refuse(Problem::MarkedCorrupt).into());
     }
     if !header.is_dirty() {
-        return Ok(());
+        return Ok((header, sector0));
     }
     // What lazy refcounts promise: the dirty bit is gone when this returns.
-    let check_options = CheckOptions {
-        planted: options.planted,
-    };
     // Few openings repair, and this is most of what an opening would have to hold.
-    let report = Box::pin(check(file, Repair::All, &check_options)).await?;
+    let report = Box::pin(repair_all(file, (header, sector0), options.planted)).await?;
     let errors = report.errors_remaining();
     if let Some(error) = report.unreadable {
         // The device failed, which says nothing of the image.
@@ -258,7 +255,7 @@ async fn prepare_for_writing(
     if errors > 0 {
         return Err(refuse(Problem::Unrepaired { errors }).into());
     }
-    Ok(())
+    header::load(file).await
 }
 
 /// The tables of an image with these snapshots.
@@ -348,7 +345,9 @@ fn owners(
     geometry: Geometry,
     metadata: &Metadata,
 ) -> Result<BTreeMap<HostCluster, Structure>, BadImage> {
-    let mut claims = Vec::new();
+    /// Few small images have more.
+    const ROOM: usize = 16;
+    let mut claims = Vec::with_capacity(ROOM);
     let mut own = |offset: HostOffset, len_bytes: u64, owner: Structure| {
         let first = geometry.cluster_of(offset).0;
         let clusters = first..first + geometry.clusters_for(len_bytes);

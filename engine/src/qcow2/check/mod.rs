@@ -16,6 +16,7 @@ mod stored;
 mod survey;
 mod walk;
 
+pub(super) use repair::repair_all;
 pub use report::{CheckReport, Finding, Kind, MAX_FINDINGS, Severity, Tally, Totals};
 
 use self::survey::Survey;
@@ -52,12 +53,10 @@ pub async fn check(
     repair: Repair,
     options: &CheckOptions,
 ) -> Result<CheckReport, Error> {
+    let loaded = header::load(file).await?;
     match repair {
-        Repair::None => {
-            let header = header::read(file).await?;
-            Ok(Survey::take(file, &header, Planted::NONE).await.report)
-        }
-        Repair::Leaks => repair::repair_leaks(file, options.planted).await,
-        Repair::All => repair::repair_all(file, options.planted).await,
+        Repair::None => Ok(Survey::take(file, &loaded.0, Planted::NONE).await.report),
+        Repair::Leaks => repair::repair_leaks(file, loaded, options.planted).await,
+        Repair::All => repair_all(file, loaded, options.planted).await,
     }
 }

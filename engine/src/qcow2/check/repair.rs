@@ -43,16 +43,24 @@ struct Change {
 /// Rounds of repair before an image is given up that has something new to repair after each.
 const MAX_ROUNDS: u32 = 8;
 
-/// Repairs everything that can be repaired.
+/// Repairs everything that can be repaired, in an image whose header and its sector were read just now.
 ///
 /// One round is enough, but for two cases, in which there is a look at what came of it: where something
 /// stays that cannot be repaired, a file that grows may reach what was beyond its end; and tables that
 /// overlap may have no content that is right for both.
-pub(super) async fn repair_all(file: &Port, planted: Planted) -> Result<CheckReport, Error> {
+pub(in crate::qcow2) async fn repair_all(
+    file: &Port,
+    loaded: (Header, HeaderSector),
+    planted: Planted,
+) -> Result<CheckReport, Error> {
+    let mut loaded = Some(loaded);
     let mut rounds: Vec<CheckReport> = Vec::new();
     let mut remaining = Tally::default();
     for _ in 0..MAX_ROUNDS {
-        let (header, mut sector) = header::load(file).await?;
+        let (header, mut sector) = match loaded.take() {
+            Some(loaded) => loaded,
+            None => header::load(file).await?,
+        };
         let mut survey = Survey::take(file, &header, planted).await;
         let work = survey.work();
         remaining = survey.report.found;
@@ -125,8 +133,11 @@ enum Work {
 
 /// Frees what nothing refers to, and leaves everything else as it is. Refcount structures that need a
 /// rebuild may share clusters with data, and are not written.
-pub(super) async fn repair_leaks(file: &Port, planted: Planted) -> Result<CheckReport, Error> {
-    let (header, mut sector) = header::load(file).await?;
+pub(super) async fn repair_leaks(
+    file: &Port,
+    (header, mut sector): (Header, HeaderSector),
+    planted: Planted,
+) -> Result<CheckReport, Error> {
     let mut survey = Survey::take(file, &header, planted).await;
     let found = survey.report.found;
     if !survey.complete || survey.rebuild || found.leaks == 0 {
