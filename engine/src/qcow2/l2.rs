@@ -35,22 +35,34 @@ impl Metadata {
         first: GuestCluster,
         max: u64,
     ) -> Result<Vec<Mapping>, Error> {
+        let mut mappings = Vec::new();
+        self.each_mapping(first, max, |mapping| mappings.push(mapping))
+            .await?;
+        Ok(mappings)
+    }
+
+    /// Shows the same, one after the other.
+    pub(super) async fn each_mapping(
+        &mut self,
+        first: GuestCluster,
+        max: u64,
+        mut show: impl FnMut(Mapping),
+    ) -> Result<(), Error> {
         let spot = self.spot(first);
-        let count = spot.left.min(max);
+        let count = mem_len(spot.left.min(max));
         let L1Entry::Table { offset, .. } = self.l1_entry(spot.l1_index)? else {
-            return Ok(vec![Mapping::Unallocated; mem_len(count)]);
+            (0..count).for_each(|_| show(Mapping::Unallocated));
+            return Ok(());
         };
         let slice = HostOffset(offset.0 + spot.slice);
         self.load_l2(slice).await?;
         // To find the slice costs more than to decode one of its entries.
         let bytes = self.l2.bytes(slice);
-        let places = (spot.index..spot.index + mem_len(count)).zip(first.0..);
-        let mut mappings = Vec::with_capacity(mem_len(count));
-        for (index, cluster) in places {
+        for (index, cluster) in (spot.index..spot.index + count).zip(first.0..) {
             let entry = L2Entry::read(bytes, index, self.geometry);
-            mappings.push(self.mapping(entry, (slice, index), GuestCluster(cluster))?);
+            show(self.mapping(entry, (slice, index), GuestCluster(cluster))?);
         }
-        Ok(mappings)
+        Ok(())
     }
 
     /// The first guest cluster from `from` on and before `end` whose content stands in the file.

@@ -32,8 +32,9 @@ impl Source {
 }
 
 impl Qcow2 {
-    /// Reads a range of the guest's disk.
-    pub(super) async fn read_range(&self, offset: u64, len_bytes: usize) -> Result<Vec<u8>, Error> {
+    /// Reads a range of the guest's disk, as [`Image::read`](crate::image::Image::read) does: a future that is in no box,
+    /// for who reads a great many times.
+    pub async fn read_range(&self, offset: u64, len_bytes: usize) -> Result<Vec<u8>, Error> {
         self.must_contain(offset, byte_count(len_bytes))?;
         if len_bytes == 0 {
             return Ok(Vec::new());
@@ -120,17 +121,15 @@ impl Qcow2 {
     /// The sources of the guest's disk from `offset` on, each with how far it reaches: at least one, and together at most
     /// `max_bytes`.
     async fn sources(&self, offset: u64, max_bytes: u64) -> Result<Vec<(Source, u64)>, Error> {
+        /// Few stretches have more.
+        const ROOM: usize = 8;
         let geometry = self.geometry;
         let within = geometry.within(offset);
         let clusters = geometry.clusters_for(within + max_bytes);
         let first = GuestCluster(offset >> geometry.cluster_bits());
-        let mut metadata = self.metadata.lock().await;
-        metadata.must_be_usable(self.access)?;
-        let mappings = metadata.mappings(first, clusters).await?;
-        drop(metadata);
-        let mut sources: Vec<(Source, u64)> = Vec::new();
+        let mut sources: Vec<(Source, u64)> = Vec::with_capacity(ROOM);
         let (mut within, mut left) = (within, max_bytes);
-        for mapping in mappings {
+        let add = |mapping| {
             // A cluster of subclusters has several.
             while within < geometry.cluster_bytes() && left > 0 {
                 let (next, len) = self.source_of(mapping, within);
@@ -143,7 +142,10 @@ impl Qcow2 {
                 left -= len;
             }
             within = 0;
-        }
+        };
+        let mut metadata = self.metadata.lock().await;
+        metadata.must_be_usable(self.access)?;
+        metadata.each_mapping(first, clusters, add).await?;
         Ok(sources)
     }
 

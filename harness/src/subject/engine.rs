@@ -219,7 +219,7 @@ impl Subject for EngineSubject {
             let mut data = Vec::with_capacity(reads.len());
             for range in reads {
                 let len = usize::try_from(range.end - range.start).expect("a read fits memory");
-                data.push(open.read(range.start, len).await?);
+                data.push(open.read_range(range.start, len).await?);
             }
             open.close().await?;
             if reads.is_empty() && devices.data.as_ref().is_some_and(|data| data.was_read()) {
@@ -235,7 +235,7 @@ impl Subject for EngineSubject {
             let mut answers = Vec::with_capacity(reads.len());
             for range in reads {
                 let len = usize::try_from(range.end - range.start).expect("a read fits memory");
-                let read = open.read(range.start, len).await;
+                let read = open.read_range(range.start, len).await;
                 answers.push(read.map_err(|error| failure(&error)));
             }
             drop(open.close().await);
