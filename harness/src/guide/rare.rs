@@ -157,6 +157,12 @@ impl Hits {
             hits: Rc::clone(self),
         }))
     }
+
+    /// Counts one more.
+    pub(crate) fn count(&self, probe: Probe) {
+        let count = &self.0[probe.index()];
+        count.set(count.get() + 1);
+    }
 }
 
 /// A device before another one, that counts.
@@ -175,8 +181,7 @@ impl Device for Counting {
     }
 
     fn note(&self, probe: Probe) {
-        let count = &self.hits.0[probe.index()];
-        count.set(count.get() + 1);
+        self.hits.count(probe);
     }
 
     fn len(&self) -> u64 {

@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::rc::Rc;
 
 use blkdebug::disks::{Disk, Disks};
-use blkdebug::record::Recording;
+use blkdebug::record::{Clock, Recording};
 use engine::device::{ContentHash, PageImage, Port, RamDevice, drive};
 use engine::error::{Error, Refused};
 use engine::image::{Access, Image};
@@ -143,7 +143,7 @@ impl EngineSubject {
             None => Unlock::Secrets(&self.secrets),
         };
         let files = Files {
-            image: self.hits.counting(&devices.image.port()),
+            image: devices.image.port(),
             data: devices.data.as_ref().map(Metered::port),
             backing,
         };
@@ -183,11 +183,11 @@ impl EngineSubject {
         image: &PageImage,
         work: impl FnOnce(Rc<Devices>) -> F,
     ) -> Attempt<T> {
-        let image = Metered::new(image);
+        let clock = Clock::default();
         let data = self.data.as_ref();
         let devices = Rc::new(Devices {
-            data: data.map(|data| Metered::on(image.clock().clone(), data)),
-            image,
+            data: data.map(|data| Metered::on(clock.clone(), data, &self.hits)),
+            image: Metered::on(clock, image, &self.hits),
         });
         let outcome = catch(|| drive(work(Rc::clone(&devices))));
         let recording = devices.take_recording();
@@ -253,7 +253,7 @@ impl Subject for EngineSubject {
             planted: self.options.planted,
         };
         self.attempt(image, async |devices| {
-            let port = self.hits.counting(&devices.image.port());
+            let port = devices.image.port();
             let report = check::check(&port, repair, &options).await?;
             Ok(Tally {
                 errors: report.errors_remaining(),

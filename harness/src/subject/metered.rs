@@ -6,6 +6,9 @@ use std::rc::Rc;
 use blkdebug::record::{Clock, Recording};
 use blkdebug::volatile::{Answering, VolatileDisk};
 use engine::device::{Completion, Device, Event, Limits, OpKind, PageImage, Port, Request};
+use engine::probe::Probe;
+
+use crate::guide::rare::Hits;
 
 /// Answers so many requests, and no more: whoever waits for the next one waits for ever.
 #[derive(Debug)]
@@ -13,16 +16,17 @@ pub(crate) struct Metered {
     disk: VolatileDisk,
     clock: Clock,
     left: Cell<u64>,
+    hits: Rc<Hits>,
 }
 
 impl Metered {
     /// A disk with the content of `image`. What a subject may ask of it follows from its length.
     pub(crate) fn new(image: &PageImage) -> Rc<Self> {
-        Self::on(Clock::default(), image)
+        Self::on(Clock::default(), image, &Rc::default())
     }
 
-    /// The same on a clock that other disks are on.
-    pub(crate) fn on(clock: Clock, image: &PageImage) -> Rc<Self> {
+    /// The same on a clock that other disks are on, counting rare situations there.
+    pub(crate) fn on(clock: Clock, image: &PageImage, hits: &Rc<Hits>) -> Rc<Self> {
         const FIXED: u64 = 50_000;
         const PER_SECTOR: u64 = 4;
         let sectors = image.len() / 512;
@@ -30,6 +34,7 @@ impl Metered {
             disk: VolatileDisk::new(image.clone(), clock.clone(), Answering::AtOnce),
             clock,
             left: Cell::new(FIXED + sectors.saturating_mul(PER_SECTOR).min(FIXED * 20)),
+            hits: Rc::clone(hits),
         })
     }
 
@@ -76,6 +81,10 @@ impl Device for Metered {
 
     fn reach(&self, event: Event) -> Completion {
         self.disk.reach(event)
+    }
+
+    fn note(&self, probe: Probe) {
+        self.hits.count(probe);
     }
 
     fn len(&self) -> u64 {
