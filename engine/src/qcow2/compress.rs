@@ -53,8 +53,12 @@ impl Compression {
 
 // Contexts are memory without meaning, and to make one costs more than to inflate a small cluster.
 thread_local! {
+    static DEFLATE: RefCell<Compress> =
+        RefCell::new(Compress::new_with_window_bits(Level::default(), false, WINDOW_BITS));
     static INFLATE: RefCell<Decompress> = RefCell::new(Decompress::new(false));
-    static ZSTD: RefCell<Option<zstd::bulk::Decompressor<'static>>> =
+    static PACK_ZSTD: RefCell<Option<zstd::bulk::Compressor<'static>>> =
+        RefCell::new(zstd::bulk::Compressor::new(ZSTD_LEVEL).ok());
+    static UNPACK_ZSTD: RefCell<Option<zstd::bulk::Decompressor<'static>>> =
         RefCell::new(zstd::bulk::Decompressor::new().ok());
     static LATELY: RefCell<Lately> = RefCell::default();
 }
@@ -100,13 +104,18 @@ pub fn compress(kind: Compression, cluster: &[u8]) -> Option<Vec<u8>> {
     match kind {
         Compression::Zlib => {
             let mut packed = Vec::with_capacity(room);
-            let mut deflate = Compress::new_with_window_bits(Level::default(), false, WINDOW_BITS);
-            let status = deflate.compress_vec(cluster, &mut packed, FlushCompress::Finish);
+            let status = DEFLATE.with_borrow_mut(|deflate| {
+                deflate.reset();
+                deflate.compress_vec(cluster, &mut packed, FlushCompress::Finish)
+            });
             // A vector may have been given more room than it was asked for.
             (matches!(status, Ok(Status::StreamEnd)) && packed.len() <= room).then_some(packed)
         }
         Compression::Zstd => {
-            let packed = zstd::bulk::compress(cluster, ZSTD_LEVEL).ok()?;
+            let packed = PACK_ZSTD.with_borrow_mut(|zstd| match zstd {
+                Some(context) => context.compress(cluster).ok(),
+                None => zstd::bulk::compress(cluster, ZSTD_LEVEL).ok(),
+            })?;
             (packed.len() <= room).then_some(packed)
         }
     }
@@ -151,7 +160,7 @@ fn decompress_frames(mut packed: &[u8], cluster: &mut [u8]) -> Option<()> {
         let len = zstd::zstd_safe::find_frame_compressed_size(packed).ok()?;
         let frame = packed.get(..len)?;
         let rest = &mut cluster[done..];
-        done += ZSTD.with_borrow_mut(|zstd| match zstd {
+        done += UNPACK_ZSTD.with_borrow_mut(|zstd| match zstd {
             Some(context) => context.decompress_to_buffer(frame, rest).ok(),
             None => zstd::bulk::decompress_to_buffer(frame, rest).ok(),
         })?;
@@ -180,6 +189,20 @@ mod tests {
                 let back = decompress(kind, packed, len).unwrap();
                 assert!(*back == cluster, "{kind:?} {len}");
             }
+        }
+    }
+
+    #[test]
+    fn what_was_packed_before_leaves_no_trace() {
+        let noise: Vec<u8> = (0..4096u64)
+            .map(|i| xxh3_64(&i.to_le_bytes()).to_le_bytes()[0])
+            .collect();
+        for kind in Compression::ALL {
+            let first = std::thread::spawn(move || compress(kind, &text(4096)));
+            let first = first.join().unwrap();
+            // What does not fit ends in the middle of a stream.
+            assert_eq!(compress(kind, &noise), None);
+            assert_eq!(compress(kind, &text(4096)), first, "{kind:?}");
         }
     }
 
