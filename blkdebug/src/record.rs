@@ -8,7 +8,6 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
 use std::rc::Rc;
-use std::sync::Arc;
 
 use engine::device::{Cause, Event, Op, OpKind, PageImage, SECTOR_BYTES, SectorHash, SectorRun};
 
@@ -87,7 +86,7 @@ pub enum RecordedOp {
     /// A write.
     Write {
         /// The sectors and their hashes.
-        run: Arc<SectorRun>,
+        run: Rc<SectorRun>,
         /// Whether it is durable at its own completion.
         fua: bool,
     },
@@ -262,7 +261,7 @@ impl RecordedOp {
                 len_bytes: to_u64(len_bytes),
             },
             Op::Write { offset, data, fua } => Self::Write {
-                run: Arc::new(SectorRun::new(offset / SECTOR_BYTES, data)),
+                run: Rc::new(SectorRun::new(offset / SECTOR_BYTES, data)),
                 fua,
             },
             Op::WriteZeroes {

@@ -21,8 +21,9 @@ use crate::prng::Prng;
 use crate::run::{Case, Counts, Effort, Finding, Outcome, Schedule, watch};
 use crate::trace::Crash;
 use crate::workload::generate;
+use crate::workload::given::Given;
 use crate::workload::pin::Pins;
-use crate::workload::shape::{Given, Scenario};
+use crate::workload::shape::Scenario;
 
 /// Runs are done and folded so many at a time.
 pub const BATCH_RUNS: u64 = 16;

@@ -11,7 +11,7 @@ use engine::qcow2::check::{CheckOptions, Repair, check};
 use engine::qcow2::geometry::Geometry;
 use engine::qcow2::header::{self, Header};
 use harness::trace::Trace;
-use harness::workload::shape::Given;
+use harness::workload::given::Given;
 
 use crate::Refusal;
 
@@ -65,10 +65,7 @@ pub(crate) fn load_image(path: &Path) -> Result<(Given, u64, Geometry), Refusal>
             "images with a backing file cannot start a campaign".into(),
         ));
     }
-    let given = Given {
-        path: path.display().to_string(),
-        bytes: bytes.into(),
-    };
+    let given = Given::new(path.display().to_string(), &bytes);
     Ok((given, header.virtual_bytes, header.geometry))
 }
 

@@ -5,7 +5,7 @@
 //! submitted earlier than it seems may survive earlier than it does here: such states are missed, and none is made up.
 
 use std::ops::Range;
-use std::sync::Arc;
+use std::rc::Rc;
 
 use blkdebug::disks::{Disk, Disks};
 use blkdebug::log_writes::{BadLog, Flags, Log, Logged, Place, Source};
@@ -170,7 +170,7 @@ impl<S: Source> Import<'_, S> {
         self.push(
             place,
             RecordedOp::Write {
-                run: Arc::new(run),
+                run: Rc::new(run),
                 fua,
             },
         );

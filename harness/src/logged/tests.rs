@@ -1,7 +1,6 @@
 use std::fs;
 use std::path::Path;
 use std::rc::Rc;
-use std::sync::Arc;
 
 use blkdebug::contract::Contract;
 use blkdebug::disks::{Disk, Disks};
@@ -521,7 +520,7 @@ fn request(
 #[test]
 fn a_flush_is_logged_where_it_was_submitted() {
     let write = |sector: u64, fua| RecordedOp::Write {
-        run: Arc::new(SectorRun::new(sector, vec![1; 512])),
+        run: Rc::new(SectorRun::new(sector, vec![1; 512])),
         fua,
     };
     let mut entries = vec![

@@ -18,6 +18,7 @@ use crate::guide::way::{Late, Way, Yield, Yields};
 use crate::guide::{Guide, GuideCounts, Kept};
 use crate::run::Counts;
 use crate::trace::{Expected, Trace};
+use crate::workload::given::Given;
 use crate::workload::shape::Start;
 
 const FORMAT: &str = "qrash-campaign";
@@ -206,7 +207,7 @@ fn name_of(plan: &Plan) -> String {
         guidance,
     } = plan;
     let given = given.as_ref().map(|(given, virtual_bytes, geometry)| {
-        let hash = given.bytes.content_hash().0;
+        let hash = given.content_hash().0;
         format!("{hash:032x} {virtual_bytes} {geometry:?}")
     });
     let text = format!("{seed} {pins:?} {contract:?} {given:?} {flaw:?} {effort:?} {guidance:?}");
@@ -256,7 +257,7 @@ fn read_kept(plan: &Plan, json: &KeptJson) -> Result<Kept, String> {
     let loader = |path: &str| {
         let given =
             given.ok_or_else(|| format!("the campaign starts from no image, nor from {path}"));
-        given.map(|given| (*given.bytes).clone())
+        given.map(Given::image)
     };
     let trace =
         Trace::from_json(&json.trace.to_string(), &loader).map_err(|bad| bad.to_string())?;

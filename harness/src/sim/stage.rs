@@ -96,7 +96,7 @@ impl Stage {
     pub fn prepare(start: &Start) -> Result<Self, StageError> {
         match start {
             Start::New(shape) => new_image(shape),
-            Start::Given(given) => given_image(&given.bytes),
+            Start::Given(given) => given_image(&given.image()),
         }
     }
 
@@ -644,13 +644,12 @@ fn value(content: SectorContent<'_>) -> SectorValue {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
 
     use super::*;
     use crate::prng::Prng;
     use crate::workload::generate::scenario;
+    use crate::workload::given::Given;
     use crate::workload::pin::Pins;
-    use crate::workload::shape::Given;
 
     #[test]
     fn the_engine_and_the_oracles_find_what_the_shape_says() {
@@ -683,11 +682,8 @@ mod tests {
         for seed in 0..200 {
             let start = scenario(&Prng::from_seed(seed), &pins).image;
             let made = Stage::prepare(&start).unwrap();
-            let given = Stage::prepare(&Start::Given(Given {
-                path: "given.qcow2".into(),
-                bytes: Arc::new(made.image),
-            }))
-            .unwrap();
+            let given = Given::new("given.qcow2".into(), &made.image);
+            let given = Stage::prepare(&Start::Given(given)).unwrap();
             assert_eq!(given.virtual_bytes, made.virtual_bytes);
             assert_eq!(given.geometry, made.geometry);
             for sector in made.content.ranges().flatten() {

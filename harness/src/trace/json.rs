@@ -3,8 +3,6 @@
 //! Every structure here refuses fields that it does not know, so that a misspelt field is an error and
 //! not a default. The version is read first, leniently, so that a newer format is told as such.
 
-use std::sync::Arc;
-
 use blkdebug::contract::Contract;
 use blkdebug::disks::Disk;
 use engine::defect::Flaw;
@@ -23,9 +21,10 @@ use super::text::{self, BadText};
 use super::{BadTrace, Crash, Cut, Expected, Loader, MAJOR, MINOR, Shown, Then, Trace, bytes};
 use crate::fault::silent::NoWound;
 use crate::oracle::Acceptance;
+use crate::workload::given::Given;
 use crate::workload::shape::{
-    Backing, CacheShape, Chain, Encrypted, Extent, Given, ImageShape, Management, OptionShape,
-    Scenario, Start, backing_format,
+    Backing, CacheShape, Chain, Encrypted, Extent, ImageShape, Management, OptionShape, Scenario,
+    Start, backing_format,
 };
 
 const FORMAT: &str = "qrash-trace";
@@ -431,9 +430,9 @@ fn write_extents(extents: &[Extent]) -> Vec<String> {
 fn write_given(given: &Given) -> GivenJson {
     GivenJson {
         path: given.path.clone(),
-        len_bytes: given.bytes.len(),
-        hash: format!("{:032x}", given.bytes.content_hash().0),
-        deflated: bytes::pack(&given.bytes),
+        len_bytes: given.len(),
+        hash: format!("{:032x}", given.content_hash().0),
+        deflated: bytes::pack(&given.image()),
     }
 }
 
@@ -687,10 +686,7 @@ fn read_given(json: &GivenJson, loader: Loader<'_>) -> Result<Given, BadTrace> {
             json.path
         )));
     }
-    Ok(Given {
-        path: json.path.clone(),
-        bytes: Arc::new(image),
-    })
+    Ok(Given::new(json.path.clone(), &image))
 }
 
 fn read_crash(field: &str, json: CrashJson) -> Result<Crash, BadTrace> {

@@ -1,5 +1,3 @@
-use std::sync::Arc;
-
 use blkdebug::class::Class;
 use blkdebug::contract::Contract;
 use blkdebug::mask::{SectorMask, Shape};
@@ -13,8 +11,9 @@ use super::*;
 use crate::fault::silent::Wound;
 use crate::prng::Prng;
 use crate::workload::generate::scenario;
+use crate::workload::given::Given;
 use crate::workload::pin::Pins;
-use crate::workload::shape::{Given, Start};
+use crate::workload::shape::Start;
 
 fn no_files(_: &str) -> Result<PageImage, String> {
     Err("no file is read here".into())
@@ -234,12 +233,9 @@ fn sample(seed: u64) -> Trace {
     }
 }
 
-fn given(image: PageImage) -> Trace {
+fn given(image: &PageImage) -> Trace {
     let mut trace = sample(1);
-    trace.scenario.image = Start::Given(Given {
-        path: "real.qcow2".into(),
-        bytes: Arc::new(image),
-    });
+    trace.scenario.image = Start::Given(Given::new("real.qcow2".into(), image));
     trace
 }
 
@@ -252,7 +248,7 @@ fn a_small_image_travels_inside_its_trace() {
     let mut image = PageImage::zeroed(10_000);
     image.write(512, &[7; 512]);
     image.write(9_990, &[8; 10]);
-    let trace = given(image);
+    let trace = given(&image);
     assert_eq!(Trace::from_json(&trace.to_json(), &no_files), Ok(trace));
 }
 
@@ -264,7 +260,7 @@ fn a_large_image_is_fetched_by_path_and_must_be_the_same() {
         .flat_map(|_| prng.bits().to_le_bytes())
         .collect();
     image.write(0, &noise);
-    let trace = given(image.clone());
+    let trace = given(&image);
     let text = trace.to_json();
     assert!(text.len() < 10_000, "{}", text.len());
     let same = image.clone();

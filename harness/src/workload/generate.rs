@@ -22,11 +22,12 @@ use engine::qcow2::compress::Compression;
 use engine::qcow2::create::BackingFormat;
 use engine::qcow2::geometry::Geometry;
 
+use super::given::Given;
 use super::ops::{BitmapChange, BitmapOperation, Operation};
 use super::pin::{Pins, Room};
 use super::shape::{
-    Backing, BitmapShape, BitmapStanding, CacheShape, Encrypted, Extent, Given, ImageShape,
-    Management, Scenario, Start,
+    Backing, BitmapShape, BitmapStanding, CacheShape, Encrypted, Extent, ImageShape, Management,
+    Scenario, Start,
 };
 use crate::fault;
 use crate::prng::Prng;

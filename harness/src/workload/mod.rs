@@ -1,6 +1,7 @@
 //! What the guest and the manager do to an image before the power goes out.
 
 pub mod generate;
+pub mod given;
 pub mod ops;
 pub mod perform;
 pub mod pin;

@@ -5,13 +5,11 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::ops::Range;
-use std::sync::Arc;
 
 use blkdebug::contract::Contract;
 use blkdebug::disks::Disk;
 use blkdebug::rule::{Rule, Transition};
 use engine::defect::Flaw;
-use engine::device::PageImage;
 use engine::luks::{Algorithm, CipherSpec, Mode, SLOTS, Vector};
 use engine::manage::RawPromise;
 use engine::preallocation::Preallocation;
@@ -21,6 +19,7 @@ use engine::qcow2::geometry::Geometry;
 use engine::qcow2::{Discards, OverlapChecks};
 use engine::zeroes::DetectZeroes;
 
+use super::given::Given;
 use super::ops::{
     DataFileOperation, DiskChange, KeySlotChange, KeySlotOperation, Operation, SnapshotChange,
     SnapshotOperation,
@@ -71,15 +70,6 @@ pub enum Start {
     New(ImageShape),
     /// One that someone has.
     Given(Given),
-}
-
-/// An image that was made elsewhere.
-#[derive(Clone, Debug)]
-pub struct Given {
-    /// Where it came from, for messages and for traces that do not hold its bytes.
-    pub path: String,
-    /// Its bytes.
-    pub bytes: Arc<PageImage>,
 }
 
 /// An image as it is before a run.
@@ -300,14 +290,6 @@ impl Extent {
         self.offset / 512..self.end() / 512
     }
 }
-
-impl PartialEq for Given {
-    fn eq(&self, other: &Self) -> bool {
-        self.path == other.path && self.bytes.content_hash() == other.bytes.content_hash()
-    }
-}
-
-impl Eq for Given {}
 
 impl ImageShape {
     /// An image of version 3 with nothing in it, beneath it or about it.

@@ -1,14 +1,14 @@
 //! Pages, and chunks of them: what clones of an image share.
 
 use std::ops::Range;
-use std::sync::Arc;
+use std::rc::Rc;
 
 use super::hash::{SectorHash, sector_hash};
 use super::{PAGE, PAGES_PER_CHUNK, SECTOR, SECTORS_PER_PAGE, locate, wide};
 
 #[derive(Clone, Debug)]
 pub(super) struct Chunk {
-    pub(super) pages: [Option<Arc<Page>>; PAGES_PER_CHUNK],
+    pub(super) pages: [Option<Rc<Page>>; PAGES_PER_CHUNK],
 }
 
 #[derive(Clone, Debug)]
@@ -18,8 +18,8 @@ pub(super) struct Page {
 }
 
 impl Chunk {
-    pub(super) fn empty() -> Arc<Self> {
-        Arc::new(Self {
+    pub(super) fn empty() -> Rc<Self> {
+        Rc::new(Self {
             pages: [const { None }; PAGES_PER_CHUNK],
         })
     }
@@ -41,7 +41,7 @@ impl Chunk {
             |(page, slots)| match (&self.pages[page], &other.pages[page]) {
                 (None, None) => true,
                 (Some(here), Some(there)) => {
-                    Arc::ptr_eq(here, there) || here.hashes[slots.clone()] == there.hashes[slots]
+                    Rc::ptr_eq(here, there) || here.hashes[slots.clone()] == there.hashes[slots]
                 }
                 (Some(one), None) | (None, Some(one)) => one.is_zero_within(slots),
             },
@@ -57,21 +57,21 @@ impl Chunk {
 }
 
 impl Page {
-    pub(super) fn empty() -> Arc<Self> {
-        Arc::new(Self {
+    pub(super) fn empty() -> Rc<Self> {
+        Rc::new(Self {
             bytes: [0; PAGE],
             hashes: [0; SECTORS_PER_PAGE],
         })
     }
 
     /// The page with these bytes, whose first sector has this number.
-    pub(super) fn of(first: u64, bytes: &[u8; PAGE]) -> Arc<Self> {
+    pub(super) fn of(first: u64, bytes: &[u8; PAGE]) -> Rc<Self> {
         let mut hashes = [0; SECTORS_PER_PAGE];
         let sectors = bytes.as_chunks().0.iter().zip(first..);
         for (hash, (sector, index)) in hashes.iter_mut().zip(sectors) {
             *hash = sector_hash(index, sector);
         }
-        Arc::new(Self {
+        Rc::new(Self {
             bytes: *bytes,
             hashes,
         })

@@ -11,7 +11,7 @@ mod stored;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::Arc;
+use std::rc::Rc;
 
 pub use hash::{ContentHash, RunningHash, SectorHash, sector_hash};
 pub use run::SectorRun;
@@ -35,7 +35,7 @@ pub struct PageImage {
     len: u64,
     hash: u128,
     /// Shared as a whole until one side writes: most clones never do.
-    chunks: Arc<BTreeMap<u64, Arc<Chunk>>>,
+    chunks: Rc<BTreeMap<u64, Rc<Chunk>>>,
 }
 
 impl PageImage {
@@ -108,7 +108,7 @@ impl PageImage {
 
     /// Whether the other image has the same in these sectors. Costs next to nothing where both share their pages.
     pub fn is_same_within(&self, other: &Self, sectors: Range<u64>) -> bool {
-        if Arc::ptr_eq(&self.chunks, &other.chunks) {
+        if Rc::ptr_eq(&self.chunks, &other.chunks) {
             return true;
         }
         let mut from = sectors.start;
@@ -119,7 +119,7 @@ impl PageImage {
             let same = match (here, there) {
                 (None, None) => true,
                 (Some(here), Some(there)) => {
-                    Arc::ptr_eq(here, there) || here.is_same_within(there, from..until)
+                    Rc::ptr_eq(here, there) || here.is_same_within(there, from..until)
                 }
                 (Some(one), None) | (None, Some(one)) => one.is_zero_within(from..until),
             };
@@ -298,8 +298,8 @@ impl PageImage {
     }
 
     fn chunk_mut(&mut self, number: u64) -> &mut Chunk {
-        let chunks = Arc::make_mut(&mut self.chunks);
-        Arc::make_mut(chunks.entry(number).or_insert_with(Chunk::empty))
+        let chunks = Rc::make_mut(&mut self.chunks);
+        Rc::make_mut(chunks.entry(number).or_insert_with(Chunk::empty))
     }
 
     fn store(&mut self, index: u64, bytes: &[u8; SECTOR], hash: SectorHash) {
@@ -308,7 +308,7 @@ impl PageImage {
             return;
         }
         let page = self.chunk_mut(chunk).pages[page].get_or_insert_with(Page::empty);
-        let growth = Arc::make_mut(page).put(slot, bytes, &[hash]);
+        let growth = Rc::make_mut(page).put(slot, bytes, &[hash]);
         self.hash = self.hash.wrapping_add(growth);
     }
 
@@ -327,8 +327,8 @@ impl PageImage {
             stores.then_some((*number, within))
         });
         for (number, within) in stored.collect::<Vec<_>>() {
-            let chunks = Arc::make_mut(&mut self.chunks);
-            let chunk = Arc::make_mut(chunks.get_mut(&number).expect("it was found just now"));
+            let chunks = Rc::make_mut(&mut self.chunks);
+            let chunk = Rc::make_mut(chunks.get_mut(&number).expect("it was found just now"));
             let first = number * SECTORS_PER_CHUNK;
             for at in within.start / PAGE..within.end.div_ceil(PAGE) {
                 let Some(page) = &mut chunk.pages[at] else {
@@ -347,7 +347,7 @@ impl PageImage {
                     self.hash = self.hash.wrapping_sub(before);
                     continue;
                 }
-                let page = Arc::make_mut(page);
+                let page = Rc::make_mut(page);
                 let sector = first + wide(at * SECTORS_PER_PAGE);
                 page.clear(sector, from..to);
                 self.hash = self.hash.wrapping_sub(before).wrapping_add(page.sum());

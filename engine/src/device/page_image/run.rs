@@ -4,7 +4,7 @@
 
 use std::fmt;
 use std::ops::Range;
-use std::sync::Arc;
+use std::rc::Rc;
 
 use super::chunk::Page;
 use super::hash::{SectorHash, sector_hash};
@@ -17,7 +17,7 @@ pub struct SectorRun {
     first: u64,
     /// What stands before the first whole page: all of it, where there is none.
     head: Loose,
-    pages: Vec<Arc<Page>>,
+    pages: Vec<Rc<Page>>,
     /// What stands behind the last.
     tail: Loose,
 }
@@ -154,7 +154,7 @@ impl PageImage {
             let chunk = self.chunk_mut(number);
             let mut growth: SectorHash = 0;
             for (place, page) in chunk.pages[first..].iter_mut().zip(here) {
-                let old = place.replace(Arc::clone(page));
+                let old = place.replace(Rc::clone(page));
                 growth = growth
                     .wrapping_add(page.sum())
                     .wrapping_sub(old.map_or(0, |old| old.sum()));
@@ -182,7 +182,7 @@ impl PageImage {
                 continue;
             }
             let page = self.chunk_mut(number).pages[index].get_or_insert_with(Page::empty);
-            let growth = Arc::make_mut(page).put(slot, bytes, hashes);
+            let growth = Rc::make_mut(page).put(slot, bytes, hashes);
             self.hash = self.hash.wrapping_add(growth);
         }
     }

@@ -2,7 +2,7 @@
 
 use std::collections::btree_map;
 use std::ops::Range;
-use std::sync::Arc;
+use std::rc::Rc;
 
 use super::chunk::Chunk;
 use super::{PageImage, SECTOR, SECTORS_PER_CHUNK, SECTORS_PER_PAGE, locate, wide};
@@ -10,7 +10,7 @@ use super::{PageImage, SECTOR, SECTORS_PER_CHUNK, SECTORS_PER_PAGE, locate, wide
 /// An iterator of sectors that are not all zeroes.
 #[derive(Clone, Debug)]
 pub struct StoredSectors<'a> {
-    chunks: btree_map::Range<'a, u64, Arc<Chunk>>,
+    chunks: btree_map::Range<'a, u64, Rc<Chunk>>,
     /// Where the chunk begins that is at hand, in sectors.
     chunk: Option<(u64, &'a Chunk)>,
     next: u64,

@@ -488,7 +488,7 @@ fn as_asked(life: &Life, entry: &Entry) -> Entry {
                 let count = entry.op.sector_count();
                 let bytes: Vec<u8> = (0..count).flat_map(|index| *run.sector(index)).collect();
                 RecordedOp::Write {
-                    run: std::sync::Arc::new(SectorRun::new(start, bytes)),
+                    run: std::rc::Rc::new(SectorRun::new(start, bytes)),
                     fua: *fua,
                 }
             }

@@ -1,4 +1,4 @@
-use std::sync::Arc;
+use std::rc::Rc;
 
 use blkdebug::record::{Effect, Entry, RecordedOp, RequestId, Tick};
 #[cfg(feature = "defects")]
@@ -73,7 +73,7 @@ fn blamed(
         event: Event::WriteAio,
         ordinal: 0,
         op: RecordedOp::Write {
-            run: Arc::new(SectorRun::new(cluster * 8, bytes)),
+            run: Rc::new(SectorRun::new(cluster * 8, bytes)),
             fua: false,
         },
         submitted: Tick(1),
@@ -185,7 +185,7 @@ fn move_to_the_table(life: &mut Life, is_it: fn(&Entry) -> bool) {
     let mut entries = life.lived.recordings[0].entries.iter_mut();
     let entry = entries.find(|entry| is_it(entry)).unwrap();
     entry.op = RecordedOp::Write {
-        run: Arc::new(SectorRun::new(table * 8, vec![7; 512])),
+        run: Rc::new(SectorRun::new(table * 8, vec![7; 512])),
         fua: false,
     };
 }
@@ -231,7 +231,7 @@ fn data_are_of_whom_they_were_written_for() {
     let is_second = |it: &&mut Entry| it.event == Event::WriteAio && it.ordinal == 1;
     let second = entries.iter_mut().find(is_second).unwrap();
     second.op = RecordedOp::Write {
-        run: Arc::new(SectorRun::new(first * 8, vec![7; 512])),
+        run: Rc::new(SectorRun::new(first * 8, vec![7; 512])),
         fua: false,
     };
     let found = live::judge(&life).trespasses;
