@@ -8,7 +8,7 @@ pub fn merge(mut sectors: Vec<Range<u64>>, end: u64) -> Vec<Range<u64>> {
     sectors.sort_by_key(|range| range.start);
     let mut merged = Vec::with_capacity(sectors.len());
     for range in sectors {
-        append(&mut merged, range, end);
+        append(&mut merged, range.start..range.end.min(end));
     }
     merged
 }
@@ -20,8 +20,10 @@ pub fn union(
     other: impl IntoIterator<Item = Range<u64>>,
     end: u64,
 ) -> Vec<Range<u64>> {
+    /// Few sets of a crash state have more.
+    const ROOM: usize = 16;
     let (mut one, mut other) = (one.into_iter().peekable(), other.into_iter().peekable());
-    let mut merged = Vec::new();
+    let mut merged = Vec::with_capacity(ROOM);
     loop {
         let next = match (one.peek(), other.peek()) {
             (Some(here), Some(there)) if there.start < here.start => other.next(),
@@ -29,15 +31,14 @@ pub fn union(
             (None, _) => other.next(),
         };
         match next {
-            Some(range) => append(&mut merged, range, end),
+            Some(range) => append(&mut merged, range.start..range.end.min(end)),
             None => return merged,
         }
     }
 }
 
-/// Adds what lies before `end` of a range that starts behind no earlier one.
-fn append(merged: &mut Vec<Range<u64>>, range: Range<u64>, end: u64) {
-    let range = range.start..range.end.min(end);
+/// Adds a range that starts before none of those that are there, and to the last of them where the two touch.
+pub fn append(merged: &mut Vec<Range<u64>>, range: Range<u64>) {
     if range.is_empty() {
         return;
     }

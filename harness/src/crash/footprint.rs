@@ -8,22 +8,16 @@ use std::ops::Range;
 
 use engine::device::{ContentHash, PageImage, RunningHash};
 
+use crate::sectors::merge;
+
 /// Sectors of the image's own disk, as ascending disjoint ranges.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Footprint(Vec<Range<u64>>);
 
 impl Footprint {
     /// All sectors in any of the ranges.
-    pub fn of(mut ranges: Vec<Range<u64>>) -> Self {
-        ranges.sort_unstable_by_key(|range| range.start);
-        let mut merged: Vec<Range<u64>> = Vec::with_capacity(ranges.len());
-        for range in ranges {
-            match merged.last_mut() {
-                Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
-                Some(_) | None => merged.push(range),
-            }
-        }
-        Self(merged)
+    pub fn of(ranges: Vec<Range<u64>>) -> Self {
+        Self(merge(ranges, u64::MAX))
     }
 
     /// The ranges.

@@ -10,6 +10,7 @@ use super::judge::Ended;
 use super::verdict::Verdict;
 use super::view::{self, GuestView, Run};
 use crate::guest::{Checker, Expectation, Level, SectorViolation, Stretch};
+use crate::sectors::append;
 
 /// What there is to read of a disk.
 #[derive(Debug, Default)]
@@ -200,12 +201,4 @@ pub(super) fn shows_the_same(
     sectors: &Range<u64>,
 ) -> bool {
     sectors.end <= base.virtual_bytes() / 512 && view.difference(base, sectors.clone()).is_none()
-}
-
-/// Adds a range behind all others.
-fn append(ranges: &mut Vec<Range<u64>>, range: Range<u64>) {
-    match ranges.last_mut() {
-        Some(last) if last.end == range.start => last.end = range.end,
-        _ => ranges.push(range),
-    }
 }
