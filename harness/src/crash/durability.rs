@@ -165,10 +165,12 @@ impl<'a> Frontier<'a> {
         let completed = completed
             .into_iter()
             .map(|(_, index, standing)| (index, standing));
-        let in_flight = history.submitted.iter().filter_map(|index| {
-            let entry = &self.recording.entries[*index];
-            let flying =
-                entry.submitted <= cut && entry.answered().is_none_or(|answered| answered > cut);
+        let entries = &self.recording.entries;
+        let submitted = history.submitted.iter();
+        let submitted = submitted.take_while(|index| entries[**index].submitted <= cut);
+        let in_flight = submitted.filter_map(|index| {
+            let answered = entries[*index].answered();
+            let flying = answered.is_none_or(|answered| answered > cut);
             flying.then_some((*index, Standing::InFlight))
         });
         self.tail = completed

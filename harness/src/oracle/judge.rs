@@ -346,6 +346,7 @@ impl Case<'_> {
     /// Notes what an attempt to repair left, walks it, and holds it against the guest bytes before.
     fn succeed<T>(&mut self, attempt: Attempt<T>, doing: &str) -> Result<T, Ended> {
         let wrote = writes(&attempt.recording) > 0;
+        self.read.reserve(attempt.recording.entries.len());
         self.read.extend(reads(&attempt.recording));
         if wrote {
             self.repairs.push(attempt.recording);
@@ -485,28 +486,32 @@ fn writes(recording: &Recording) -> usize {
 }
 
 pub(super) fn check_structure(report: &StructureReport, when: &str) -> Result<(), Ended> {
-    structure(report, when, Oracle::Structure)
+    structure(report, || when.into(), Oracle::Structure)
 }
 
 fn check_structure_after(report: &StructureReport, doing: &str) -> Result<(), Ended> {
-    let when = format!("after {doing}");
-    structure(report, &when, Oracle::Repair)?;
+    let when = || format!("after {doing}");
+    structure(report, when, Oracle::Repair)?;
     if report.dirty() {
-        let line = format!("{when} the image is still marked dirty");
+        let line = format!("{} the image is still marked dirty", when());
         return Err(Violation::new(Oracle::Repair, "still-dirty", "header", vec![line]).into());
     }
     Ok(())
 }
 
-fn structure(report: &StructureReport, when: &str, oracle: Oracle) -> Result<(), Ended> {
+fn structure(
+    report: &StructureReport,
+    when: impl Fn() -> String,
+    oracle: Oracle,
+) -> Result<(), Ended> {
     if let Some(what) = report.not_measured {
         return Err(Box::new(Verdict::NotMeasured(what.into())));
     }
     if report.finding_count > 0 {
-        return Err(explain::findings(report, when, oracle).into());
+        return Err(explain::findings(report, &when(), oracle).into());
     }
     if report.corrupt() {
-        let line = format!("{when} the image is marked corrupt");
+        let line = format!("{} the image is marked corrupt", when());
         return Err(Violation::new(oracle, "marked-corrupt", "header", vec![line]).into());
     }
     Ok(())
