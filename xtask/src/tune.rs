@@ -17,7 +17,7 @@ use crate::{Ending, Refusal};
 #[command(after_help = crate::EXIT_CODES)]
 pub(crate) struct Tune {
     /// From how many workloads to learn
-    #[arg(long, value_name = "R", default_value_t = 64, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "R", default_value_t = 128, value_parser = clap::value_parser!(u64).range(1..))]
     runs: u64,
     /// The program that merges profiles; without this, that of the compiler's llvm-tools, or of the PATH
     #[arg(long, value_name = "FILE")]
@@ -37,7 +37,7 @@ impl Tune {
             None => find_merger(),
         };
         // What cannot be merged in the end is not worth two builds.
-        if !runs(Command::new(&merger).args(["merge", "--help"])) {
+        if !ends_well(Command::new(&merger).args(["merge", "--help"])) {
             return Err(Refusal(format!(
                 "{} does not run: `rustup component add llvm-tools` brings the compiler's own, --profdata names another",
                 merger.display()
@@ -93,7 +93,7 @@ impl Tune {
         };
         // It looks for what it links into a program beside itself, and not where a link to it stands.
         let bolt = bolt.canonicalize().map_err(|error| refuse(&bolt, &error))?;
-        if !runs(Command::new(&bolt).arg("--version")) {
+        if !ends_well(Command::new(&bolt).arg("--version")) {
             return Err(Refusal(format!("{} does not run", bolt.display())));
         }
         Ok(Some(bolt))
@@ -182,7 +182,7 @@ fn refuse(file: &Path, error: &std::io::Error) -> Refusal {
 }
 
 /// Whether a program is there and ends well. What it says is of no interest.
-fn runs(command: &mut Command) -> bool {
+fn ends_well(command: &mut Command) -> bool {
     command.output().is_ok_and(|output| output.status.success())
 }
 
