@@ -149,7 +149,7 @@ struct Watch {
 }
 
 impl Watch {
-    const TIMED: u64 = 8;
+    const TIMED: u64 = 32;
 
     fn start() -> Self {
         Self {
