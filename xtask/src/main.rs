@@ -34,6 +34,7 @@ mod io;
 mod iotests;
 mod log;
 mod malformed;
+mod memory;
 mod minimise;
 mod mutants;
 mod pace;
@@ -95,6 +96,32 @@ enum Command {
     /// qemu-io's commands, with its words and exit codes: `io -c help` lists them
     #[command(disable_help_flag = true)]
     Io,
+}
+
+impl Command {
+    /// Whether it judges so many crash states that their pace matters.
+    fn is_campaign(&self) -> bool {
+        match self {
+            Self::Fuzz(_)
+            | Self::Faults(_)
+            | Self::Exhaust(_)
+            | Self::Canary(_)
+            | Self::Mutants(_)
+            | Self::Zoo(_)
+            | Self::Pace(_) => true,
+            Self::Replay(_)
+            | Self::Minimise(_)
+            | Self::Tune(_)
+            | Self::Malformed(_)
+            | Self::Bench(_)
+            | Self::Differential(_)
+            | Self::Iotests(_)
+            | Self::Log(_)
+            | Self::Ci(_)
+            | Self::Img
+            | Self::Io => false,
+        }
+    }
 }
 
 /// How a command ended.
@@ -164,7 +191,11 @@ fn main() -> ExitCode {
     if let Some(code) = other_program() {
         return code;
     }
-    let outcome = match Arguments::parse().command {
+    let command = Arguments::parse().command;
+    if command.is_campaign() {
+        memory::keep_freed();
+    }
+    let outcome = match command {
         Command::Fuzz(fuzz) => fuzz.run(),
         Command::Faults(faults) => faults.run(),
         Command::Exhaust(exhaust) => exhaust.run(),
