@@ -644,7 +644,6 @@ fn value(content: SectorContent<'_>) -> SectorValue {
 
 #[cfg(test)]
 mod tests {
-
     use super::*;
     use crate::prng::Prng;
     use crate::workload::generate::scenario;
